@@ -1,0 +1,92 @@
+//! What leaves at a flush: owned, immutable, shared by every sink.
+
+use std::sync::Arc;
+
+use crate::context::Context;
+use crate::sample::{AlertType, Priority, Status};
+use crate::sketch::Sketch;
+use crate::value::{Aggregate, Summary};
+
+/// Everything that one flush hands to the sinks.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Unix seconds at which the flush happened.
+    pub flushed_at: i64,
+    /// Length of a bucket in seconds: what a count is divided by to become a rate.
+    pub interval: u32,
+    /// Rows of one context stand together, in the order of their time.
+    pub rows: Vec<Row>,
+    pub events: Vec<Event>,
+    pub checks: Vec<ServiceCheck>,
+    /// Which figures of a histogram are sent, in order. The same for every sink.
+    pub aggregates: Arc<[Aggregate]>,
+}
+
+/// One point of one series: the value of a bucket, or of a timestamped sample.
+#[derive(Clone, Debug)]
+pub struct Row {
+    pub context: Arc<Context>,
+    /// Unix seconds: the bucket's start, or the sample's own time.
+    pub time: i64,
+    pub value: Value,
+}
+
+/// What a bucket came to.
+#[derive(Clone, Debug)]
+pub enum Value {
+    /// The sum within the bucket, not divided by its length.
+    Count(f64),
+    Gauge(f64),
+    /// The number of distinct members.
+    Set(u64),
+    /// Of a histogram or timer.
+    Histogram(Box<Summary>),
+    Distribution(Box<Sketch>),
+}
+
+/// An event, unescaped and enriched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    pub title: String,
+    pub text: String,
+    /// Unix seconds.
+    pub timestamp: i64,
+    /// Empty when it has none.
+    pub host: String,
+    pub aggregation_key: String,
+    pub source_type: String,
+    pub priority: Priority,
+    pub alert_type: AlertType,
+    /// Sorted, without repetitions.
+    pub tags: Vec<String>,
+}
+
+/// A service check, enriched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceCheck {
+    pub name: String,
+    pub status: Status,
+    /// Unix seconds.
+    pub timestamp: i64,
+    /// Empty when it has none.
+    pub host: String,
+    pub message: String,
+    /// Sorted, without repetitions.
+    pub tags: Vec<String>,
+}
+
+impl Batch {
+    /// Number of points: what is counted as offered, delivered or dropped.
+    pub fn points(&self) -> u64 {
+        (self.rows.len() + self.events.len() + self.checks.len()) as u64
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.points() == 0
+    }
+
+    /// The rows of one context after another.
+    pub fn series(&self) -> impl Iterator<Item = &[Row]> {
+        self.rows.chunk_by(|a, b| Arc::ptr_eq(&a.context, &b.context))
+    }
+}

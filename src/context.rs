@@ -1,0 +1,126 @@
+//! What a series is: name, kind, host and tag set.
+
+use crate::sample::Kind;
+
+/// The canonical identity of a series, owned. Two samples belong to one series exactly when their
+/// contexts are equal, whatever the order or repetition of their tags on the wire.
+///
+/// One allocation holds all text, as `name \n host \n tag \n tag ...`: a newline cannot come in by
+/// a line, and [`Context::new`] replaces those that come in by other ways.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub struct Context {
+    text: Box<str>,
+    name_end: u32,
+    host_end: u32,
+    kind: Kind,
+    source: Source,
+}
+
+/// Which part of the Datadog product a series is accounted to: `origin_service` of the intake's
+/// metadata; 0 is plain DogStatsD, anything else is a JMX check's number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Source(pub u16);
+
+impl Context {
+    /// `host` may be empty: the series then has no host at all. Tags are sorted and deduplicated
+    /// here.
+    pub fn new(name: &str, kind: Kind, host: &str, mut tags: Vec<String>, source: Source) -> Self {
+        tags.sort_unstable();
+        tags.dedup();
+        let length = name.len() + host.len() + tags.iter().map(|t| t.len() + 1).sum::<usize>() + 1;
+        let mut text = String::with_capacity(length);
+        push_line(&mut text, name);
+        let name_end = text.len() as u32;
+        text.push('\n');
+        push_line(&mut text, host);
+        let host_end = text.len() as u32;
+        for tag in &tags {
+            text.push('\n');
+            push_line(&mut text, tag);
+        }
+        Self { text: text.into_boxed_str(), name_end, host_end, kind, source }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.text[..self.name_end as usize]
+    }
+
+    pub const fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Empty when the series has no host.
+    pub fn host(&self) -> &str {
+        &self.text[self.name_end as usize + 1..self.host_end as usize]
+    }
+
+    /// Sorted, without repetitions.
+    pub fn tags(&self) -> impl Iterator<Item = &str> + Clone {
+        // The text behind the host is empty or begins with a newline.
+        self.text[self.host_end as usize..].split('\n').skip(1)
+    }
+
+    pub const fn source(&self) -> Source {
+        self.source
+    }
+
+    /// Everything that makes the identity, as bytes to hash.
+    pub fn identity(&self) -> (&[u8], u8, u16) {
+        (self.text.as_bytes(), self.kind as u8, self.source.0)
+    }
+}
+
+fn push_line(text: &mut String, part: &str) {
+    if part.contains('\n') {
+        text.extend(part.chars().map(|c| if c == '\n' { ' ' } else { c }));
+    } else {
+        text.push_str(part);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tags(tags: &[&str]) -> Vec<String> {
+        tags.iter().map(|t| (*t).to_owned()).collect()
+    }
+
+    #[test]
+    fn order_and_repetition_of_tags_do_not_matter() {
+        let a = Context::new("a", Kind::Count, "h", tags(&["x", "y"]), Source::default());
+        let b = Context::new("a", Kind::Count, "h", tags(&["y", "x", "x"]), Source::default());
+        assert_eq!(a, b);
+        assert_eq!(a.tags().collect::<Vec<_>>(), ["x", "y"]);
+        assert_eq!((a.name(), a.host()), ("a", "h"));
+    }
+
+    #[test]
+    fn kind_host_and_tags_are_the_identity() {
+        let base = Context::new("a", Kind::Count, "h", tags(&["x"]), Source::default());
+        for other in [
+            Context::new("b", Kind::Count, "h", tags(&["x"]), Source::default()),
+            Context::new("a", Kind::Gauge, "h", tags(&["x"]), Source::default()),
+            Context::new("a", Kind::Count, "", tags(&["x"]), Source::default()),
+            Context::new("a", Kind::Count, "h", tags(&[]), Source::default()),
+            Context::new("a", Kind::Count, "h", tags(&["x", ""]), Source::default()),
+        ] {
+            assert_ne!(base, other);
+        }
+    }
+
+    #[test]
+    fn an_empty_tag_is_a_tag_and_no_tag_is_none() {
+        let none = Context::new("a", Kind::Set, "", tags(&[]), Source::default());
+        assert_eq!(none.tags().count(), 0);
+        let empty = Context::new("a", Kind::Set, "", tags(&[""]), Source::default());
+        assert_eq!(empty.tags().collect::<Vec<_>>(), [""]);
+    }
+
+    #[test]
+    fn a_newline_cannot_forge_a_tag() {
+        let c = Context::new("a\nb", Kind::Count, "h\ni", tags(&["x\ny"]), Source::default());
+        assert_eq!((c.name(), c.host()), ("a b", "h i"));
+        assert_eq!(c.tags().collect::<Vec<_>>(), ["x y"]);
+    }
+}

@@ -1,0 +1,37 @@
+//! tallyd: a statsd and DogStatsD compatible aggregation server.
+//!
+//! Two planes. The data plane is plain threads: [`intake`] reads datagrams, [`parse`] reads their
+//! lines where they lie, [`shard`] adds them up. The control plane is one tokio runtime: sinks,
+//! HTTP, signals. They meet once per flush, in an immutable [`batch::Batch`].
+//!
+//! The modules below stand in the order in which a datagram meets them.
+
+pub mod cli;
+pub mod config;
+pub mod server;
+
+pub mod context;
+pub mod sample;
+pub mod time;
+
+pub mod intake;
+pub mod stream;
+
+pub mod grammar;
+pub mod parse;
+pub mod rules;
+
+pub mod batch;
+pub mod flush;
+pub mod shard;
+pub mod sketch;
+pub mod value;
+
+pub mod encode;
+pub mod sinks;
+
+pub mod logging;
+pub mod origin;
+pub mod status;
+pub mod sys;
+pub mod telemetry;

@@ -1,0 +1,97 @@
+//! Where batches go: one trait, one list, one delivery loop, one file per destination.
+
+pub mod console;
+pub mod datadog;
+pub mod http;
+pub mod prometheus;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::batch::Batch;
+
+/// Where batches go. Several may be on at once.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub console: console::Config,
+    pub prometheus: prometheus::Config,
+    pub datadog: datadog::Config,
+}
+
+/// A destination. `encode` is pure; `send` is driven by [`deliver`], which queues, retries, drops
+/// and counts for all sinks alike.
+pub trait Sink: Send + Sync + 'static {
+    /// The word in logs, metrics and configuration.
+    fn name(&self) -> &'static str;
+
+    /// The places each payload goes to, for logs and metrics: never with a key in it. Each has a
+    /// queue of its own, so a dead one does not hold up the others.
+    fn endpoints(&self) -> Vec<String>;
+
+    /// Turns a batch into payloads: the same batch gives the same payloads.
+    fn encode(&self, batch: &Arc<Batch>) -> Encoded;
+
+    /// Sends one payload to one endpoint, by its index in [`Sink::endpoints`]. Must not block.
+    fn send<'a>(&'a self, endpoint: usize, payload: &'a Payload) -> Sending<'a>;
+}
+
+/// A send under way.
+pub type Sending<'a> = Pin<Box<dyn Future<Output = Verdict> + Send + 'a>>;
+
+/// What a batch became.
+#[derive(Debug, Default)]
+pub struct Encoded {
+    pub payloads: Vec<Payload>,
+    /// Points that no payload can hold, such as a series too large for the destination's limit.
+    pub dropped: u64,
+}
+
+/// One unit of delivery.
+#[derive(Clone, Debug)]
+pub struct Payload {
+    /// What it holds, in the sink's words: `series`, `sketches`, `events`, ...
+    pub kind: &'static str,
+    /// Points within, for the counters.
+    pub points: u64,
+    pub body: Body,
+}
+
+/// The content of a payload.
+#[derive(Clone, Debug)]
+pub enum Body {
+    /// Ready for the wire, compressed where the sink does.
+    Bytes(Vec<u8>),
+    /// The batch itself, for sinks that keep a state instead of sending.
+    Batch(Arc<Batch>),
+}
+
+impl Payload {
+    /// What it weighs against a queue's bound.
+    pub fn bytes(&self) -> usize {
+        match &self.body {
+            Body::Bytes(bytes) => bytes.len(),
+            Body::Batch(batch) => batch.rows.len() * size_of::<crate::batch::Row>(),
+        }
+    }
+}
+
+/// What a destination said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Delivered,
+    /// Try again, not before the destination's own wish if it gave one.
+    Retry {
+        cause: String,
+        after: Option<Duration>,
+    },
+    /// It will never be taken: drop and count.
+    Refused {
+        cause: String,
+    },
+}
