@@ -41,6 +41,13 @@ impl Context {
         Self { text: text.into_boxed_str(), name_end, host_end, kind, source }
     }
 
+    /// The same series under a longer name and another kind.
+    pub fn renamed(&self, prefix: &str, kind: Kind) -> Self {
+        let name = format!("{prefix}{}", self.name());
+        let tags = self.tags().map(String::from).collect();
+        Self::new(&name, kind, self.host(), tags, self.source)
+    }
+
     pub fn name(&self) -> &str {
         &self.text[..self.name_end as usize]
     }

@@ -15,6 +15,7 @@ pub mod sample;
 pub mod time;
 
 pub mod intake;
+pub mod reader;
 pub mod stream;
 
 pub mod grammar;

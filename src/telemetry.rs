@@ -1,1 +1,412 @@
-//! TODO
+//! tallyd's own counters: what came in, what was refused, what was lost and why.
+//!
+//! There is one [`Telemetry`] per process, made at the start and handed to whoever counts. A
+//! counter is a relaxed atomic; readers add to it once per batch of datagrams, not per line.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, RwLock};
+
+use crate::sample::Reject;
+use crate::time::Time;
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub fn add(&self, n: u64) {
+        if n > 0 {
+            self.0.fetch_add(n, Relaxed);
+        }
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Everything tallyd counts of itself.
+#[derive(Debug, Default)]
+pub struct Telemetry {
+    listeners: RwLock<Vec<Arc<Listener>>>,
+    endpoints: RwLock<Vec<Arc<Endpoint>>>,
+    /// Number of series held now.
+    pub contexts: AtomicU64,
+    /// Values folded into the overflow series because `shard.contexts_max` was reached.
+    pub overflow: Counter,
+    /// Samples dropped by `rules.metric_blocklist`.
+    pub blocked: Counter,
+    /// Values that were NaN or infinite.
+    pub non_finite: Counter,
+    /// Samples whose rate was outside (0, 1] and counted as 1.
+    pub rate_out_of_range: Counter,
+    /// New spellings of series that were not UTF-8.
+    pub invalid_utf8: Counter,
+    /// Optional fields of events and service checks that were malformed and left out.
+    pub fields_ignored: Counter,
+    /// Timestamped points beyond `shard.timed_points_max`.
+    pub timed_dropped: Counter,
+    /// Events and service checks beyond `shard.events_max`.
+    pub events_dropped: Counter,
+    /// Flushes so far.
+    pub flushes: Counter,
+    /// Points that flushes handed to the sinks.
+    pub points: Counter,
+    /// Milliseconds that the last flush took.
+    pub flush_milliseconds: AtomicU64,
+    /// When a reject of each reason was last logged, in Unix seconds.
+    logged: [AtomicI64; Reject::ALL.len()],
+}
+
+/// What one listener took in.
+#[derive(Debug, Default)]
+pub struct Listener {
+    /// Its address, such as `udp://127.0.0.1:8125`.
+    pub name: String,
+    pub datagrams: Counter,
+    pub bytes: Counter,
+    /// Datagrams longer than the buffer.
+    pub truncated: Counter,
+    /// Datagrams that the kernel dropped because the socket's buffer was full.
+    pub kernel_drops: Counter,
+    pub read_errors: Counter,
+    pub connections: Counter,
+    /// Connections closed because there were too many, or because their framing broke.
+    pub connections_refused: Counter,
+    /// Metric lines.
+    pub samples: Counter,
+    pub events: Counter,
+    pub checks: Counter,
+    /// Raw copies that could not be forwarded.
+    pub forward_errors: Counter,
+    pub rejects: Rejects,
+}
+
+/// Refused lines by reason.
+#[derive(Debug, Default)]
+pub struct Rejects([Counter; Reject::ALL.len()]);
+
+impl Rejects {
+    pub fn of(&self, reason: Reject) -> &Counter {
+        &self.0[reason as usize]
+    }
+
+    pub fn total(&self) -> u64 {
+        self.0.iter().map(Counter::get).sum()
+    }
+}
+
+/// What one endpoint of one sink did with the points offered to it.
+#[derive(Debug, Default)]
+pub struct Endpoint {
+    pub sink: &'static str,
+    /// Never holds a key.
+    pub name: String,
+    pub offered: Counter,
+    pub delivered: Counter,
+    /// Sends that failed and were tried again, in payloads.
+    pub retries: Counter,
+    /// Points the destination refused for good.
+    pub refused: Counter,
+    /// Points dropped because the queue was full.
+    pub queue_full: Counter,
+    /// Points that no payload can hold.
+    pub too_large: Counter,
+    /// Points left when tallyd stopped.
+    pub stopped: Counter,
+    /// Points waiting now.
+    pub held: AtomicU64,
+}
+
+/// Name, help and type of an own metric, as shown on `/metrics`.
+pub struct Own {
+    /// Without the prefix `tallyd_`.
+    pub name: &'static str,
+    pub help: &'static str,
+    pub counter: bool,
+    read: Read,
+}
+
+/// Where the figures of an own metric are found.
+enum Read {
+    /// One figure per listener.
+    Listener(fn(&Listener) -> &Counter),
+    /// One figure per listener and reason.
+    Rejects,
+    /// One figure per endpoint of a sink.
+    Endpoint(fn(&Endpoint) -> u64),
+    /// One figure per endpoint and cause.
+    Drops,
+    /// A single figure.
+    Process(fn(&Telemetry) -> u64),
+}
+
+const fn counter(name: &'static str, help: &'static str, read: Read) -> Own {
+    Own { name, help, counter: true, read }
+}
+
+const fn gauge(name: &'static str, help: &'static str, read: Read) -> Own {
+    Own { name, help, counter: false, read }
+}
+
+/// Every own metric: METRICS.md is written from this list.
+pub const OWN: &[Own] = &[
+    counter(
+        "listener_datagrams_total",
+        "Datagrams, frames or chunks of text read, by listener.",
+        Read::Listener(|l| &l.datagrams),
+    ),
+    counter("listener_bytes_total", "Bytes read, by listener.", Read::Listener(|l| &l.bytes)),
+    counter(
+        "listener_truncated_total",
+        "Datagrams longer than intake.buffer_size, by listener.",
+        Read::Listener(|l| &l.truncated),
+    ),
+    counter(
+        "listener_kernel_drops_total",
+        "DATA LOSS. Datagrams the kernel dropped because the socket's buffer was full, by listener.",
+        Read::Listener(|l| &l.kernel_drops),
+    ),
+    counter(
+        "listener_read_errors_total",
+        "Failed reads, by listener.",
+        Read::Listener(|l| &l.read_errors),
+    ),
+    counter(
+        "listener_connections_total",
+        "Stream connections accepted, by listener.",
+        Read::Listener(|l| &l.connections),
+    ),
+    counter(
+        "listener_connections_refused_total",
+        "Stream connections closed for their number or their framing, by listener.",
+        Read::Listener(|l| &l.connections_refused),
+    ),
+    counter(
+        "listener_forward_errors_total",
+        "Raw copies that could not be forwarded, by listener.",
+        Read::Listener(|l| &l.forward_errors),
+    ),
+    counter(
+        "listener_samples_total",
+        "Metric lines understood, by listener.",
+        Read::Listener(|l| &l.samples),
+    ),
+    counter(
+        "listener_events_total",
+        "Events understood, by listener.",
+        Read::Listener(|l| &l.events),
+    ),
+    counter(
+        "listener_checks_total",
+        "Service checks understood, by listener.",
+        Read::Listener(|l| &l.checks),
+    ),
+    counter(
+        "listener_rejects_total",
+        "DATA LOSS. Lines refused, by listener and reason.",
+        Read::Rejects,
+    ),
+    gauge("contexts", "Series held now.", Read::Process(|t| t.contexts.load(Relaxed))),
+    counter(
+        "overflow_total",
+        "Values folded into the overflow series because shard.contexts_max was reached.",
+        Read::Process(|t| t.overflow.get()),
+    ),
+    counter(
+        "blocked_total",
+        "Samples dropped by rules.metric_blocklist.",
+        Read::Process(|t| t.blocked.get()),
+    ),
+    counter(
+        "non_finite_total",
+        "DATA LOSS. Values that were NaN or infinite.",
+        Read::Process(|t| t.non_finite.get()),
+    ),
+    counter(
+        "rate_out_of_range_total",
+        "Samples whose rate was outside (0, 1] and counted as 1.",
+        Read::Process(|t| t.rate_out_of_range.get()),
+    ),
+    counter(
+        "invalid_utf8_total",
+        "New spellings of series that were not UTF-8.",
+        Read::Process(|t| t.invalid_utf8.get()),
+    ),
+    counter(
+        "fields_ignored_total",
+        "Malformed optional fields of events and service checks.",
+        Read::Process(|t| t.fields_ignored.get()),
+    ),
+    counter(
+        "timed_dropped_total",
+        "DATA LOSS. Points beyond shard.timed_points_max.",
+        Read::Process(|t| t.timed_dropped.get()),
+    ),
+    counter(
+        "events_dropped_total",
+        "DATA LOSS. Events and checks beyond shard.events_max.",
+        Read::Process(|t| t.events_dropped.get()),
+    ),
+    counter("flushes_total", "Flushes.", Read::Process(|t| t.flushes.get())),
+    counter("points_total", "Points handed to the sinks.", Read::Process(|t| t.points.get())),
+    gauge(
+        "flush_milliseconds",
+        "Duration of the last flush.",
+        Read::Process(|t| t.flush_milliseconds.load(Relaxed)),
+    ),
+    counter(
+        "sink_offered_points_total",
+        "Points offered, by sink and endpoint.",
+        Read::Endpoint(|e| e.offered.get()),
+    ),
+    counter(
+        "sink_delivered_points_total",
+        "Points delivered, by sink and endpoint.",
+        Read::Endpoint(|e| e.delivered.get()),
+    ),
+    counter(
+        "sink_retries_total",
+        "Failed sends that were tried again, by sink and endpoint.",
+        Read::Endpoint(|e| e.retries.get()),
+    ),
+    counter(
+        "sink_dropped_points_total",
+        "DATA LOSS. Points dropped, by sink, endpoint and cause: refused, queue_full, too_large, stopped.",
+        Read::Drops,
+    ),
+    gauge(
+        "sink_held_points",
+        "Points waiting to be delivered, by sink and endpoint.",
+        Read::Endpoint(|e| e.held.load(Relaxed)),
+    ),
+];
+
+/// One figure of an own metric: name, labels, value.
+pub type Figure = (&'static str, Vec<(&'static str, String)>, u64);
+
+impl Telemetry {
+    pub fn listener(&self, name: String) -> Arc<Listener> {
+        let listener = Arc::new(Listener { name, ..Listener::default() });
+        self.listeners.write().expect("no panic under this lock").push(Arc::clone(&listener));
+        listener
+    }
+
+    pub fn endpoint(&self, sink: &'static str, name: String) -> Arc<Endpoint> {
+        let endpoint = Arc::new(Endpoint { sink, name, ..Endpoint::default() });
+        self.endpoints.write().expect("no panic under this lock").push(Arc::clone(&endpoint));
+        endpoint
+    }
+
+    pub fn listeners(&self) -> Vec<Arc<Listener>> {
+        self.listeners.read().expect("no panic under this lock").clone()
+    }
+
+    pub fn endpoints(&self) -> Vec<Arc<Endpoint>> {
+        self.endpoints.read().expect("no panic under this lock").clone()
+    }
+
+    /// Whether a reject of this reason may be logged now: once a minute for each reason.
+    pub fn may_log(&self, reason: Reject, now: Time) -> bool {
+        let last = &self.logged[reason as usize];
+        let (then, now) = (last.load(Relaxed), now.seconds());
+        // A clock that was set back must not silence the log for good.
+        (then == 0 || now - then >= 60 || now < then)
+            && last.compare_exchange(then, now, Relaxed, Relaxed).is_ok()
+    }
+
+    /// Every figure, grouped by name in the order of [`OWN`].
+    pub fn figures(&self) -> Vec<Figure> {
+        let (listeners, endpoints) = (self.listeners(), self.endpoints());
+        let mut figures = Vec::new();
+        for own in OWN {
+            match own.read {
+                Read::Listener(value) => figures.extend(
+                    listeners
+                        .iter()
+                        .map(|l| (own.name, vec![("listener", l.name.clone())], value(l).get())),
+                ),
+                Read::Rejects => figures.extend(listeners.iter().flat_map(reject_figures)),
+                Read::Endpoint(value) => {
+                    figures.extend(endpoints.iter().map(|e| (own.name, e.labels(), value(e))));
+                }
+                Read::Drops => figures.extend(endpoints.iter().flat_map(drop_figures)),
+                Read::Process(value) => figures.push((own.name, Vec::new(), value(self))),
+            }
+        }
+        figures
+    }
+}
+
+impl Endpoint {
+    fn labels(&self) -> Vec<(&'static str, String)> {
+        vec![("sink", self.sink.to_owned()), ("endpoint", self.name.clone())]
+    }
+
+    /// Points dropped, by cause.
+    pub fn drops(&self) -> [(&'static str, u64); 4] {
+        [
+            ("refused", self.refused.get()),
+            ("queue_full", self.queue_full.get()),
+            ("too_large", self.too_large.get()),
+            ("stopped", self.stopped.get()),
+        ]
+    }
+}
+
+fn reject_figures(listener: &Arc<Listener>) -> impl Iterator<Item = Figure> {
+    Reject::ALL.into_iter().map(|reason| {
+        let labels =
+            vec![("listener", listener.name.clone()), ("reason", reason.word().to_owned())];
+        ("listener_rejects_total", labels, listener.rejects.of(reason).get())
+    })
+}
+
+fn drop_figures(endpoint: &Arc<Endpoint>) -> impl Iterator<Item = Figure> {
+    endpoint.drops().into_iter().map(|(cause, points)| {
+        let mut labels = endpoint.labels();
+        labels.push(("cause", cause.to_owned()));
+        ("sink_dropped_points_total", labels, points)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_own_metric_has_a_figure_and_stands_in_the_document() {
+        let telemetry = Telemetry::default();
+        telemetry.listener("udp://x".to_owned());
+        telemetry.endpoint("datadog", "https://y".to_owned());
+        let figures = telemetry.figures();
+        for own in OWN {
+            assert!(
+                figures.iter().any(|(name, ..)| *name == own.name),
+                "{} has a figure",
+                own.name
+            );
+        }
+        let mut document = String::from(
+            "# What tallyd counts of itself\n\n\
+             Shown on `/metrics`. A metric marked DATA LOSS should stay at zero.\n\n\
+             | name | type | meaning |\n| --- | --- | --- |\n",
+        );
+        for own in OWN {
+            let kind = if own.counter { "counter" } else { "gauge" };
+            document += &format!("| `tallyd_{}` | {kind} | {} |\n", own.name, own.help);
+        }
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write("METRICS.md", &document).expect("METRICS.md can be written");
+        }
+        assert_eq!(include_str!("../METRICS.md"), document, "UPDATE=1 cargo test writes it anew");
+    }
+
+    #[test]
+    fn a_reason_is_logged_once_a_minute() {
+        let telemetry = Telemetry::default();
+        let at = |seconds| telemetry.may_log(Reject::Type, Time::from_seconds(seconds));
+        assert_eq!([at(1000), at(1059), at(1060), at(500)], [true, false, true, true]);
+        assert!(telemetry.may_log(Reject::Value, Time::from_seconds(1000)));
+    }
+}

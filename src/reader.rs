@@ -1,0 +1,330 @@
+//! What a reader does with a datagram: lines, samples, series.
+//!
+//! For a known series nothing is copied or allocated here: the sample is a handful of slices of the
+//! datagram, its bytes as sent (the *spelling*) are hashed, and the reader's own table of spellings
+//! says where the series is kept. Only a new spelling is mapped, tagged and looked up by its
+//! canonical [`Context`](crate::context::Context).
+//!
+//! A spelling is known by 128 keyed bits alone, with keys drawn at random at the start. Two
+//! spellings out of `n` share them with a probability below `n^2 / 2^129`: for ten million
+//! spellings that is 1.5e-25.
+
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+
+use ahash::RandomState;
+use hashbrown::HashTable;
+use smallvec::SmallVec;
+
+use crate::parse;
+use crate::rules::{Outcome, Rules};
+use crate::sample::{Dialect, Kind, Message, Reject, Sample, Values};
+use crate::shard::{Handle, Shards};
+use crate::telemetry::{Listener, Telemetry};
+use crate::time::Time;
+
+/// Samples that are looked up before a shard is locked for them.
+const RUN: usize = 64;
+
+/// Longest part of a refused line that is shown in the log.
+const EXCERPT: usize = 120;
+
+/// What all readers share.
+#[derive(Clone)]
+pub struct Shared {
+    pub rules: Arc<Rules>,
+    pub shards: Arc<Shards>,
+    pub telemetry: Arc<Telemetry>,
+    /// Histograms and timers are added a second time as distributions, under this prefix.
+    pub distribution_prefix: Option<String>,
+    /// Refused lines are logged, once a minute per reason.
+    pub log_rejects: bool,
+    /// Spellings that a reader remembers.
+    pub spellings_max: usize,
+}
+
+/// Turns what one listener received into values of series. One thread uses it at a time.
+pub struct Reader {
+    shared: Shared,
+    listener: Arc<Listener>,
+    options: parse::Options,
+    eol_required: bool,
+    spellings: Spellings,
+}
+
+/// A sample whose series is known, waiting for its shard's lock.
+struct Pending<'a> {
+    sample: Sample<'a>,
+    series: Series,
+    /// Epoch in which the series was last used.
+    used: u32,
+}
+
+impl Reader {
+    pub fn new(
+        shared: Shared,
+        listener: Arc<Listener>,
+        options: parse::Options,
+        eol_required: bool,
+    ) -> Self {
+        let spellings = Spellings::new(shared.spellings_max);
+        Self { shared, listener, options, eol_required, spellings }
+    }
+
+    pub fn listener(&self) -> &Arc<Listener> {
+        &self.listener
+    }
+
+    /// Takes in one datagram, frame or run of text lines that arrived at `now`. `truncated` says
+    /// that its end is missing.
+    pub fn datagram(&mut self, bytes: &[u8], truncated: bool, now: Time) {
+        self.listener.datagrams.add(1);
+        self.listener.bytes.add(bytes.len() as u64);
+        let datagram = if truncated {
+            self.listener.truncated.add(1);
+            parse::Datagram::truncated(bytes)
+        } else {
+            parse::Datagram::new(bytes, self.eol_required)
+        };
+        let mut run = SmallVec::<[Pending<'_>; RUN]>::new();
+        let (mut samples, mut events, mut checks) = (0, 0, 0);
+        for line in datagram.lines() {
+            let options = self.options;
+            parse::messages(line, options, |message| match message {
+                Ok(Message::Metric(sample)) => {
+                    samples += 1;
+                    self.look_up(sample, now, &mut run);
+                    if run.len() == RUN {
+                        self.apply(&mut run, now);
+                    }
+                }
+                Ok(Message::Event(event)) => {
+                    events += 1;
+                    self.shared.telemetry.fields_ignored.add(event.ignored.into());
+                    self.shared.shards.event(self.shared.rules.event(&event, now.seconds()));
+                }
+                Ok(Message::Check(check)) => {
+                    checks += 1;
+                    self.shared.telemetry.fields_ignored.add(check.ignored.into());
+                    self.shared.shards.check(self.shared.rules.check(&check, now.seconds()));
+                }
+                Err(reason) => self.reject(reason, line, now),
+            });
+        }
+        self.apply(&mut run, now);
+        self.listener.samples.add(samples);
+        self.listener.events.add(events);
+        self.listener.checks.add(checks);
+        if let Some((reason, line)) = datagram.rejected() {
+            self.reject(reason, line, now);
+        }
+    }
+
+    /// Finds the series of a sample and queues the sample for its shard.
+    fn look_up<'a>(
+        &mut self,
+        sample: Sample<'a>,
+        now: Time,
+        run: &mut SmallVec<[Pending<'a>; RUN]>,
+    ) {
+        if let Values::One(value) | Values::Delta(value) = sample.values
+            && !value.is_finite()
+        {
+            return self.shared.telemetry.non_finite.add(1);
+        }
+        let epoch = self.shared.shards.epoch();
+        let print = self.spellings.print(&sample, self.options.dialect);
+        let (series, used) = match self.spellings.find(print, epoch) {
+            Some(known) => known,
+            None => {
+                let series = self.resolve(&sample, now);
+                self.spellings.insert(print, series, epoch);
+                (series, epoch)
+            }
+        };
+        match series {
+            Series::Blocked => self.shared.telemetry.blocked.add(1),
+            Series::Kept { .. } | Series::Overflow { .. } => run.push(Pending { sample, series, used }),
+        }
+    }
+
+    /// The slow way from a spelling to its series, taken once per spelling while it is in use.
+    fn resolve(&self, sample: &Sample<'_>, now: Time) -> Series {
+        let telemetry = &self.shared.telemetry;
+        let (context, copy) = match self.shared.rules.context(sample, self.options.dialect) {
+            Outcome::Blocked => return Series::Blocked,
+            Outcome::Keep { context, invalid_utf8, .. } => {
+                telemetry.invalid_utf8.add(invalid_utf8.into());
+                let copied = matches!(context.kind(), Kind::Histogram | Kind::Timer);
+                let prefix = self.shared.distribution_prefix.as_ref().filter(|_| copied);
+                let copy = prefix.map(|prefix| context.renamed(prefix, Kind::Distribution));
+                (context, copy)
+            }
+        };
+        let series = self.shared.shards.intern(context, now);
+        let copy = copy.map(|context| self.shared.shards.intern(context, now).handle);
+        if series.overflow {
+            Series::Overflow { handle: series.handle }
+        } else {
+            Series::Kept { handle: series.handle, copy }
+        }
+    }
+
+    /// Adds a run of samples, shard by shard and within each in the order of arrival.
+    fn apply(&mut self, run: &mut SmallVec<[Pending<'_>; RUN]>, now: Time) {
+        let shards = Arc::clone(&self.shared.shards);
+        let mut stale = SmallVec::<[(usize, Kind); 4]>::new();
+        for number in 0..shards.len() {
+            let mut locked = None;
+            for (i, pending) in run.iter().enumerate() {
+                for (handle, kind) in pending.series.handles(pending.sample.kind) {
+                    if handle.shard() != number {
+                        continue;
+                    }
+                    let shard = locked.get_or_insert_with(|| shards.lock(number, now));
+                    let weight = pending.sample.weight().unwrap_or(1.0);
+                    if shard.add(handle, pending.used, kind, &pending.sample, weight).is_err() {
+                        stale.push((i, kind));
+                    }
+                }
+            }
+        }
+        for pending in run.iter() {
+            if pending.sample.weight().is_none() {
+                self.shared.telemetry.rate_out_of_range.add(1);
+            }
+            if matches!(pending.series, Series::Overflow { .. }) {
+                self.shared.telemetry.overflow.add(1);
+            }
+        }
+        for (i, kind) in stale {
+            self.add_again(&run[i].sample, kind, now);
+        }
+        run.clear();
+    }
+
+    /// The series of this kind expired since the spelling was last used: looks it up anew.
+    fn add_again(&mut self, sample: &Sample<'_>, kind: Kind, now: Time) {
+        let epoch = self.shared.shards.epoch();
+        let series = self.resolve(sample, now);
+        let print = self.spellings.print(sample, self.options.dialect);
+        self.spellings.insert(print, series, epoch);
+        for (handle, _) in series.handles(sample.kind).filter(|(_, k)| *k == kind) {
+            let mut shard = self.shared.shards.lock(handle.shard(), now);
+            let added = shard.add(handle, epoch, kind, sample, sample.weight().unwrap_or(1.0));
+            debug_assert_eq!(added, Ok(()), "a series just interned is alive");
+        }
+    }
+
+    fn reject(&self, reason: Reject, line: &[u8], now: Time) {
+        let count = self.listener.rejects.of(reason);
+        count.add(1);
+        if self.shared.log_rejects && self.shared.telemetry.may_log(reason, now) {
+            let excerpt = line[..line.len().min(EXCERPT)].escape_ascii();
+            tracing::warn!(
+                listener = self.listener.name,
+                reason = reason.word(),
+                so_far = count.get(),
+                "refused the line \"{excerpt}\""
+            );
+        }
+    }
+}
+
+/// Where the samples of one spelling go.
+#[derive(Clone, Copy, Debug)]
+enum Series {
+    /// To a series, and perhaps to its copy as a distribution.
+    Kept { handle: Handle, copy: Option<Handle> },
+    /// To the overflow series, for this epoch only: there may be room later.
+    Overflow { handle: Handle },
+    /// Nowhere.
+    Blocked,
+}
+
+impl Series {
+    /// The rows to add to, each with the kind of its series.
+    fn handles(self, kind: Kind) -> impl Iterator<Item = (Handle, Kind)> {
+        let (handle, copy) = match self {
+            Self::Kept { handle, copy } => (Some(handle), copy),
+            Self::Overflow { handle } => (Some(handle), None),
+            Self::Blocked => (None, None),
+        };
+        let handle = handle.map(|handle| (handle, kind));
+        handle.into_iter().chain(copy.map(|handle| (handle, Kind::Distribution)))
+    }
+}
+
+/// 128 keyed bits that stand for a spelling.
+type Print = [u64; 2];
+
+/// A reader's memory of spellings. It may forget at any time: a spelling is then resolved again.
+struct Spellings {
+    table: HashTable<Spelling>,
+    keys: [RandomState; 2],
+    max: usize,
+    /// Number at which idle spellings are looked for next.
+    sweep_at: usize,
+}
+
+struct Spelling {
+    print: Print,
+    series: Series,
+    used: u32,
+}
+
+/// Epochs after which an idle spelling is forgotten when the table is swept.
+const IDLE_EPOCHS: u32 = 32;
+const SWEEP_MIN: usize = 4096;
+
+impl Spellings {
+    fn new(max: usize) -> Self {
+        let keys = [RandomState::new(), RandomState::new()];
+        Self { table: HashTable::new(), keys, max, sweep_at: SWEEP_MIN }
+    }
+
+    /// Hashes everything of a sample that decides which series it belongs to.
+    fn print(&self, sample: &Sample<'_>, dialect: Dialect) -> Print {
+        self.keys.each_ref().map(|key| {
+            let mut hasher = key.build_hasher();
+            hasher.write_u8(sample.kind as u8 | (dialect as u8) << 4);
+            // The length keeps name and tags apart.
+            hasher.write_usize(sample.name.len());
+            hasher.write(sample.name);
+            hasher.write(sample.tags);
+            hasher.finish()
+        })
+    }
+
+    /// Where the samples of a spelling go and the epoch in which it was last used; it is used now.
+    fn find(&mut self, print: Print, epoch: u32) -> Option<(Series, u32)> {
+        let spelling = self.table.find_mut(print[0], |s| s.print == print)?;
+        if matches!(spelling.series, Series::Overflow { .. }) && spelling.used != epoch {
+            return None;
+        }
+        Some((spelling.series, std::mem::replace(&mut spelling.used, epoch)))
+    }
+
+    fn insert(&mut self, print: Print, series: Series, epoch: u32) {
+        if let Some(known) = self.table.find_mut(print[0], |s| s.print == print) {
+            (known.series, known.used) = (series, epoch);
+            return;
+        }
+        if self.table.len() >= self.sweep_at {
+            self.sweep(epoch);
+        }
+        self.table.insert_unique(print[0], Spelling { print, series, used: epoch }, |s| s.print[0]);
+    }
+
+    /// Forgets what is idle; if that is not enough, everything.
+    fn sweep(&mut self, epoch: u32) {
+        self.table.retain(|s| epoch.wrapping_sub(s.used) <= IDLE_EPOCHS);
+        if self.table.len() >= self.max {
+            self.table.retain(|s| s.used == epoch);
+        }
+        if self.table.len() >= self.max {
+            self.table.clear();
+        }
+        self.sweep_at = (self.table.len() * 2).clamp(SWEEP_MIN.min(self.max), self.max);
+    }
+}
