@@ -1,7 +1,19 @@
 //! The tick: closes buckets and hands the batch to the sinks.
 
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::batch::Batch;
+use crate::shard::Shards;
+use crate::telemetry::Telemetry;
+use crate::time::Time;
+use crate::value::Aggregate;
 
 /// When buckets close.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -16,5 +28,85 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self { interval: 10, incomplete_buckets: true }
+    }
+}
+
+/// The wall clock is looked at again at least this often, since it may be set.
+const NAP: Duration = Duration::from_secs(1);
+
+/// Makes batches of what the shards hold.
+pub struct Flush {
+    pub shards: Arc<Shards>,
+    pub telemetry: Arc<Telemetry>,
+    /// Which figures of a histogram are sent.
+    pub aggregates: Arc<[Aggregate]>,
+}
+
+impl Flush {
+    /// Takes what has closed by `now`; with `open`, the open bucket too.
+    pub fn batch(&self, now: Time, open: bool) -> Batch {
+        let begun = Instant::now();
+        let rows = self.shards.flush(now, open);
+        let (events, checks) = self.shards.take_inbox();
+        let batch = Batch {
+            flushed_at: now.seconds(),
+            interval: self.shards.interval(),
+            rows,
+            events,
+            checks,
+            aggregates: Arc::clone(&self.aggregates),
+        };
+        self.telemetry.flushes.add(1);
+        self.telemetry.points.add(batch.points());
+        let took = begun.elapsed().as_millis() as u64;
+        self.telemetry.flush_milliseconds.store(took, Ordering::Relaxed);
+        batch
+    }
+}
+
+/// The thread that flushes whenever a bucket closes.
+pub struct Ticker {
+    stop: Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Ticker {
+    /// `deliver` gets each batch; it must not block.
+    ///
+    /// # Errors
+    /// When the system gives no further thread.
+    pub fn start(flush: Arc<Flush>, deliver: impl Fn(Batch) + Send + 'static) -> std::io::Result<Self> {
+        let (stop, stopped) = channel();
+        let run = move || run(&flush, &deliver, &stopped);
+        let thread = std::thread::Builder::new().name("flush".to_owned()).spawn(run)?;
+        Ok(Self { stop, thread })
+    }
+
+    /// Ends the thread. The last batch is the caller's to make, once nothing comes in any more.
+    pub fn stop(self) {
+        drop(self.stop);
+        // A flush that panicked has said so already.
+        let _ = self.thread.join();
+    }
+}
+
+fn run(flush: &Flush, deliver: &impl Fn(Batch), stopped: &Receiver<()>) {
+    let interval = flush.shards.interval();
+    let mut bucket = Time::now().bucket(interval);
+    loop {
+        let now = Time::now();
+        let current = now.bucket(interval);
+        // Also when the clock was set back: the bucket has closed in any case.
+        if current != bucket {
+            bucket = current;
+            deliver(flush.batch(now, false));
+            continue;
+        }
+        let end = Time::from_seconds(bucket + i64::from(interval));
+        let left = Duration::from_millis((end.0 - now.0).max(1) as u64);
+        match stopped.recv_timeout(left.min(NAP)) {
+            Err(RecvTimeoutError::Timeout) => {}
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
+        }
     }
 }

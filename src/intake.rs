@@ -1,9 +1,31 @@
 //! Sockets and the threads that read them.
+//!
+//! A datagram socket has a thread of its own, so the samples of one client keep their order; all
+//! stream listeners and their connections share one; standard input has one. Each owns its
+//! [`Reader`](crate::reader::Reader), which takes what was received to the shards. There is no queue behind the kernel's.
 
+pub mod address;
+mod datagrams;
+mod listen;
+mod stdin;
+mod streams;
+
+use std::net::UdpSocket;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use anyhow::Context as _;
+use mio::{Poll, Token, Waker};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::parse;
+use crate::reader::{Reader, Shared};
 use crate::sample::Dialect;
+
+pub use listen::{Opened, Socket, open};
 
 /// Where samples come in.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -92,4 +114,141 @@ impl Default for Config {
             log_rejects: true,
         }
     }
+}
+
+/// Which settings nobody has touched: a default listener that cannot open is a warning, one that
+/// was asked for stops the start.
+#[derive(Clone, Copy, Debug)]
+pub struct Untouched {
+    pub udp: bool,
+    pub socket: bool,
+}
+
+impl Config {
+    /// How the lines of a listener of this dialect are read.
+    pub const fn options(&self, dialect: Dialect) -> parse::Options {
+        parse::Options {
+            dialect,
+            origin_fields: self.origin_fields,
+            timestamps: self.timestamps,
+        }
+    }
+}
+
+/// The token of the waker in every thread's poll.
+const WAKE: Token = Token(usize::MAX);
+
+/// The running threads.
+pub struct Intake {
+    stopping: Arc<AtomicBool>,
+    wakers: Vec<Waker>,
+    threads: Vec<JoinHandle<()>>,
+    /// Socket files to remove at the end.
+    paths: Vec<PathBuf>,
+}
+
+impl Intake {
+    /// Starts reading what was opened. `stdin_ended` is called when standard input, if it is read,
+    /// has come to its end.
+    ///
+    /// # Errors
+    /// When the system gives no further thread or poll.
+    pub fn start(
+        opened: Vec<Opened>,
+        config: &Config,
+        shared: &Shared,
+        stdin_ended: impl FnOnce() + Send + 'static,
+    ) -> anyhow::Result<Self> {
+        let mut intake = Self {
+            stopping: Arc::default(),
+            wakers: Vec::new(),
+            threads: Vec::new(),
+            paths: Vec::new(),
+        };
+        let mut streams = Vec::new();
+        for (number, one) in opened.into_iter().enumerate() {
+            let options = config.options(one.dialect);
+            let reader =
+                Reader::new(shared.clone(), one.listener, options, one.eol_required);
+            intake.paths.extend(one.path);
+            match one.socket {
+                Socket::Datagram(socket) => {
+                    let forward = forward_socket(config)?;
+                    let size = config.buffer_size;
+                    let mut run = datagrams::Datagrams::new(socket, reader, forward, size);
+                    intake.spawn(&format!("intake-{number}"), move |poll, stopping| {
+                        run.run(poll, stopping)
+                    })?;
+                }
+                Socket::Stream(listener) => streams.push((listener, reader)),
+            }
+        }
+        if !streams.is_empty() {
+            let mut run = streams::Streams::new(streams, config.buffer_size, config.connections_max);
+            intake.spawn("intake-streams", move |poll, stopping| run.run(poll, stopping))?;
+        }
+        if config.stdin {
+            let listener = shared.telemetry.listener("stdin".to_owned());
+            let options = config.options(config.dialect);
+            let reader = Reader::new(shared.clone(), listener, options, false);
+            stdin::start(reader, config.buffer_size, stdin_ended)
+                .context("cannot start the thread that reads standard input")?;
+        }
+        Ok(intake)
+    }
+
+    fn spawn(
+        &mut self,
+        name: &str,
+        run: impl FnOnce(Poll, &AtomicBool) -> std::io::Result<()> + Send + 'static,
+    ) -> anyhow::Result<()> {
+        let poll = Poll::new().context("cannot make an epoll instance")?;
+        self.wakers.push(Waker::new(poll.registry(), WAKE).context("cannot make an eventfd")?);
+        let (stopping, label) = (Arc::clone(&self.stopping), name.to_owned());
+        let body = move || {
+            if let Err(error) = run(poll, &stopping) {
+                tracing::error!("thread {label} stopped reading: {error}");
+            }
+        };
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(body);
+        self.threads.push(thread.with_context(|| format!("cannot start the thread {name}"))?);
+        Ok(())
+    }
+
+    /// Takes what still waits in the sockets, then closes them and removes their files.
+    pub fn stop(self) {
+        self.stopping.store(true, Ordering::Release);
+        for waker in &self.wakers {
+            if let Err(error) = waker.wake() {
+                tracing::error!("cannot wake a reader: {error}");
+            }
+        }
+        for thread in self.threads {
+            // A reader that panicked has said so already.
+            let _ = thread.join();
+        }
+        for path in self.paths {
+            if let Err(error) = std::fs::remove_file(&path) {
+                tracing::warn!("cannot remove the socket {}: {error}", path.display());
+            }
+        }
+    }
+}
+
+/// The socket for raw copies, if they are asked for.
+fn forward_socket(config: &Config) -> anyhow::Result<Option<UdpSocket>> {
+    if config.forward_host.is_empty() || config.forward_port == 0 {
+        return Ok(None);
+    }
+    let to = (config.forward_host.as_str(), config.forward_port);
+    let connect = || {
+        let address = listen::resolve(to.0, to.1)?;
+        let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let socket = UdpSocket::bind(any)?;
+        socket.connect(address)?;
+        socket.set_nonblocking(true)?;
+        Ok::<_, std::io::Error>(socket)
+    };
+    let place = || format!("intake.forward_host: cannot send to {}:{}", to.0, to.1);
+    connect().with_context(place).map(Some)
 }

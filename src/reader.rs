@@ -20,6 +20,7 @@ use crate::parse;
 use crate::rules::{Outcome, Rules};
 use crate::sample::{Dialect, Kind, Message, Reject, Sample, Values};
 use crate::shard::{Handle, Shards};
+use crate::stream::{FrameError, Framer};
 use crate::telemetry::{Listener, Telemetry};
 use crate::time::Time;
 
@@ -80,15 +81,18 @@ impl Reader {
     pub fn datagram(&mut self, bytes: &[u8], truncated: bool, now: Time) {
         self.listener.datagrams.add(1);
         self.listener.bytes.add(bytes.len() as u64);
-        let datagram = if truncated {
-            self.listener.truncated.add(1);
-            parse::Datagram::truncated(bytes)
+        self.listener.truncated.add(truncated.into());
+        let cut = parse::Datagram::new(bytes);
+        let (text, refused) = if truncated {
+            (cut.complete, cut.tail.map(|tail| (Reject::Truncated, tail)))
+        } else if self.eol_required {
+            (cut.complete, cut.tail.map(|tail| (Reject::Unterminated, tail)))
         } else {
-            parse::Datagram::new(bytes, self.eol_required)
+            (bytes, None)
         };
         let mut run = SmallVec::<[Pending<'_>; RUN]>::new();
         let (mut samples, mut events, mut checks) = (0, 0, 0);
-        for line in datagram.lines() {
+        for line in parse::lines(text) {
             let options = self.options;
             parse::messages(line, options, |message| match message {
                 Ok(Message::Metric(sample)) => {
@@ -115,9 +119,29 @@ impl Reader {
         self.listener.samples.add(samples);
         self.listener.events.add(events);
         self.listener.checks.add(checks);
-        if let Some((reason, line)) = datagram.rejected() {
+        if let Some((reason, line)) = refused {
             self.reject(reason, line, now);
         }
+    }
+
+    /// Takes in every payload that a stream has complete. Returns false when the stream cannot be
+    /// read any further.
+    pub fn payloads(&mut self, framer: &mut Framer, now: Time) -> bool {
+        while let Some(payload) = framer.payload() {
+            match payload {
+                Ok(bytes) => self.datagram(bytes, false, now),
+                Err(FrameError::LineTooLong) => {
+                    self.listener.truncated.add(1);
+                    self.reject(Reject::Truncated, b"(longer than intake.buffer_size)", now);
+                }
+                Err(error @ (FrameError::FrameTooLong(_) | FrameError::Unfinished(_))) => {
+                    self.listener.connections_refused.add(1);
+                    self.reject(Reject::Truncated, error.to_string().as_bytes(), now);
+                    return false;
+                }
+            }
+        }
+        true
     }
 
     /// Finds the series of a sample and queues the sample for its shard.

@@ -1,0 +1,115 @@
+//! The thread of one datagram socket.
+
+use std::io::{self, ErrorKind};
+use std::net::UdpSocket;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+
+use crate::reader::Reader;
+use crate::sys::{self, BATCH, Receiver};
+use crate::time::Time;
+
+/// How long a thread sleeps at most, so that the kernel's drops are noticed on a quiet socket too.
+const POLL: Duration = Duration::from_secs(1);
+
+/// Batches taken at the stop, so that a sender who does not stop cannot prevent it.
+const LAST_BATCHES: usize = 1024;
+
+/// One datagram socket and what is done with its datagrams.
+pub(super) struct Datagrams {
+    socket: OwnedFd,
+    reader: Reader,
+    receiver: Receiver,
+    /// Where raw copies go.
+    forward: Option<UdpSocket>,
+    /// The kernel's own count of drops, as it was last read.
+    drops: u32,
+    /// When drops were last read, in Unix seconds.
+    drops_read: i64,
+    /// When drops were last logged, in Unix seconds.
+    drops_logged: i64,
+}
+
+impl Datagrams {
+    pub(super) fn new(
+        socket: OwnedFd,
+        reader: Reader,
+        forward: Option<UdpSocket>,
+        buffer_size: usize,
+    ) -> Self {
+        let receiver = Receiver::new(buffer_size);
+        Self { socket, reader, receiver, forward, drops: 0, drops_read: 0, drops_logged: 0 }
+    }
+
+    /// Reads until `stopping`, then takes what still waits.
+    pub(super) fn run(&mut self, mut poll: Poll, stopping: &AtomicBool) -> io::Result<()> {
+        let fd = self.socket.as_raw_fd();
+        poll.registry().register(&mut SourceFd(&fd), Token(0), Interest::READABLE)?;
+        let mut events = Events::with_capacity(8);
+        while !stopping.load(Ordering::Acquire) {
+            match poll.poll(&mut events, Some(POLL)) {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            }
+            // Readiness is told once: read until there is nothing.
+            while self.take_batch(Time::now()) == BATCH && !stopping.load(Ordering::Acquire) {}
+        }
+        for _ in 0..LAST_BATCHES {
+            if self.take_batch(Time::now()) == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes one batch and returns the number of its datagrams.
+    fn take_batch(&mut self, now: Time) -> usize {
+        let mut count = 0;
+        match self.receiver.receive(self.socket.as_fd()) {
+            Ok(datagrams) => {
+                for datagram in datagrams {
+                    count += 1;
+                    if let Some(forward) = &self.forward
+                        && forward.send(datagram.bytes).is_err()
+                    {
+                        self.reader.listener().forward_errors.add(1);
+                    }
+                    self.reader.datagram(datagram.bytes, datagram.truncated, now);
+                }
+            }
+            Err(error) => match error.kind() {
+                ErrorKind::WouldBlock => {}
+                // Tried again at once: the caller goes on while a batch is full.
+                ErrorKind::Interrupted => count = BATCH,
+                _ => self.reader.listener().read_errors.add(1),
+            },
+        }
+        if now.seconds() != self.drops_read {
+            self.drops_read = now.seconds();
+            self.count_drops(now);
+        }
+        count
+    }
+
+    fn count_drops(&mut self, now: Time) {
+        let Ok(drops) = sys::kernel_drops(self.socket.as_fd()) else { return };
+        let new = drops.wrapping_sub(self.drops);
+        self.drops = drops;
+        let listener = self.reader.listener();
+        listener.kernel_drops.add(new.into());
+        if new > 0 && (now.seconds() - self.drops_logged).abs() >= 60 {
+            self.drops_logged = now.seconds();
+            tracing::warn!(
+                listener = listener.name,
+                so_far = listener.kernel_drops.get(),
+                "the kernel drops datagrams because the socket's buffer is full; \
+                 raise intake.receive_buffer, or send less often"
+            );
+        }
+    }
+}

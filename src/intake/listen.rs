@@ -1,0 +1,405 @@
+//! Opens the listeners that the configuration asks for.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use socket2::{Domain, Protocol, Type};
+
+use super::address::{ListenAddress, host_port};
+use super::streams::Listening;
+use super::{Config, Untouched};
+use crate::sample::Dialect;
+use crate::telemetry::{self, Telemetry};
+
+/// Where the Agent's clients look for the socket.
+const AGENT_SOCKET: &str = "/var/run/datadog/dsd.socket";
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 1024;
+
+/// A listener that is open and not yet read.
+pub struct Opened {
+    pub listener: Arc<telemetry::Listener>,
+    pub socket: Socket,
+    pub dialect: Dialect,
+    pub eol_required: bool,
+    /// The socket's file, to be removed at the end.
+    pub path: Option<PathBuf>,
+}
+
+/// An open socket.
+pub enum Socket {
+    Datagram(OwnedFd),
+    Stream(Listening),
+}
+
+/// Opens every listener of the configuration and says so in the log. What nobody asked for may
+/// fail with a warning, as long as something is left to read.
+///
+/// # Errors
+/// With the setting and the remedy, when a listener that was asked for cannot be opened, or none
+/// could.
+pub fn open(
+    config: &Config,
+    untouched: Untouched,
+    telemetry: &Telemetry,
+) -> anyhow::Result<Vec<Opened>> {
+    let mut opening = Opening { config, telemetry, opened: Vec::new() };
+    let mut failures = Vec::new();
+    if config.port != 0 {
+        let address = format!("{}:{}", bind_host(config), config.port);
+        let hint = "stop the other program, or set intake.port (DD_DOGSTATSD_PORT)";
+        for _ in 0..config.udp_sockets.max(1) {
+            let result = opening.udp(&address, config.udp_sockets > 1, config.dialect, "udp");
+            opening.lenient(result.context(hint), untouched.udp, &mut failures)?;
+        }
+    }
+    if config.socket == "auto" {
+        let result = opening.auto_socket();
+        opening.lenient(result, untouched.socket, &mut failures)?;
+    } else if !config.socket.is_empty() {
+        let path = Path::new(&config.socket);
+        let hint = "set intake.socket (DD_DOGSTATSD_SOCKET) to a path that can be written, or to \"\"";
+        opening.unix_datagram(path, config.dialect, None).context(hint)?;
+    }
+    if !config.stream_socket.is_empty() {
+        let path = Path::new(&config.stream_socket);
+        let hint = "set intake.stream_socket (DD_DOGSTATSD_STREAM_SOCKET) to a path that can be written";
+        opening.unix_stream(path, config.dialect, None).context(hint)?;
+    }
+    if config.tcp_port != 0 {
+        let address = format!("{}:{}", bind_host(config), config.tcp_port);
+        opening.tcp(&address, config.dialect, false).context("set intake.tcp_port")?;
+    }
+    for (number, listener) in config.listeners.iter().enumerate() {
+        opening.further(listener).with_context(|| format!("intake.listeners[{number}]"))?;
+    }
+    if opening.opened.is_empty() && !config.stdin && !failures.is_empty() {
+        bail!("no listener could be opened: {}", failures.join("; "));
+    }
+    Ok(opening.opened)
+}
+
+/// Looks a host name up; the first address wins.
+pub(super) fn resolve(host: &str, port: u16) -> io::Result<SocketAddr> {
+    let mut addresses = (host, port).to_socket_addrs()?;
+    addresses.next().ok_or_else(|| io::Error::new(ErrorKind::NotFound, "the name has no address"))
+}
+
+fn bind_host(config: &Config) -> String {
+    // [::] takes IPv4 too, unless the system has no IPv6.
+    match (config.non_local_traffic, config.bind_host.parse::<std::net::Ipv6Addr>()) {
+        (true, _) if Path::new("/proc/net/if_inet6").exists() => "[::]".to_owned(),
+        (true, _) => "0.0.0.0".to_owned(),
+        (false, Ok(address)) => format!("[{address}]"),
+        (false, Err(_)) => config.bind_host.clone(),
+    }
+}
+
+struct Opening<'a> {
+    config: &'a Config,
+    telemetry: &'a Telemetry,
+    opened: Vec<Opened>,
+}
+
+impl Opening<'_> {
+    /// Turns the failure of a listener that nobody asked for into a warning.
+    fn lenient(
+        &self,
+        result: anyhow::Result<()>,
+        untouched: bool,
+        failures: &mut Vec<String>,
+    ) -> anyhow::Result<()> {
+        match result {
+            Err(error) if untouched => {
+                let line = one_line(&error);
+                tracing::warn!("{line}; going on without it");
+                failures.push(line);
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    fn further(&mut self, listener: &super::Listener) -> anyhow::Result<()> {
+        let eol = Some(listener.eol_required);
+        match listener.address.parse().map_err(anyhow::Error::msg)? {
+            ListenAddress::Udp(address) => {
+                self.udp(&address, false, listener.dialect, "udp")?;
+                self.last_requires_eol(listener.eol_required);
+                Ok(())
+            }
+            ListenAddress::Tcp(address) => self.tcp(&address, listener.dialect, listener.eol_required),
+            ListenAddress::UnixDatagram(path) => self.unix_datagram(&path, listener.dialect, eol),
+            ListenAddress::UnixStream(path) => self.unix_stream(&path, listener.dialect, eol),
+        }
+    }
+
+    fn last_requires_eol(&mut self, required: bool) {
+        if let Some(last) = self.opened.last_mut() {
+            last.eol_required |= required;
+        }
+    }
+
+    fn udp(
+        &mut self,
+        address: &str,
+        shared: bool,
+        dialect: Dialect,
+        transport: &str,
+    ) -> anyhow::Result<()> {
+        let open = || {
+            let address = socket_address(address)?;
+            let domain = Domain::for_address(address);
+            let socket = socket2::Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+            if address.is_ipv6() && address.ip().is_unspecified() {
+                socket.set_only_v6(false)?;
+            }
+            socket.set_reuse_port(shared)?;
+            socket.set_nonblocking(true)?;
+            self.size_buffer(&socket)?;
+            socket.bind(&address.into())?;
+            let bound = socket.local_addr()?.as_socket().unwrap_or(address);
+            Ok::<_, io::Error>((socket, bound))
+        };
+        let (socket, bound) =
+            open().with_context(|| format!("cannot listen on udp://{address}"))?;
+        let socket = Socket::Datagram(socket.into());
+        self.add(format!("udp://{bound}"), socket, dialect, self.eol(transport), None);
+        Ok(())
+    }
+
+    fn tcp(&mut self, address: &str, dialect: Dialect, eol: bool) -> anyhow::Result<()> {
+        let open = || {
+            let address = socket_address(address)?;
+            let socket =
+                socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+            socket.set_reuse_address(true)?;
+            socket.set_nonblocking(true)?;
+            socket.bind(&address.into())?;
+            socket.listen(BACKLOG)?;
+            let bound = socket.local_addr()?.as_socket().unwrap_or(address);
+            Ok::<_, io::Error>((std::net::TcpListener::from(socket), bound))
+        };
+        let (socket, bound) =
+            open().with_context(|| format!("cannot listen on tcp://{address}"))?;
+        let socket = Socket::Stream(Listening::Tcp(mio::net::TcpListener::from_std(socket)));
+        self.add(format!("tcp://{bound}"), socket, dialect, eol, None);
+        Ok(())
+    }
+
+    /// The Agent's path, or the first one below a runtime directory that works.
+    fn auto_socket(&mut self) -> anyhow::Result<()> {
+        let mut candidates = vec![PathBuf::from(AGENT_SOCKET)];
+        let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+        candidates.extend(runtime.map(|folder| folder.join("tallyd/dsd.socket")));
+        candidates.push(std::env::temp_dir().join("tallyd/dsd.socket"));
+        let mut failures = Vec::new();
+        for path in candidates {
+            match self.unix_datagram(&path, self.config.dialect, None) {
+                Ok(()) => return Ok(()),
+                Err(error) => failures.push(one_line(&error)),
+            }
+        }
+        bail!("{}; set intake.socket to a path that can be written, or to \"\"", failures.join("; "))
+    }
+
+    fn unix_datagram(
+        &mut self,
+        path: &Path,
+        dialect: Dialect,
+        eol: Option<bool>,
+    ) -> anyhow::Result<()> {
+        let open = || {
+            make_way(path, || UnixDatagram::unbound()?.connect(path))?;
+            let socket = UnixDatagram::bind(path)?;
+            socket.set_nonblocking(true)?;
+            self.size_buffer(&socket2::SockRef::from(&socket))?;
+            self.set_mode(path)?;
+            Ok::<_, io::Error>(socket)
+        };
+        let name = format!("unixgram://{}", path.display());
+        let socket = open().with_context(|| format!("cannot listen on {name}"))?;
+        let eol = eol.unwrap_or_else(|| self.eol("uds"));
+        self.add(name, Socket::Datagram(socket.into()), dialect, eol, Some(path));
+        Ok(())
+    }
+
+    fn unix_stream(
+        &mut self,
+        path: &Path,
+        dialect: Dialect,
+        eol: Option<bool>,
+    ) -> anyhow::Result<()> {
+        let open = || {
+            make_way(path, || UnixStream::connect(path).map(drop))?;
+            let socket = UnixListener::bind(path)?;
+            socket.set_nonblocking(true)?;
+            self.set_mode(path)?;
+            Ok::<_, io::Error>(socket)
+        };
+        let name = format!("unixstream://{}", path.display());
+        let socket = open().with_context(|| format!("cannot listen on {name}"))?;
+        let socket = Socket::Stream(Listening::Unix(mio::net::UnixListener::from_std(socket)));
+        let eol = eol.unwrap_or_else(|| self.eol("uds"));
+        self.add(name, socket, dialect, eol, Some(path));
+        Ok(())
+    }
+
+    fn add(
+        &mut self,
+        name: String,
+        socket: Socket,
+        dialect: Dialect,
+        eol_required: bool,
+        path: Option<&Path>,
+    ) {
+        tracing::info!("listening on {name}");
+        let listener = self.telemetry.listener(name);
+        let path = path.map(Path::to_path_buf);
+        self.opened.push(Opened { listener, socket, dialect, eol_required, path });
+    }
+
+    fn eol(&self, transport: &str) -> bool {
+        self.config.eol_required.iter().any(|t| t == transport)
+    }
+
+    fn size_buffer(&self, socket: &socket2::Socket) -> io::Result<()> {
+        match self.config.receive_buffer {
+            0 => Ok(()),
+            size => socket.set_recv_buffer_size(size),
+        }
+    }
+
+    fn set_mode(&self, path: &Path) -> io::Result<()> {
+        let mode = u32::from_str_radix(&self.config.socket_mode, 8)
+            .map_err(|_| io::Error::new(ErrorKind::InvalidInput, "intake.socket_mode is not octal"))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))
+    }
+}
+
+fn socket_address(address: &str) -> io::Result<SocketAddr> {
+    let (host, port) = host_port(address)
+        .map_err(|problem| io::Error::new(ErrorKind::InvalidInput, format!("{address}: {problem}")))?;
+    resolve(host, port)
+}
+
+/// Makes the folder, and removes a socket that nobody listens on any more. `connect` tells whether
+/// somebody does.
+fn make_way(path: &Path, connect: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let kind = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+        Ok(metadata) => metadata.file_type(),
+    };
+    if !kind.is_socket() {
+        return Err(io::Error::new(ErrorKind::AlreadyExists, "something that is no socket is there"));
+    }
+    match connect() {
+        // A socket of the other type is in use as well.
+        Ok(()) => Err(io::Error::new(ErrorKind::AddrInUse, "another process listens there")),
+        Err(error) if error.raw_os_error() == Some(libc::EPROTOTYPE) => {
+            Err(io::Error::new(ErrorKind::AddrInUse, "another process listens there"))
+        }
+        Err(_) => fs::remove_file(path),
+    }
+}
+
+/// An error and its causes in one line.
+pub fn one_line(error: &anyhow::Error) -> String {
+    // The outermost context is the remedy: the cause goes first.
+    let mut parts: Vec<String> = error.chain().map(ToString::to_string).collect();
+    let remedy = (parts.len() > 2).then(|| parts.remove(0));
+    let mut line = parts.join(": ");
+    if let Some(remedy) = remedy {
+        line = format!("{line}; {remedy}");
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> Config {
+        Config { port: 0, socket: String::new(), ..Config::default() }
+    }
+
+    fn open_all(config: &Config) -> anyhow::Result<Vec<String>> {
+        let untouched = Untouched { udp: false, socket: false };
+        let opened = open(config, untouched, &Telemetry::default())?;
+        Ok(opened.iter().map(|o| o.listener.name.clone()).collect())
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_one_in_use_is_not() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("new/dsd.socket");
+        let config = Config { socket: path.display().to_string(), ..config() };
+
+        let live = open(&config, Untouched { udp: false, socket: false }, &Telemetry::default());
+        let mode = fs::metadata(&path).expect("socket").permissions().mode();
+        assert_eq!(mode & 0o777, 0o722);
+        let error = open_all(&config).expect_err("it is in use");
+        assert!(one_line(&error).contains("another process listens there"), "{error:#}");
+
+        drop(live);
+        assert!(path.exists(), "the file stays behind a process that was killed");
+        open_all(&config).expect("a stale socket is no obstacle");
+    }
+
+    #[test]
+    fn what_is_no_socket_is_left_alone() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("precious");
+        fs::write(&path, "data").expect("file");
+        let config = Config { stream_socket: path.display().to_string(), ..config() };
+        let error = open_all(&config).expect_err("a file is there");
+        assert!(one_line(&error).contains("no socket"), "{error:#}");
+        assert_eq!(fs::read_to_string(&path).expect("file"), "data");
+    }
+
+    #[test]
+    fn a_port_in_use_stops_the_start_unless_nobody_asked_for_it() {
+        let taken = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
+        let port = taken.local_addr().expect("address").port();
+        let tcp = "tcp://127.0.0.1:0".to_owned();
+        let further = super::super::Listener { address: tcp, dialect: Dialect::Statsd, eol_required: false };
+        let config = Config { port, listeners: vec![further], ..config() };
+        let error = one_line(&open_all(&config).expect_err("the port is taken"));
+        assert!(error.contains(&format!("udp://127.0.0.1:{port}")), "{error}");
+        assert!(error.ends_with("set intake.port (DD_DOGSTATSD_PORT)"), "{error}");
+
+        let untouched = Untouched { udp: true, socket: true };
+        let opened = open(&config, untouched, &Telemetry::default()).expect("the others go on");
+        assert_eq!(opened.len(), 1);
+        assert_eq!(opened[0].dialect, Dialect::Statsd);
+
+        let alone = Config { listeners: Vec::new(), ..config };
+        let error = open(&alone, untouched, &Telemetry::default()).err().expect("nothing is left");
+        assert!(error.to_string().starts_with("no listener could be opened"), "{error}");
+    }
+
+    #[test]
+    fn several_sockets_share_a_port_on_both_families() {
+        let any = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
+        let port = any.local_addr().expect("address").port();
+        drop(any);
+        let config = Config { port, udp_sockets: 2, ..config() };
+        assert_eq!(open_all(&config).expect("open").len(), 2);
+        let v6 = Config { bind_host: "::1".to_owned(), ..config };
+        if Path::new("/proc/net/if_inet6").exists() {
+            assert!(open_all(&v6).expect("open")[0].starts_with("udp://[::1]:"));
+        }
+    }
+}

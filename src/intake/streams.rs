@@ -1,0 +1,251 @@
+//! The thread of all stream listeners and their connections.
+
+use std::collections::HashMap;
+use std::io::{self, ErrorKind, Read};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use mio::event::Source;
+use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use mio::{Events, Interest, Poll, Registry, Token};
+
+use crate::reader::Reader;
+use crate::stream::Framer;
+use crate::time::Time;
+
+/// Reads of one connection before the others get their turn.
+const READS_PER_TURN: usize = 16;
+
+/// Turns of each connection at the stop, so that a sender who does not stop cannot prevent it.
+const LAST_TURNS: usize = 64;
+
+/// How long accepting pauses after it failed, for want of file descriptors as a rule.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long the thread sleeps at most.
+const POLL: Duration = Duration::from_secs(1);
+
+/// A listening stream socket.
+#[derive(Debug)]
+pub enum Listening {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+struct Connection {
+    stream: Stream,
+    framer: Framer,
+    /// Index of its listener.
+    listener: usize,
+}
+
+/// All stream listeners, their readers and their connections.
+pub(super) struct Streams {
+    listeners: Vec<(Listening, Reader)>,
+    connections: HashMap<Token, Connection>,
+    /// Connections with more to read than one turn allows.
+    unfinished: Vec<Token>,
+    /// Accepting failed and is tried again.
+    accept_again: bool,
+    next: usize,
+    buffer_size: usize,
+    connections_max: usize,
+}
+
+/// Whether a connection has more to read.
+enum Turn {
+    Waits,
+    Unfinished,
+    Over,
+}
+
+impl Streams {
+    pub(super) fn new(
+        listeners: Vec<(Listening, Reader)>,
+        buffer_size: usize,
+        connections_max: usize,
+    ) -> Self {
+        Self {
+            next: listeners.len(),
+            listeners,
+            connections: HashMap::new(),
+            unfinished: Vec::new(),
+            accept_again: false,
+            buffer_size,
+            connections_max,
+        }
+    }
+
+    /// Reads until `stopping`, then takes what still waits.
+    pub(super) fn run(&mut self, mut poll: Poll, stopping: &AtomicBool) -> io::Result<()> {
+        for (number, (listening, _)) in self.listeners.iter_mut().enumerate() {
+            poll.registry().register(listening.source(), Token(number), Interest::READABLE)?;
+        }
+        let mut events = Events::with_capacity(256);
+        while !stopping.load(Ordering::Acquire) {
+            match poll.poll(&mut events, Some(self.patience())) {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            }
+            if std::mem::take(&mut self.accept_again) {
+                for number in 0..self.listeners.len() {
+                    self.accept(number, poll.registry());
+                }
+            }
+            let mut turn = std::mem::take(&mut self.unfinished);
+            for event in &events {
+                match event.token() {
+                    Token(number) if number < self.listeners.len() => {
+                        self.accept(number, poll.registry());
+                    }
+                    token if !turn.contains(&token) => turn.push(token),
+                    _ => {}
+                }
+            }
+            for token in turn {
+                self.read(token, poll.registry());
+            }
+        }
+        self.drain(poll.registry());
+        Ok(())
+    }
+
+    fn patience(&self) -> Duration {
+        if !self.unfinished.is_empty() {
+            Duration::ZERO
+        } else if self.accept_again {
+            ACCEPT_PAUSE
+        } else {
+            POLL
+        }
+    }
+
+    /// Takes new connections, and what they and the old ones have sent.
+    fn drain(&mut self, registry: &Registry) {
+        for number in 0..self.listeners.len() {
+            self.accept(number, registry);
+        }
+        let mut turn: Vec<Token> = self.connections.keys().copied().collect();
+        for _ in 0..LAST_TURNS {
+            for token in turn {
+                self.read(token, registry);
+            }
+            turn = std::mem::take(&mut self.unfinished);
+            if turn.is_empty() {
+                break;
+            }
+        }
+    }
+
+    fn accept(&mut self, number: usize, registry: &Registry) {
+        loop {
+            let (listening, reader) = &self.listeners[number];
+            let listener = reader.listener();
+            let mut stream = match listening.accept() {
+                Ok(stream) => stream,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(_) => {
+                    listener.read_errors.add(1);
+                    self.accept_again = true;
+                    return;
+                }
+            };
+            if self.connections.len() >= self.connections_max {
+                listener.connections_refused.add(1);
+                continue;
+            }
+            let framer = match listening {
+                Listening::Tcp(_) => Framer::lines(self.buffer_size),
+                Listening::Unix(_) => Framer::new(self.buffer_size),
+            };
+            let token = Token(self.next);
+            self.next += 1;
+            if registry.register(stream.source(), token, Interest::READABLE).is_err() {
+                listener.connections_refused.add(1);
+                continue;
+            }
+            listener.connections.add(1);
+            self.connections.insert(token, Connection { stream, framer, listener: number });
+        }
+    }
+
+    fn read(&mut self, token: Token, registry: &Registry) {
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        let reader = &mut self.listeners[connection.listener].1;
+        match connection.turn(reader) {
+            Turn::Waits => {}
+            Turn::Unfinished => self.unfinished.push(token),
+            Turn::Over => {
+                if let Some(mut connection) = self.connections.remove(&token) {
+                    // Closing it takes it out of the poll in any case.
+                    let _ = registry.deregister(connection.stream.source());
+                }
+            }
+        }
+    }
+}
+
+impl Connection {
+    fn turn(&mut self, reader: &mut Reader) -> Turn {
+        for _ in 0..READS_PER_TURN {
+            match self.stream.read(self.framer.space()) {
+                Ok(0) => self.framer.end(),
+                Ok(bytes) => {
+                    self.framer.filled(bytes);
+                    if reader.payloads(&mut self.framer, Time::now()) {
+                        continue;
+                    }
+                    return Turn::Over;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Turn::Waits,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(_) => {
+                    reader.listener().read_errors.add(1);
+                    self.framer.end();
+                }
+            }
+            reader.payloads(&mut self.framer, Time::now());
+            return Turn::Over;
+        }
+        Turn::Unfinished
+    }
+}
+
+impl Listening {
+    fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Self::Tcp(listener) => listener.accept().map(|(stream, _)| Stream::Tcp(stream)),
+            Self::Unix(listener) => listener.accept().map(|(stream, _)| Stream::Unix(stream)),
+        }
+    }
+
+    fn source(&mut self) -> &mut dyn Source {
+        match self {
+            Self::Tcp(listener) => listener,
+            Self::Unix(listener) => listener,
+        }
+    }
+}
+
+impl Stream {
+    fn read(&mut self, space: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read(space),
+            Self::Unix(stream) => stream.read(space),
+        }
+    }
+
+    fn source(&mut self) -> &mut dyn Source {
+        match self {
+            Self::Tcp(stream) => stream,
+            Self::Unix(stream) => stream,
+        }
+    }
+}
