@@ -1,7 +1,20 @@
 //! The accumulators: what one series holds within one bucket, one shape per kind.
 
+mod histogram;
+mod members;
+
+use std::fmt;
+use std::sync::Arc;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+pub use histogram::Histogram;
+pub use members::Members;
+
+use crate::batch::Value;
+use crate::sample::Kind;
+use crate::sketch::Sketch;
 
 /// How histograms and sets are summed up.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -47,6 +60,78 @@ pub enum Aggregate {
     Sum,
 }
 
+impl Aggregate {
+    /// Every figure, in the order of its discriminant.
+    pub const ALL: [Self; 6] =
+        [Self::Max, Self::Median, Self::Avg, Self::Count, Self::Min, Self::Sum];
+
+    /// The word used in the configuration and behind the name of a series.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Max => "max",
+            Self::Median => "median",
+            Self::Avg => "avg",
+            Self::Count => "count",
+            Self::Min => "min",
+            Self::Sum => "sum",
+        }
+    }
+}
+
+/// The settings as the accumulators use them.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// In the order of the configuration, without repetitions.
+    pub aggregates: Arc<[Aggregate]>,
+    /// Per cent, ascending, without repetitions.
+    pub percentiles: Box<[u8]>,
+    pub samples_max: usize,
+    pub members_max: usize,
+}
+
+impl Plan {
+    /// The plan, and a warning for each aggregate and percentile that is not understood and left
+    /// out, as the Agent does.
+    pub fn from_config(config: &Config) -> (Self, Vec<String>) {
+        let mut warnings = Vec::new();
+        let mut aggregates = Vec::new();
+        for word in &config.histogram_aggregates {
+            match Aggregate::ALL.into_iter().find(|aggregate| aggregate.word() == word) {
+                Some(known) if aggregates.contains(&known) => {}
+                Some(new) => aggregates.push(new),
+                None => warnings.push(format!(
+                    "value.histogram_aggregates: {word:?} is left out: it is none of {}",
+                    Aggregate::ALL.map(Aggregate::word).join(", ")
+                )),
+            }
+        }
+        let mut percentiles = Vec::new();
+        for text in &config.histogram_percentiles {
+            match parse_percentile(text) {
+                Some(percentile) => percentiles.push(percentile),
+                None => warnings.push(format!(
+                    "value.histogram_percentiles: {text:?} is left out: it is no number from 0 to 1"
+                )),
+            }
+        }
+        percentiles.sort_unstable();
+        percentiles.dedup();
+        let plan = Self {
+            aggregates: aggregates.into(),
+            percentiles: percentiles.into(),
+            samples_max: config.histogram_samples_max,
+            members_max: config.set_members_max,
+        };
+        (plan, warnings)
+    }
+}
+
+/// A fraction as whole per cent, rounded as the Agent does.
+fn parse_percentile(text: &str) -> Option<u8> {
+    let fraction: f64 = text.parse().ok()?;
+    (0.0..=1.0).contains(&fraction).then_some((fraction * 100.0 + 0.5) as u8)
+}
+
 /// What a histogram came to. Weighted by the sample rate throughout.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Summary {
@@ -62,5 +147,258 @@ pub struct Summary {
 impl Summary {
     pub fn avg(&self) -> f64 {
         self.sum / self.count
+    }
+
+    /// The figures that are sent: the aggregates in their order, then the percentiles ascending.
+    pub fn figures(&self, aggregates: &[Aggregate]) -> impl Iterator<Item = Figure> {
+        let aggregates = aggregates.iter().map(|&aggregate| Figure {
+            suffix: Suffix::Aggregate(aggregate),
+            value: self.aggregate(aggregate),
+            rate: aggregate == Aggregate::Count,
+        });
+        let percentiles = self.percentiles.iter().map(|&(percent, value)| Figure {
+            suffix: Suffix::Percentile(percent),
+            value,
+            rate: false,
+        });
+        aggregates.chain(percentiles)
+    }
+
+    fn aggregate(&self, aggregate: Aggregate) -> f64 {
+        match aggregate {
+            Aggregate::Max => self.max,
+            Aggregate::Median => self.median,
+            Aggregate::Avg => self.avg(),
+            Aggregate::Count => self.count,
+            Aggregate::Min => self.min,
+            Aggregate::Sum => self.sum,
+        }
+    }
+}
+
+/// One figure of a histogram: a series of its own for the Datadog intake.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Figure {
+    pub suffix: Suffix,
+    pub value: f64,
+    /// To be divided by the bucket's length and sent as a rate, instead of as a gauge.
+    pub rate: bool,
+}
+
+/// What stands behind the name of a histogram, with its dot: `.max`, `.95percentile`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Suffix {
+    Aggregate(Aggregate),
+    /// Per cent.
+    Percentile(u8),
+}
+
+impl fmt::Display for Suffix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Aggregate(aggregate) => write!(f, ".{}", aggregate.word()),
+            Self::Percentile(percent) => write!(f, ".{percent}percentile"),
+        }
+    }
+}
+
+/// The highest weight of a sample: of a rate of 2.3e-10. It keeps the sums of weights meaningful
+/// whatever a client sends.
+pub const WEIGHT_MAX: f64 = (1u64 << 32) as f64;
+
+/// What a series holds within one bucket. Its first sample decides what it is.
+#[derive(Clone, Debug, Default)]
+pub enum Cell {
+    #[default]
+    Empty,
+    Count(f64),
+    Gauge(f64),
+    Set(Box<Members>),
+    /// Of a histogram or timer.
+    Histogram(Box<Histogram>),
+    Sketch(Box<Sketch>),
+}
+
+const _: () = assert!(size_of::<Cell>() == 16);
+
+impl Cell {
+    /// What a series of this kind holds before its first sample.
+    fn of(kind: Kind) -> Self {
+        match kind {
+            Kind::Count => Self::Count(0.0),
+            Kind::Gauge => Self::Gauge(0.0),
+            Kind::Set => Self::Set(Box::default()),
+            Kind::Timer | Kind::Histogram => Self::Histogram(Box::default()),
+            Kind::Distribution => Self::Sketch(Box::default()),
+        }
+    }
+
+    fn is_of(&self, kind: Kind) -> bool {
+        std::mem::discriminant(self) == std::mem::discriminant(&Self::of(kind))
+    }
+
+    /// Adds a finite number that stands for `weight` events (at least 1, taken as [`WEIGHT_MAX`] at
+    /// most) to a series of any kind but a set.
+    pub fn add(&mut self, kind: Kind, value: f64, weight: f64, plan: &Plan) {
+        if matches!(self, Self::Empty) {
+            *self = Self::of(kind);
+        }
+        debug_assert!(self.is_of(kind), "a series has one kind");
+        debug_assert!(value.is_finite() && weight >= 1.0);
+        let weight = weight.min(WEIGHT_MAX);
+        match self {
+            // A sum beyond the range of f64 stays at its end.
+            Self::Count(sum) => *sum = (*sum + value * weight).clamp(f64::MIN, f64::MAX),
+            Self::Gauge(last) => *last = value,
+            Self::Histogram(histogram) => histogram.insert(value, weight, plan.samples_max),
+            Self::Sketch(sketch) => sketch.insert_weighted(value, weight),
+            Self::Empty | Self::Set(_) => debug_assert!(false, "a set has members, not numbers"),
+        }
+    }
+
+    /// Adds a member, by its keyed hash, to a set.
+    pub fn member(&mut self, hash: u64, plan: &Plan) {
+        if matches!(self, Self::Empty) {
+            *self = Self::of(Kind::Set);
+        }
+        debug_assert!(self.is_of(Kind::Set), "only a set has members");
+        if let Self::Set(members) = self {
+            members.insert(hash, plan.members_max);
+        }
+    }
+
+    /// What the bucket came to; `None` when nothing came.
+    pub fn close(self, plan: &Plan) -> Option<Value> {
+        match self {
+            Self::Empty => None,
+            Self::Count(sum) => Some(Value::Count(sum)),
+            Self::Gauge(last) => Some(Value::Gauge(last)),
+            Self::Set(members) => Some(Value::Set(members.len())),
+            Self::Histogram(histogram) => {
+                Some(Value::Histogram(Box::new(histogram.summary(&plan.percentiles))))
+            }
+            Self::Sketch(mut sketch) => {
+                sketch.finish();
+                Some(Value::Distribution(sketch))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan() -> Plan {
+        let (plan, warnings) = Plan::from_config(&Config::default());
+        assert!(warnings.is_empty());
+        plan
+    }
+
+    fn closed(kind: Kind, samples: &[(f64, f64)]) -> Value {
+        let mut cell = Cell::default();
+        samples.iter().for_each(|&(value, weight)| cell.add(kind, value, weight, &plan()));
+        cell.close(&plan()).unwrap()
+    }
+
+    fn names_and_values(value: &Value, aggregates: &[Aggregate]) -> Vec<(String, f64)> {
+        let Value::Histogram(summary) = value else { panic!("not a histogram: {value:?}") };
+        summary.figures(aggregates).map(|f| (f.suffix.to_string(), f.value)).collect()
+    }
+
+    #[test]
+    fn a_count_is_the_weighted_sum() {
+        let samples = [(1.0, 1.0 / 0.3), (-4.0, 1.0)];
+        let Value::Count(sum) = closed(Kind::Count, &samples) else { panic!("not a count") };
+        assert_eq!(sum, 1.0 / 0.3 - 4.0);
+        for (value, expect) in [(f64::MAX, f64::MAX), (f64::MIN, f64::MIN), (0.0, 0.0)] {
+            let samples = [(value, f64::INFINITY), (value, 2.0)];
+            let Value::Count(sum) = closed(Kind::Count, &samples) else { panic!("not a count") };
+            assert_eq!(sum, expect);
+        }
+    }
+
+    #[test]
+    fn a_gauge_is_its_last_value_whatever_the_rate() {
+        let samples = [(5.0, 1.0), (10.0, 10.0)];
+        assert!(matches!(closed(Kind::Gauge, &samples), Value::Gauge(10.0)));
+    }
+
+    #[test]
+    fn a_set_counts_distinct_members() {
+        let mut cell = Cell::default();
+        [7, 8, 7].into_iter().for_each(|hash| cell.member(hash, &plan()));
+        assert!(matches!(cell.close(&plan()), Some(Value::Set(2))));
+    }
+
+    #[test]
+    fn a_timer_is_a_histogram() {
+        let closed = closed(Kind::Timer, &[(5.0, 1.0), (7.0, 1.0)]);
+        let expect = [
+            (".max", 7.0),
+            (".median", 5.0),
+            (".avg", 6.0),
+            (".count", 2.0),
+            (".95percentile", 7.0),
+        ];
+        let figures = names_and_values(&closed, &plan().aggregates);
+        assert_eq!(figures, expect.map(|(name, value)| (name.to_owned(), value)));
+    }
+
+    #[test]
+    fn a_distribution_is_closed_finished() {
+        let closed = closed(Kind::Distribution, &[(5.0, 1.0), (5.0, 3.5)]);
+        let Value::Distribution(sketch) = closed else { panic!("not a distribution") };
+        assert_eq!(sketch.bins().collect::<Vec<_>>(), [(1442, 4)]);
+        assert_eq!(sketch.sum(), 22.5);
+    }
+
+    #[test]
+    fn nothing_comes_of_nothing() {
+        assert!(Cell::default().close(&plan()).is_none());
+    }
+
+    #[test]
+    fn the_rate_is_the_count_alone() {
+        let summary = Summary {
+            count: 1.0,
+            sum: 1.0,
+            min: 1.0,
+            max: 1.0,
+            median: 1.0,
+            percentiles: vec![(50, 1.0)],
+        };
+        let rates = summary.figures(&Aggregate::ALL).filter(|f| f.rate).map(|f| f.suffix);
+        assert_eq!(rates.collect::<Vec<_>>(), [Suffix::Aggregate(Aggregate::Count)]);
+    }
+
+    #[test]
+    fn the_plan_skips_what_it_does_not_know() {
+        let words = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
+        let config = Config {
+            histogram_aggregates: words(&["min", "sum", "bogus", "min", "Max"]),
+            histogram_percentiles: words(&[
+                "1", "0.5", "0", "0.99", "1.5", "abc", "-0.1", "NaN", "", "0.501", "0.995", "0.994",
+            ]),
+            ..Config::default()
+        };
+        let (plan, warnings) = Plan::from_config(&config);
+        assert_eq!(*plan.aggregates, [Aggregate::Min, Aggregate::Sum]);
+        assert_eq!(*plan.percentiles, [0, 50, 99, 100]);
+        let named: Vec<_> = warnings.iter().map(|w| w.split('"').nth(1).unwrap()).collect();
+        assert_eq!(named, ["bogus", "Max", "1.5", "abc", "-0.1", "NaN", ""]);
+
+        let mut cell = Cell::default();
+        [3.0, 1.0, 4.0, 2.0].into_iter().for_each(|v| cell.add(Kind::Histogram, v, 1.0, &plan));
+        let expect = [
+            (".min", 1.0),
+            (".sum", 10.0),
+            (".0percentile", 1.0),
+            (".50percentile", 2.0),
+            (".99percentile", 4.0),
+            (".100percentile", 4.0),
+        ];
+        let figures = names_and_values(&cell.close(&plan).unwrap(), &plan.aggregates);
+        assert_eq!(figures, expect.map(|(name, value)| (name.to_owned(), value)));
     }
 }
