@@ -137,6 +137,7 @@ fn values(text: &[u8], kind: Kind) -> Parsed<'_, Values<'_>> {
 }
 
 /// What an optional field says.
+#[derive(Clone, Copy)]
 enum Field<'a> {
     Rate(f64),
     Tags(&'a [u8]),
@@ -425,12 +426,10 @@ fn hexadecimal(input: &[u8]) -> Parsed<'_, f64> {
         for digit in whole.chars().chain(fraction.chars()) {
             binary.push(digit.to_digit(16)?, 4);
         }
-        // Beyond 128 bits any exponent is as good as another.
         let exponent = without_underscores(exponent);
-        let limit = if exponent.starts_with('-') { i128::MIN } else { i128::MAX };
+        let limit = if exponent.starts_with('-') { i64::MIN } else { i64::MAX };
         let exponent = exponent.parse().unwrap_or(limit);
-        let exponent = exponent.clamp(i64::MIN.into(), i64::MAX.into()) as i64;
-        let value = binary.scale(exponent.saturating_sub(4 * fraction.len() as i64));
+        let value = binary.scale(i64::saturating_sub(exponent, 4 * fraction.len() as i64));
         value.is_finite().then_some(value)
     })
     .parse(input)
@@ -523,6 +522,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
         #[test]
         fn the_fast_path_reads_this_language(line in any_line(), options in options()) {
             agree(&line, options);

@@ -75,7 +75,7 @@ impl Framer {
 
     /// Tells how many bytes have been put at the beginning of [`Framer::space`].
     pub fn filled(&mut self, bytes: usize) {
-        self.unread.end = (self.unread.end + bytes).min(self.buffer.len());
+        self.unread.end = self.unread.end.saturating_add(bytes).min(self.buffer.len());
     }
 
     /// Tells that the connection has ended: what is left is a last line, or an unfinished frame.
@@ -140,13 +140,17 @@ impl Framer {
 
     fn line(&mut self) -> Option<Result<Range<usize>, FrameError>> {
         if self.mode == Mode::Skipping {
-            let newline = memchr(b'\n', &self.buffer[self.unread.clone()]);
-            self.take(newline.map_or(self.unread.len(), |at| at + 1));
-            newline?;
+            match self.newline() {
+                Some(at) => drop(self.take(at + 1)),
+                None => {
+                    self.unread = 0..0;
+                    return None;
+                }
+            }
             self.mode = Mode::Lines;
         }
-        let newline = memchr(b'\n', &self.buffer[self.unread.clone()]);
-        let length = newline.unwrap_or(self.unread.len());
+        let newline = self.newline();
+        let length = newline.unwrap_or_else(|| self.unread.len());
         if length > self.limit {
             match newline {
                 Some(at) => drop(self.take(at + 1)),
@@ -159,6 +163,10 @@ impl Framer {
             None if self.ended && length > 0 => Some(Ok(self.take(length))),
             None => None,
         }
+    }
+
+    fn newline(&self) -> Option<usize> {
+        memchr(b'\n', &self.buffer[self.unread.clone()])
     }
 
     fn take(&mut self, bytes: usize) -> Range<usize> {
@@ -179,9 +187,9 @@ fn length(header: [u8; HEADER]) -> usize {
 
 /// Whether the bytes could begin a line; a character may be cut at their end.
 fn is_text(bytes: &[u8]) -> bool {
-    let control = |&b: &u8| b.is_ascii_control() && !matches!(b, b'\t' | b'\r' | b'\n');
+    let control = |b: &u8| b.is_ascii_control() && !matches!(b, b'\t' | b'\r' | b'\n');
     let utf8 = std::str::from_utf8(bytes).map_or_else(|e| e.error_len().is_none(), |_| true);
-    utf8 && !bytes.iter().any(|b| control(b))
+    utf8 && !bytes.iter().any(control)
 }
 
 #[cfg(test)]
@@ -232,14 +240,14 @@ mod tests {
         assert_eq!(whole(b""), ok(&[]));
         assert_eq!(whole(b"\x05\0\0\0a:1|c\x03\0\0\0\n\n\n"), ok(&["a:1|c", "\n\n\n"]));
         assert_eq!(whole(b"\0\0\0\0\x05\0\0\0a:1|c\0\0\0\0"), ok(&["a:1|c"]));
-        assert_eq!(whole(b"\x08\0\0\012345678"), ok(&["12345678"]));
+        assert_eq!(whole(b"\x08\0\0\x0012345678"), ok(&["12345678"]));
     }
 
     #[test]
     fn a_long_frame_closes_the_connection() {
         let mut expected = ok(&["a"]);
         expected.push(Err(FrameError::FrameTooLong(9)));
-        assert_eq!(whole(b"\x01\0\0\0a\x09\0\0\0123456789\x01\0\0\0a"), expected);
+        assert_eq!(whole(b"\x01\0\0\0a\x09\0\0\x00123456789\x01\0\0\0a"), expected);
         assert_eq!(whole(b"\xff\xff\xff\xff"), [Err(FrameError::FrameTooLong(u32::MAX))]);
     }
 
