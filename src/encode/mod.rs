@@ -1,1 +1,4 @@
 //! Payload formats.
+
+pub mod exposition;
+pub mod table;

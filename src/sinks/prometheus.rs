@@ -1,7 +1,21 @@
-//! The exposition page that Prometheus scrapes.
+//! The exposition page that Prometheus scrapes. Delivering a batch means to fold it into the page;
+//! the HTTP server writes the page out when it is asked to.
 
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ahash::RandomState;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use super::{Body, Encoded, Payload, Sending, Sink, Verdict};
+use crate::batch::{Batch, Row, Value};
+use crate::context::Context;
+use crate::encode::exposition::{
+    Labels, Type, metric_name, write_quantile, write_sample, write_type,
+};
+use crate::sample::Kind;
+use crate::value::Summary;
 
 /// The page at `/metrics`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -24,5 +38,735 @@ impl Default for Config {
             series_max: 100_000,
             quantiles: vec![0.5, 0.75, 0.9, 0.95, 0.99],
         }
+    }
+}
+
+/// A quantile that is none.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("sinks.prometheus.quantiles[{index}]: {value} is not between 0 and 1")]
+pub struct QuantileError {
+    pub index: usize,
+    pub value: f64,
+}
+
+/// The sink that keeps the page.
+///
+/// Counts are counters since the start, gauges and sets are gauges, the rest are summaries whose
+/// quantiles are those of the newest bucket while `_sum` and `_count` run since the start.
+/// Timestamps are not shown: of a gauge's points the newest is, and those of a count add up.
+///
+/// A bucket in which a count came to less than zero is left out of its counter, and counted in
+/// [`Prometheus::negative_counts`]: Prometheus takes any decrease for a restart from zero.
+#[derive(Debug)]
+pub struct Prometheus {
+    page: Arc<Mutex<Page>>,
+}
+
+impl Prometheus {
+    /// `hostname` is the own host, which the page does not repeat with every series.
+    pub fn new(config: &Config, hostname: &str) -> Result<Self, QuantileError> {
+        let page = Page::new(config, hostname)?;
+        Ok(Self { page: Arc::new(Mutex::new(page)) })
+    }
+
+    /// Appends the page, in [format 0.0.4](crate::encode::exposition::CONTENT_TYPE). With many
+    /// series this takes a while: not for a thread that others wait for.
+    pub fn render(&self, out: &mut String) {
+        lock(&self.page).render(out);
+    }
+
+    /// The page as of the last flush.
+    pub fn page(&self) -> String {
+        let mut out = String::new();
+        self.render(&mut out);
+        out
+    }
+
+    /// Points, since the start, of series for which the page had no room.
+    pub fn left_out(&self) -> u64 {
+        lock(&self.page).left_out
+    }
+
+    /// Points of counts, since the start, that were negative and so are in no counter.
+    pub fn negative_counts(&self) -> u64 {
+        lock(&self.page).negative_counts
+    }
+}
+
+impl Sink for Prometheus {
+    fn name(&self) -> &'static str {
+        "prometheus"
+    }
+
+    fn endpoints(&self) -> Vec<String> {
+        vec!["page".to_owned()]
+    }
+
+    /// An empty batch is a payload too: it is how idle series get old.
+    fn encode(&self, batch: &Arc<Batch>) -> Encoded {
+        let points = batch.rows.len() as u64;
+        let payload = Payload { kind: "series", points, body: Body::Batch(batch.clone()) };
+        Encoded { payloads: vec![payload], dropped: 0 }
+    }
+
+    fn send<'a>(&'a self, _endpoint: usize, payload: &'a Payload) -> Sending<'a> {
+        Box::pin(async move {
+            let Body::Batch(batch) = &payload.body else {
+                return Verdict::Refused { cause: "not a batch".to_owned() };
+            };
+            let (page, batch) = (self.page.clone(), batch.clone());
+            // Folding many series takes a while, and so does a scrape that holds the lock.
+            match tokio::task::spawn_blocking(move || lock(&page).fold(&batch)).await {
+                Ok(()) => Verdict::Delivered,
+                Err(e) => Verdict::Refused { cause: e.to_string() },
+            }
+        })
+    }
+}
+
+/// A panic while folding leaves at worst one series half updated.
+fn lock(page: &Mutex<Page>) -> MutexGuard<'_, Page> {
+    page.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the page shows.
+#[derive(Debug)]
+struct Page {
+    hostname: String,
+    expiry_seconds: u32,
+    series_max: usize,
+    /// Ascending, each once.
+    quantiles: Vec<f64>,
+    /// Where each series is shown. Several may come out as one, so this is what is limited.
+    places: HashMap<Arc<Context>, Place, RandomState>,
+    families: BTreeMap<FamilyKey, Family>,
+    /// Names of samples in use, those with a suffix included.
+    names: HashSet<String, RandomState>,
+    left_out: u64,
+    negative_counts: u64,
+}
+
+/// The valid form of a name, before a clash of kinds is resolved.
+type FamilyKey = (String, Kind);
+
+#[derive(Debug)]
+struct Place {
+    family: FamilyKey,
+    labels: Labels,
+    last_seen: i64,
+}
+
+#[derive(Debug)]
+struct Family {
+    /// As shown.
+    name: String,
+    series: BTreeMap<Labels, Shown>,
+}
+
+/// One series as shown. Which fields count is the family's type to say.
+#[derive(Debug)]
+struct Shown {
+    /// The total of a counter, the value of a gauge, the sum of a summary.
+    value: f64,
+    /// Of a summary.
+    count: f64,
+    /// Of a summary: quantile and value, ascending.
+    quantiles: Vec<(f64, f64)>,
+    /// Time of the newest point, Unix seconds.
+    newest: i64,
+    /// Time of the last flush that had a point, Unix seconds.
+    last_seen: i64,
+}
+
+impl Page {
+    fn new(config: &Config, hostname: &str) -> Result<Self, QuantileError> {
+        let mut quantiles = config.quantiles.clone();
+        if let Some(index) = quantiles.iter().position(|q| !(0.0..=1.0).contains(q)) {
+            return Err(QuantileError { index, value: quantiles[index] });
+        }
+        quantiles.iter_mut().for_each(|q| *q = q.abs()); // -0 and 0 are one quantile.
+        quantiles.sort_by(f64::total_cmp);
+        quantiles.dedup();
+        Ok(Self {
+            hostname: hostname.to_owned(),
+            expiry_seconds: config.expiry_seconds,
+            series_max: config.series_max,
+            quantiles,
+            places: HashMap::default(),
+            families: BTreeMap::new(),
+            names: HashSet::default(),
+            left_out: 0,
+            negative_counts: 0,
+        })
+    }
+
+    fn fold(&mut self, batch: &Batch) {
+        for rows in batch.series() {
+            self.fold_series(rows, batch.flushed_at);
+        }
+        self.expire(batch.flushed_at.saturating_sub(self.expiry_seconds.into()));
+    }
+
+    fn fold_series(&mut self, rows: &[Row], now: i64) {
+        let context = &rows[0].context;
+        if !self.places.contains_key(context) {
+            if self.places.len() >= self.series_max {
+                self.left_out += rows.len() as u64;
+                return;
+            }
+            self.add(context.clone());
+        }
+        let place = self.places.get_mut(context).expect("it was just found or added");
+        place.last_seen = now;
+        let family = self.families.get_mut(&place.family).expect("a place's family exists");
+        let shown = family.series.get_mut(&place.labels).expect("a place's series exists");
+        shown.last_seen = now;
+        for row in rows {
+            match &row.value {
+                Value::Count(sum) if *sum >= 0.0 => shown.value += sum,
+                Value::Count(_) => self.negative_counts += 1,
+                Value::Gauge(value) => shown.set(*value, row.time),
+                Value::Set(members) => shown.set(*members as f64, row.time),
+                Value::Histogram(summary) => {
+                    shown.observe(summary.sum, summary.count, quantiles_of(summary), row.time);
+                }
+                Value::Distribution(sketch) => {
+                    let quantiles = self.quantiles.iter().map(|q| (*q, sketch.quantile(*q)));
+                    let count = sketch.count() as f64;
+                    shown.observe(sketch.sum(), count, quantiles.collect(), row.time);
+                }
+            }
+        }
+    }
+
+    fn add(&mut self, context: Arc<Context>) {
+        let key = (metric_name(context.name()), context.kind());
+        let labels = Labels::of_series(&context, &self.hostname);
+        if !self.families.contains_key(&key) {
+            let name = self.free_name(&key);
+            self.names.extend(names_of(&name, key.1));
+            self.families.insert(key.clone(), Family { name, series: BTreeMap::new() });
+        }
+        let family = self.families.get_mut(&key).expect("it was just found or added");
+        family.series.entry(labels.clone()).or_insert_with(Shown::new);
+        self.places.insert(context, Place { family: key, labels, last_seen: 0 });
+    }
+
+    /// The first free of `x`, `x_count`, `x_count_2`, `x_count_3`, ... (with the word of the kind):
+    /// who comes first has the plain name.
+    fn free_name(&self, (name, kind): &FamilyKey) -> String {
+        let numbered = (2_u64..).map(|n| format!("{name}_{}_{n}", kind.word()));
+        let mut names =
+            [name.clone(), format!("{name}_{}", kind.word())].into_iter().chain(numbered);
+        let is_free = |name: &String| !names_of(name, *kind).any(|n| self.names.contains(&n));
+        names.find(is_free).expect("there are more numbers than families")
+    }
+
+    /// Removes what was not seen since `horizon`, and gives its names free.
+    fn expire(&mut self, horizon: i64) {
+        self.places.retain(|_, place| place.last_seen >= horizon);
+        self.families.retain(|(_, kind), family| {
+            family.series.retain(|_, shown| shown.last_seen >= horizon);
+            if family.series.is_empty() {
+                names_of(&family.name, *kind).for_each(|name| _ = self.names.remove(&name));
+            }
+            !family.series.is_empty()
+        });
+    }
+
+    fn render(&self, out: &mut String) {
+        for ((_, kind), family) in &self.families {
+            let (name, kind) = (&family.name, Type::of(*kind));
+            write_type(out, name, kind);
+            for (labels, shown) in &family.series {
+                match kind {
+                    Type::Counter | Type::Gauge => {
+                        write_sample(out, name, "", labels, shown.value);
+                    }
+                    Type::Summary => {
+                        for (quantile, value) in &shown.quantiles {
+                            write_quantile(out, name, *quantile, labels, *value);
+                        }
+                        write_sample(out, name, "_sum", labels, shown.value);
+                        write_sample(out, name, "_count", labels, shown.count);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Shown {
+    fn new() -> Self {
+        Self { value: 0.0, count: 0.0, quantiles: Vec::new(), newest: i64::MIN, last_seen: 0 }
+    }
+
+    /// Of two points of one time the one that arrived last is shown.
+    fn set(&mut self, value: f64, time: i64) {
+        if time >= self.newest {
+            (self.value, self.newest) = (value, time);
+        }
+    }
+
+    fn observe(&mut self, sum: f64, count: f64, quantiles: Vec<(f64, f64)>, time: i64) {
+        self.value += sum;
+        self.count += count;
+        if time >= self.newest {
+            (self.quantiles, self.newest) = (quantiles, time);
+        }
+    }
+}
+
+fn names_of(family: &str, kind: Kind) -> impl Iterator<Item = String> {
+    Type::of(kind).suffixes().iter().map(move |suffix| format!("{family}{suffix}"))
+}
+
+/// The percentiles and, unless it is among them, the median.
+fn quantiles_of(summary: &Summary) -> Vec<(f64, f64)> {
+    let percentiles = summary.percentiles.iter();
+    let mut out: Vec<_> = percentiles.map(|(p, value)| (f64::from(*p) / 100.0, *value)).collect();
+    if !out.iter().any(|(quantile, _)| *quantile == 0.5) {
+        out.push((0.5, summary.median));
+    }
+    out.sort_by(|a, b| a.0.total_cmp(&b.0));
+    out.dedup_by(|a, b| a.0 == b.0);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+
+    use proptest::prelude::*;
+    use regex::Regex;
+
+    use super::*;
+    use crate::context::Source;
+    use crate::sketch::Sketch;
+
+    fn page_with(change: impl FnOnce(&mut Config)) -> Page {
+        let mut config = Config::default();
+        change(&mut config);
+        Page::new(&config, "own").unwrap()
+    }
+
+    fn context(name: &str, kind: Kind, tags: &[&str]) -> Arc<Context> {
+        let tags = tags.iter().map(|t| (*t).to_owned()).collect();
+        Arc::new(Context::new(name, kind, "own", tags, Source::default()))
+    }
+
+    fn row(name: &str, kind: Kind, tags: &[&str], value: Value) -> Row {
+        Row { context: context(name, kind, tags), time: 100, value }
+    }
+
+    fn count(name: &str, tags: &[&str], sum: f64) -> Row {
+        row(name, Kind::Count, tags, Value::Count(sum))
+    }
+
+    fn gauge(name: &str, tags: &[&str], value: f64) -> Row {
+        row(name, Kind::Gauge, tags, Value::Gauge(value))
+    }
+
+    fn summary() -> Summary {
+        let percentiles = vec![(95, 9.0), (99, 10.0)];
+        Summary { count: 4.0, sum: 20.5, min: 1.0, max: 10.0, median: 4.0, percentiles }
+    }
+
+    fn histogram(name: &str, kind: Kind, tags: &[&str]) -> Row {
+        row(name, kind, tags, Value::Histogram(Box::new(summary())))
+    }
+
+    fn distribution(name: &str, tags: &[&str]) -> Row {
+        row(name, Kind::Distribution, tags, Value::Distribution(Box::default()))
+    }
+
+    fn batch(flushed_at: i64, rows: Vec<Row>) -> Batch {
+        Batch { flushed_at, interval: 10, rows, ..Batch::default() }
+    }
+
+    fn rendered(page: &Page) -> String {
+        let mut out = String::new();
+        page.render(&mut out);
+        out
+    }
+
+    fn page_of(rows: Vec<Row>) -> String {
+        let mut page = page_with(|_| ());
+        page.fold(&batch(110, rows));
+        rendered(&page)
+    }
+
+    #[test]
+    fn each_kind_has_its_type() {
+        let page = page_of(vec![
+            count("http.hits", &["code:200"], 3.0),
+            gauge("depth", &[], -1.5),
+            row("users", Kind::Set, &[], Value::Set(7)),
+            histogram("size", Kind::Histogram, &["k:v"]),
+            histogram("time", Kind::Timer, &[]),
+        ]);
+        assert_eq!(
+            page,
+            "\
+# TYPE depth gauge
+depth -1.5
+# TYPE http_hits counter
+http_hits{code=\"200\"} 3
+# TYPE size summary
+size{quantile=\"0.5\",k=\"v\"} 4
+size{quantile=\"0.95\",k=\"v\"} 9
+size{quantile=\"0.99\",k=\"v\"} 10
+size_sum{k=\"v\"} 20.5
+size_count{k=\"v\"} 4
+# TYPE time summary
+time{quantile=\"0.5\"} 4
+time{quantile=\"0.95\"} 9
+time{quantile=\"0.99\"} 10
+time_sum 20.5
+time_count 4
+# TYPE users gauge
+users 7
+"
+        );
+    }
+
+    #[test]
+    fn a_distribution_has_the_configured_quantiles() {
+        let mut page = page_with(|c| c.quantiles = vec![1.0, 0.5, 0.5, -0.0, 0.0]);
+        page.fold(&batch(110, vec![distribution("d", &[])]));
+        let text = rendered(&page);
+        let names: Vec<_> = text.lines().map(|l| l.rsplit_once(' ').unwrap().0).collect();
+        assert_eq!(
+            names,
+            [
+                "# TYPE d",
+                "d{quantile=\"0\"}",
+                "d{quantile=\"0.5\"}",
+                "d{quantile=\"1\"}",
+                "d_sum",
+                "d_count"
+            ]
+        );
+        for bad in [-0.1, 1.5, f64::NAN] {
+            let config = Config { quantiles: vec![0.5, bad], ..Config::default() };
+            assert_eq!(Page::new(&config, "").unwrap_err().index, 1);
+        }
+    }
+
+    #[test]
+    fn counters_run_on_and_gauges_are_the_newest() {
+        let mut page = page_with(|_| ());
+        let at = |time, row| Row { time, ..row };
+        page.fold(&batch(110, vec![count("c", &[], 2.0), gauge("g", &[], 1.0)]));
+        page.fold(&batch(
+            120,
+            vec![
+                at(50, count("c", &[], 3.0)),
+                count("c", &[], -4.0),
+                at(105, gauge("g", &[], 5.0)),
+                at(104, gauge("g", &[], 4.0)),
+                histogram("h", Kind::Histogram, &[]),
+            ],
+        ));
+        let mut late = summary();
+        late.median = 0.0;
+        let late = row("h", Kind::Histogram, &[], Value::Histogram(Box::new(late)));
+        page.fold(&batch(130, vec![at(99, late)]));
+        let text = rendered(&page);
+        for line in ["c 5\n", "g 5\n", "h{quantile=\"0.5\"} 4\n", "h_sum 41\n", "h_count 8\n"] {
+            assert!(text.contains(line), "{line} is missing in {text}");
+        }
+        assert_eq!(page.negative_counts, 1);
+    }
+
+    #[test]
+    fn clashes_are_resolved() {
+        for (rows, want) in [
+            (vec![count("a.b", &[], 1.0), count("a_b", &["k:"], 2.0)], &["a_b 3"][..]),
+            (
+                vec![gauge("a.b", &["x.y:1"], 1.0), gauge("a b", &["x y:1"], 2.0)],
+                &["a_b{x_y=\"1\"} 2"],
+            ),
+            (
+                vec![gauge("x", &[], 1.0), count("x", &[], 2.0), gauge("x_count", &[], 3.0)],
+                &["x 1", "x_count 2", "x_count_gauge 3"],
+            ),
+            (
+                vec![gauge("x_sum", &[], 1.0), histogram("x", Kind::Timer, &[])],
+                &["x_sum 1", "x_timer_sum 20.5"],
+            ),
+            (
+                vec![histogram("x", Kind::Timer, &[]), gauge("x_sum", &[], 1.0)],
+                &["x_sum 20.5", "x_sum_gauge 1"],
+            ),
+            (
+                vec![
+                    gauge("x", &[], 1.0),
+                    gauge("x_count", &[], 2.0),
+                    gauge("x_count_2", &[], 3.0),
+                    count("x", &[], 4.0),
+                ],
+                &["x_count 2", "x_count_2 3", "x_count_3 4"],
+            ),
+            (
+                vec![histogram("x", Kind::Histogram, &[]), distribution("x", &[])],
+                &["x_sum 20.5", "x_distribution_count 0"],
+            ),
+            (vec![count("tallyd.reads", &[], 1.0)], &["user_tallyd_reads 1"]),
+            (vec![histogram("tallyd", Kind::Timer, &[])], &["user_tallyd_sum 20.5"]),
+        ] {
+            let page = page_of(rows);
+            check(&page).unwrap();
+            for line in want {
+                assert!(page.lines().any(|l| l == *line), "{line} is missing in {page}");
+            }
+        }
+    }
+
+    #[test]
+    fn idle_series_leave_and_free_their_names() {
+        let mut page = page_with(|c| c.expiry_seconds = 20);
+        let y = || gauge("y", &[], 1.0);
+        page.fold(&batch(110, vec![gauge("x", &[], 1.0), y()]));
+        page.fold(&batch(130, vec![y()]));
+        assert_eq!(rendered(&page), "# TYPE x gauge\nx 1\n# TYPE y gauge\ny 1\n");
+        page.fold(&batch(131, vec![]));
+        assert_eq!(rendered(&page), "# TYPE y gauge\ny 1\n");
+        page.fold(&batch(140, vec![count("x", &[], 2.0), y()]));
+        assert_eq!(rendered(&page), "# TYPE x counter\nx 2\n# TYPE y gauge\ny 1\n");
+        page.fold(&batch(1000, vec![]));
+        assert_eq!(rendered(&page), "");
+        assert!(page.places.is_empty() && page.names.is_empty());
+    }
+
+    #[test]
+    fn what_does_not_fit_is_counted() {
+        let mut page = page_with(|c| c.series_max = 2);
+        let rows = || vec![gauge("a", &[], 1.0), gauge("a", &["k:"], 2.0), gauge("b", &[], 3.0)];
+        page.fold(&batch(110, rows()));
+        page.fold(&batch(120, rows()));
+        assert_eq!((rendered(&page).as_str(), page.left_out), ("# TYPE a gauge\na 2\n", 2));
+    }
+
+    #[tokio::test]
+    async fn the_sink_folds_what_it_encodes() {
+        let sink = Prometheus::new(&Config::default(), "own").unwrap();
+        let batch = Arc::new(batch(110, vec![count("c", &[], 2.0), count("n", &[], -1.0)]));
+        for _ in 0..2 {
+            let encoded = sink.encode(&batch);
+            assert_eq!((encoded.payloads.len(), encoded.payloads[0].points), (1, 2));
+            assert_eq!(sink.send(0, &encoded.payloads[0]).await, Verdict::Delivered);
+        }
+        assert_eq!(sink.page(), "# TYPE c counter\nc 4\n# TYPE n counter\nn 0\n");
+        assert_eq!((sink.left_out(), sink.negative_counts()), (0, 2));
+    }
+
+    fn nasty_rows() -> Vec<Row> {
+        let tags = [
+            "host:x",
+            "quantile:0.5",
+            "__name__:y",
+            "__x__",
+            "le:1",
+            "9",
+            "é:ü",
+            "k:a\"b\\c",
+            "k:\u{1b}[2J",
+            "k:\0\r\t",
+            "k:😀",
+            "empty:",
+            ":v",
+            "",
+            "a.b:1",
+            "a_b:2",
+            "n:\\n",
+            "#:#",
+            "{}:{}",
+            "k=\"v\"",
+            "job:j",
+            "instance:i",
+        ];
+        let names = [
+            "x",
+            "x_sum",
+            "x.count",
+            "x_count_2",
+            "",
+            "9é",
+            "tallyd",
+            "tallyd.x",
+            "__x",
+            "a:b",
+            "{",
+            "#",
+        ];
+        let mut rows = Vec::new();
+        for name in names {
+            for value in [0.5, f64::MAX, f64::MIN_POSITIVE, -0.0, f64::INFINITY] {
+                rows.push(gauge(name, &tags, value));
+                rows.push(count(name, &[], value));
+            }
+            rows.push(histogram(name, Kind::Timer, &tags));
+            rows.push(histogram(name, Kind::Histogram, &[]));
+            rows.push(distribution(name, &tags));
+            rows.push(row(name, Kind::Set, &["quantile:1"], Value::Set(u64::MAX)));
+        }
+        rows
+    }
+
+    /// Exit code 3 is advice on names, which are the user's.
+    #[test]
+    fn promtool_reads_a_nasty_page() {
+        let page = page_of(nasty_rows());
+        check(&page).unwrap();
+        let promtool = Command::new("promtool")
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
+        let Ok(mut promtool) = promtool else {
+            println!("SKIP promtool: not installed");
+            return;
+        };
+        promtool.stdin.take().unwrap().write_all(page.as_bytes()).unwrap();
+        let output = promtool.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(matches!(output.status.code(), Some(0 | 3)), "{said}{page}");
+        assert!(!said.contains("error while linting"), "{said}{page}");
+    }
+
+    fn any_row() -> impl Strategy<Value = Row> {
+        let name = prop_oneof![
+            "[ab._:9é]{0,3}",
+            "(x|tallyd)(_sum|_count|.count_2|_gauge|_timer|_distribution)?",
+        ];
+        let tag = r#"(quantile|__name__|host|a[._]b|9|)(:([xy"\\ ,=}é]{0,3})?)?"#;
+        let tags = proptest::collection::vec(tag, 0..4);
+        let host = prop_oneof![Just("own"), Just(""), Just("other")];
+        let kind = proptest::sample::select(Kind::ALL.to_vec());
+        (name, tags, host, kind, 0..9_u8, 90..110_i64).prop_map(
+            |(name, tags, host, kind, number, time)| {
+                let value = match kind {
+                    Kind::Count => Value::Count(number.into()),
+                    Kind::Gauge => Value::Gauge(number.into()),
+                    Kind::Set => Value::Set(number.into()),
+                    Kind::Timer | Kind::Histogram => Value::Histogram(Box::new(summary())),
+                    Kind::Distribution => Value::Distribution(Box::<Sketch>::default()),
+                };
+                let context = Context::new(&name, kind, host, tags, Source::default());
+                Row { context: Arc::new(context), time, value }
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(100))]
+        #[test]
+        fn no_series_breaks_the_page(
+            rows in proptest::collection::vec(any_row(), 0..40),
+            flushes in 1..4_usize,
+        ) {
+            let mut page = page_with(|c| c.expiry_seconds = 10);
+            let size = rows.len() / flushes + 1;
+            for (i, rows) in rows.chunks(size).enumerate() {
+                page.fold(&batch(110 + 5 * i as i64, rows.to_vec()));
+                let text = rendered(&page);
+                if let Err(e) = check(&text) {
+                    prop_assert!(false, "{e} in\n{text}");
+                }
+            }
+            if flushes == 1 {
+                let counted = |kind: fn(&Value) -> f64| rows.iter().map(|r| kind(&r.value)).sum::<f64>();
+                let counts = counted(|v| if let Value::Count(n) = v { *n } else { 0.0 });
+                let observed = counted(|v| if let Value::Histogram(s) = v { s.count } else { 0.0 });
+                let totals = check(&rendered(&page)).unwrap();
+                prop_assert_eq!(totals, Totals { counters: counts, summaries: observed });
+            }
+        }
+    }
+
+    #[test]
+    fn the_check_finds_what_is_wrong() {
+        let page = "# TYPE a summary\na{quantile=\"0.5\"} 1\na_sum 2\na_count 3\n";
+        assert_eq!(check(page), Ok(Totals { counters: 0.0, summaries: 3.0 }));
+        for bad in [
+            "a 1\n",
+            "# TYPE a gauge\na 1",
+            "# TYPE a gauge\na 1\na 2\n",
+            "# TYPE a gauge\na 1\n# TYPE a gauge\n",
+            "# TYPE a gauge\n# TYPE b gauge\na 1\n",
+            "# TYPE a summary\na 1\n",
+            "# TYPE a summary\na_count 1\n# TYPE a_count gauge\na_count{b=\"c\"} 1\n",
+            "# TYPE a gauge\na{b=\"c} 1\n",
+            "# TYPE a gauge\na{b=\"c\",b=\"d\"} 1\n",
+            "# TYPE a gauge\na{b=\"\\t\"} 1\n",
+            "# TYPE a gauge\n9a 1\n",
+        ] {
+            assert!(check(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[derive(Debug, Default, PartialEq)]
+    struct Totals {
+        counters: f64,
+        summaries: f64,
+    }
+
+    /// Reads a page by the letter of the format, and adds up what it says.
+    fn check(page: &str) -> Result<Totals, String> {
+        let sample = Regex::new(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (\S+)$").unwrap();
+        let label =
+            Regex::new(r#"^([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\[\\"n])*)"(,|$)"#).unwrap();
+        let (mut families, mut owners, mut seen) = (HashSet::new(), HashMap::new(), HashSet::new());
+        let mut family = None;
+        let mut totals = Totals::default();
+        if !page.is_empty() && !page.ends_with('\n') {
+            return Err("the last line is not ended".to_owned());
+        }
+        for line in page.lines() {
+            if let Some(declared) = line.strip_prefix("# TYPE ") {
+                let (name, word) = declared.split_once(' ').ok_or("no type")?;
+                if !["counter", "gauge", "summary"].contains(&word) || !families.insert(name) {
+                    return Err(format!("bad or repeated family: {line}"));
+                }
+                family = Some((name, word));
+                continue;
+            }
+            let parts = sample.captures(line).ok_or_else(|| format!("not a sample: {line}"))?;
+            let (owner, word) = family.ok_or("a sample before any TYPE")?;
+            let suffix =
+                parts[1].strip_prefix(owner).ok_or_else(|| format!("not of {owner}: {line}"))?;
+            if !matches!((word, suffix), (_, "") | ("summary", "_sum" | "_count")) {
+                return Err(format!("not of {owner}: {line}"));
+            }
+            if *owners.entry(parts[1].to_owned()).or_insert(owner) != owner {
+                return Err(format!("a name of two families: {line}"));
+            }
+            let mut labels = BTreeMap::new();
+            let mut rest = parts.get(2).map_or("", |l| l.as_str());
+            while !rest.is_empty() {
+                let pair = label.captures(rest).ok_or_else(|| format!("bad labels: {line}"))?;
+                let is_new = labels.insert(pair[1].to_owned(), pair[2].to_owned()).is_none();
+                if !is_new || pair[1].starts_with("__") || pair[2].is_empty() {
+                    return Err(format!("repeated, reserved or empty label: {line}"));
+                }
+                rest = &rest[pair[0].len()..];
+            }
+            if word == "summary" && (suffix.is_empty() != labels.contains_key("quantile")) {
+                return Err(format!("quantile missing or out of place: {line}"));
+            }
+            if !seen.insert((parts[1].to_owned(), labels)) {
+                return Err(format!("twice: {line}"));
+            }
+            let value: f64 = parts[3].parse().map_err(|_| format!("no number: {line}"))?;
+            match (word, suffix) {
+                ("counter", _) => totals.counters += value,
+                (_, "_count") => totals.summaries += value,
+                _ => {}
+            }
+        }
+        Ok(totals)
     }
 }
