@@ -1,8 +1,8 @@
 //! The tick: closes buckets and hands the batch to the sinks.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -75,7 +75,10 @@ impl Ticker {
     ///
     /// # Errors
     /// When the system gives no further thread.
-    pub fn start(flush: Arc<Flush>, deliver: impl Fn(Batch) + Send + 'static) -> std::io::Result<Self> {
+    pub fn start(
+        flush: Arc<Flush>,
+        deliver: impl Fn(Batch) + Send + 'static,
+    ) -> std::io::Result<Self> {
         let (stop, stopped) = channel();
         let run = move || run(&flush, &deliver, &stopped);
         let thread = std::thread::Builder::new().name("flush".to_owned()).spawn(run)?;

@@ -120,18 +120,18 @@ impl Default for Config {
 /// was asked for stops the start.
 #[derive(Clone, Copy, Debug)]
 pub struct Untouched {
+    /// `intake.port` and its neighbours.
     pub udp: bool,
+    /// `intake.socket`.
     pub socket: bool,
+    /// `status.listen`.
+    pub status: bool,
 }
 
 impl Config {
     /// How the lines of a listener of this dialect are read.
     pub const fn options(&self, dialect: Dialect) -> parse::Options {
-        parse::Options {
-            dialect,
-            origin_fields: self.origin_fields,
-            timestamps: self.timestamps,
-        }
+        parse::Options { dialect, origin_fields: self.origin_fields, timestamps: self.timestamps }
     }
 }
 
@@ -168,8 +168,7 @@ impl Intake {
         let mut streams = Vec::new();
         for (number, one) in opened.into_iter().enumerate() {
             let options = config.options(one.dialect);
-            let reader =
-                Reader::new(shared.clone(), one.listener, options, one.eol_required);
+            let reader = Reader::new(shared.clone(), one.listener, options, one.eol_required);
             intake.paths.extend(one.path);
             match one.socket {
                 Socket::Datagram(socket) => {
@@ -184,7 +183,8 @@ impl Intake {
             }
         }
         if !streams.is_empty() {
-            let mut run = streams::Streams::new(streams, config.buffer_size, config.connections_max);
+            let mut run =
+                streams::Streams::new(streams, config.buffer_size, config.connections_max);
             intake.spawn("intake-streams", move |poll, stopping| run.run(poll, stopping))?;
         }
         if config.stdin {

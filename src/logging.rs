@@ -1,7 +1,14 @@
 //! Logs to standard error or a file: state changes, not occurrences.
 
+use std::fs::OpenOptions;
+use std::io;
+use std::sync::Mutex;
+
+use anyhow::Context;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::writer::{BoxMakeWriter, MakeWriterExt};
 
 /// What is logged, and how.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -32,4 +39,43 @@ impl Default for Config {
     fn default() -> Self {
         Self { level: "info".to_owned(), format: Format::Text, file: String::new(), console: true }
     }
+}
+
+/// Sends the process's log where the configuration says. Libraries are heard from `warn` on.
+///
+/// # Errors
+/// When the file cannot be opened, or logs go somewhere already.
+pub fn start(config: &Config) -> anyhow::Result<()> {
+    let quiet = ["off", "error"].contains(&config.level.as_str());
+    let libraries = if quiet { config.level.as_str() } else { "warn" };
+    let filter = EnvFilter::try_new(format!("{libraries},tallyd={}", config.level))
+        .with_context(|| format!("logging.level: {} is no level", config.level))?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(writer(config)?)
+        .with_target(false)
+        .with_ansi(false);
+    let result = match config.format {
+        Format::Text => builder.try_init(),
+        Format::Json => builder.json().flatten_event(true).try_init(),
+    };
+    result.map_err(anyhow::Error::from_boxed).context("cannot start logging")
+}
+
+fn writer(config: &Config) -> anyhow::Result<BoxMakeWriter> {
+    if config.file.is_empty() {
+        return Ok(if config.console {
+            BoxMakeWriter::new(io::stderr)
+        } else {
+            BoxMakeWriter::new(io::sink)
+        });
+    }
+    let file = OpenOptions::new().create(true).append(true).open(&config.file);
+    let file =
+        Mutex::new(file.with_context(|| format!("logging.file: cannot open {}", config.file))?);
+    Ok(if config.console {
+        BoxMakeWriter::new(io::stderr.and(file))
+    } else {
+        BoxMakeWriter::new(file)
+    })
 }

@@ -168,7 +168,9 @@ impl Reader {
         };
         match series {
             Series::Blocked => self.shared.telemetry.blocked.add(1),
-            Series::Kept { .. } | Series::Overflow { .. } => run.push(Pending { sample, series, used }),
+            Series::Kept { .. } | Series::Overflow { .. } => {
+                run.push(Pending { sample, series, used })
+            }
         }
     }
 

@@ -332,16 +332,21 @@ impl Shards {
             for bucket in 0..closed {
                 let expire = bucket + 1 == closed;
                 let mut from = 0;
-                while let Some(next) =
-                    lock().collect(from, expire.then_some(now), &self.settings, &self.telemetry, &mut closing)
-                {
+                while let Some(next) = lock().collect(
+                    from,
+                    expire.then_some(now),
+                    &self.settings,
+                    &self.telemetry,
+                    &mut closing,
+                ) {
                     from = next;
                 }
             }
         }
         self.epoch.fetch_add(1, Ordering::Release);
         let plan = &self.settings.plan;
-        let unsorted = buckets > 1 || !rows.is_empty() || closing.iter().any(|c| c.time != closing[0].time);
+        let unsorted =
+            buckets > 1 || !rows.is_empty() || closing.iter().any(|c| c.time != closing[0].time);
         rows.extend(closing.into_iter().filter_map(|c| {
             let value = c.cell.close(plan)?;
             Some(Row { context: c.context, time: c.time, value })
@@ -547,7 +552,8 @@ impl Shard {
         if target < self.open.start {
             return self.close(target);
         }
-        let last_zero = self.open.start + i64::from(settings.config.counter_expiry_seconds) + interval;
+        let last_zero =
+            self.open.start + i64::from(settings.config.counter_expiry_seconds) + interval;
         while self.open.start < target.min(last_zero) {
             self.close(self.open.start + interval);
         }
@@ -575,8 +581,9 @@ impl Shard {
         }
         self.epoch = self.epoch.wrapping_add(1);
         let timed_cells = self.timed_cells.drain();
-        let timed_cells =
-            timed_cells.map(|((_, time), (context, cell))| Closing { context, time, cell }).collect();
+        let timed_cells = timed_cells
+            .map(|((_, time), (context, cell))| Closing { context, time, cell })
+            .collect();
         (self.closed.len(), std::mem::take(&mut self.timed), timed_cells)
     }
 
@@ -602,9 +609,14 @@ impl Shard {
             let cell = bucket.cells.get_mut(row).map_or(Cell::Empty, std::mem::take);
             if matches!(cell, Cell::Empty) {
                 if state.wants_zero(start, &settings.config) {
-                    out.push(Closing { context: Arc::clone(context), time: start, cell: Cell::Count(0.0) });
+                    out.push(Closing {
+                        context: Arc::clone(context),
+                        time: start,
+                        cell: Cell::Count(0.0),
+                    });
                 }
-                let waits = self.open.cells.get(row).is_some_and(|cell| !matches!(cell, Cell::Empty));
+                let waits =
+                    self.open.cells.get(row).is_some_and(|cell| !matches!(cell, Cell::Empty));
                 if !waits && expire.is_some_and(|now| state.expired(now, &settings.config)) {
                     freed.push(row as u32);
                 }

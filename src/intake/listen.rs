@@ -66,12 +66,14 @@ pub fn open(
         opening.lenient(result, untouched.socket, &mut failures)?;
     } else if !config.socket.is_empty() {
         let path = Path::new(&config.socket);
-        let hint = "set intake.socket (DD_DOGSTATSD_SOCKET) to a path that can be written, or to \"\"";
+        let hint =
+            "set intake.socket (DD_DOGSTATSD_SOCKET) to a path that can be written, or to \"\"";
         opening.unix_datagram(path, config.dialect, None).context(hint)?;
     }
     if !config.stream_socket.is_empty() {
         let path = Path::new(&config.stream_socket);
-        let hint = "set intake.stream_socket (DD_DOGSTATSD_STREAM_SOCKET) to a path that can be written";
+        let hint =
+            "set intake.stream_socket (DD_DOGSTATSD_STREAM_SOCKET) to a path that can be written";
         opening.unix_stream(path, config.dialect, None).context(hint)?;
     }
     if config.tcp_port != 0 {
@@ -136,7 +138,9 @@ impl Opening<'_> {
                 self.last_requires_eol(listener.eol_required);
                 Ok(())
             }
-            ListenAddress::Tcp(address) => self.tcp(&address, listener.dialect, listener.eol_required),
+            ListenAddress::Tcp(address) => {
+                self.tcp(&address, listener.dialect, listener.eol_required)
+            }
             ListenAddress::UnixDatagram(path) => self.unix_datagram(&path, listener.dialect, eol),
             ListenAddress::UnixStream(path) => self.unix_stream(&path, listener.dialect, eol),
         }
@@ -179,8 +183,11 @@ impl Opening<'_> {
     fn tcp(&mut self, address: &str, dialect: Dialect, eol: bool) -> anyhow::Result<()> {
         let open = || {
             let address = socket_address(address)?;
-            let socket =
-                socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+            let socket = socket2::Socket::new(
+                Domain::for_address(address),
+                Type::STREAM,
+                Some(Protocol::TCP),
+            )?;
             socket.set_reuse_address(true)?;
             socket.set_nonblocking(true)?;
             socket.bind(&address.into())?;
@@ -208,7 +215,10 @@ impl Opening<'_> {
                 Err(error) => failures.push(one_line(&error)),
             }
         }
-        bail!("{}; set intake.socket to a path that can be written, or to \"\"", failures.join("; "))
+        bail!(
+            "{}; set intake.socket to a path that can be written, or to \"\"",
+            failures.join("; ")
+        )
     }
 
     fn unix_datagram(
@@ -279,15 +289,17 @@ impl Opening<'_> {
     }
 
     fn set_mode(&self, path: &Path) -> io::Result<()> {
-        let mode = u32::from_str_radix(&self.config.socket_mode, 8)
-            .map_err(|_| io::Error::new(ErrorKind::InvalidInput, "intake.socket_mode is not octal"))?;
+        let mode = u32::from_str_radix(&self.config.socket_mode, 8).map_err(|_| {
+            io::Error::new(ErrorKind::InvalidInput, "intake.socket_mode is not octal")
+        })?;
         fs::set_permissions(path, fs::Permissions::from_mode(mode))
     }
 }
 
 fn socket_address(address: &str) -> io::Result<SocketAddr> {
-    let (host, port) = host_port(address)
-        .map_err(|problem| io::Error::new(ErrorKind::InvalidInput, format!("{address}: {problem}")))?;
+    let (host, port) = host_port(address).map_err(|problem| {
+        io::Error::new(ErrorKind::InvalidInput, format!("{address}: {problem}"))
+    })?;
     resolve(host, port)
 }
 
@@ -303,7 +315,10 @@ fn make_way(path: &Path, connect: impl FnOnce() -> io::Result<()>) -> io::Result
         Ok(metadata) => metadata.file_type(),
     };
     if !kind.is_socket() {
-        return Err(io::Error::new(ErrorKind::AlreadyExists, "something that is no socket is there"));
+        return Err(io::Error::new(
+            ErrorKind::AlreadyExists,
+            "something that is no socket is there",
+        ));
     }
     match connect() {
         // A socket of the other type is in use as well.
@@ -336,7 +351,7 @@ mod tests {
     }
 
     fn open_all(config: &Config) -> anyhow::Result<Vec<String>> {
-        let untouched = Untouched { udp: false, socket: false };
+        let untouched = Untouched { udp: false, socket: false, status: false };
         let opened = open(config, untouched, &Telemetry::default())?;
         Ok(opened.iter().map(|o| o.listener.name.clone()).collect())
     }
@@ -347,7 +362,11 @@ mod tests {
         let path = folder.path().join("new/dsd.socket");
         let config = Config { socket: path.display().to_string(), ..config() };
 
-        let live = open(&config, Untouched { udp: false, socket: false }, &Telemetry::default());
+        let live = open(
+            &config,
+            Untouched { udp: false, socket: false, status: false },
+            &Telemetry::default(),
+        );
         let mode = fs::metadata(&path).expect("socket").permissions().mode();
         assert_eq!(mode & 0o777, 0o722);
         let error = open_all(&config).expect_err("it is in use");
@@ -374,13 +393,14 @@ mod tests {
         let taken = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
         let port = taken.local_addr().expect("address").port();
         let tcp = "tcp://127.0.0.1:0".to_owned();
-        let further = super::super::Listener { address: tcp, dialect: Dialect::Statsd, eol_required: false };
+        let further =
+            super::super::Listener { address: tcp, dialect: Dialect::Statsd, eol_required: false };
         let config = Config { port, listeners: vec![further], ..config() };
         let error = one_line(&open_all(&config).expect_err("the port is taken"));
         assert!(error.contains(&format!("udp://127.0.0.1:{port}")), "{error}");
         assert!(error.ends_with("set intake.port (DD_DOGSTATSD_PORT)"), "{error}");
 
-        let untouched = Untouched { udp: true, socket: true };
+        let untouched = Untouched { udp: true, socket: true, status: true };
         let opened = open(&config, untouched, &Telemetry::default()).expect("the others go on");
         assert_eq!(opened.len(), 1);
         assert_eq!(opened[0].dialect, Dialect::Statsd);

@@ -51,7 +51,8 @@ impl Delivery {
             endpoints.iter().map(|e| Arc::new(Queue::new(Arc::clone(e), queue_bytes))).collect();
         let mut tasks = Vec::new();
         for (number, queue) in queues.iter().enumerate() {
-            let send = Send { sink: Arc::clone(&sink), number, queue: Arc::clone(queue), failing: None };
+            let send =
+                Send { sink: Arc::clone(&sink), number, queue: Arc::clone(queue), failing: None };
             tasks.push(tokio::spawn(send.run(stopping.subscribe())));
         }
         let name = sink.name();
@@ -327,7 +328,10 @@ mod tests {
 
         fn encode(&self, batch: &Arc<Batch>) -> Encoded {
             let body = Body::Bytes(vec![0; self.size]);
-            Encoded { payloads: vec![Payload { kind: "checks", points: batch.points(), body }], dropped: 0 }
+            Encoded {
+                payloads: vec![Payload { kind: "checks", points: batch.points(), body }],
+                dropped: 0,
+            }
         }
 
         fn send<'a>(&'a self, endpoint: usize, _: &'a Payload) -> Sending<'a> {
@@ -368,7 +372,12 @@ mod tests {
         panic!("not settled: {endpoint:?}");
     }
 
-    fn start(script: Vec<Verdict>, endpoints: usize, size: usize, queue: usize) -> (Delivery, Telemetry) {
+    fn start(
+        script: Vec<Verdict>,
+        endpoints: usize,
+        size: usize,
+        queue: usize,
+    ) -> (Delivery, Telemetry) {
         let telemetry = Telemetry::default();
         let sink = Scripted { endpoints, script, sent: AtomicUsize::new(0), size };
         (Delivery::start(Arc::new(sink), queue, &telemetry), telemetry)
@@ -377,7 +386,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_failure_is_tried_again_and_a_refusal_is_not() {
         let refused = Verdict::Refused { cause: "413".to_owned() };
-        let (delivery, telemetry) = start(vec![retry(), retry(), Verdict::Delivered, refused], 1, 1, 1000);
+        let (delivery, telemetry) =
+            start(vec![retry(), retry(), Verdict::Delivered, refused], 1, 1, 1000);
         delivery.offer(batch(3));
         delivery.offer(batch(5));
         let endpoint = &telemetry.endpoints()[0];
@@ -386,12 +396,16 @@ mod tests {
         let waited = begun.elapsed().as_secs_f64();
         assert!((6.0..12.5).contains(&waited), "2 to 4 s and 4 to 8 s, not {waited}");
         assert_eq!(endpoint.offered.get(), 8);
-        assert_eq!((endpoint.delivered.get(), endpoint.refused.get(), endpoint.retries.get()), (3, 5, 2));
+        assert_eq!(
+            (endpoint.delivered.get(), endpoint.refused.get(), endpoint.retries.get()),
+            (3, 5, 2)
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_destinations_own_wish_is_heeded() {
-        let wish = Verdict::Retry { cause: "429".to_owned(), after: Some(Duration::from_secs(100)) };
+        let wish =
+            Verdict::Retry { cause: "429".to_owned(), after: Some(Duration::from_secs(100)) };
         let (delivery, telemetry) = start(vec![wish], 1, 1, 1000);
         let begun = Instant::now();
         delivery.offer(batch(1));

@@ -1,8 +1,8 @@
 //! Where batches go: one trait, one list, one delivery loop, one file per destination.
 
 pub mod console;
-pub mod deliver;
 pub mod datadog;
+pub mod deliver;
 pub mod http;
 pub mod prometheus;
 

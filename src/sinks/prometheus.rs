@@ -231,7 +231,8 @@ impl Page {
                     shown.observe(summary.sum, summary.count, quantiles_of(summary), row.time);
                 }
                 Value::Distribution(sketch) => {
-                    let quantiles = self.quantiles.iter().map(|q| (*q, sketch.quantile(*q)));
+                    let quantiles =
+                        self.quantiles.iter().filter_map(|q| Some((*q, sketch.quantile(*q)?)));
                     let count = sketch.count() as f64;
                     shown.observe(sketch.sum(), count, quantiles.collect(), row.time);
                 }
