@@ -1,1 +1,4 @@
-//! Payload formats.
+//! Payload formats: pure functions from a batch to bytes. Nothing here knows of sockets or time.
+
+pub mod datadog;
+pub mod protobuf;
