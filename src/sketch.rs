@@ -11,6 +11,8 @@ impl Sketch {
         self.values.push(value);
     }
 
+    pub fn finish(&mut self) {}
+
     pub fn count(&self) -> u64 {
         self.values.len() as u64
     }
