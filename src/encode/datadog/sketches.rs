@@ -15,19 +15,15 @@ const POINTS_MAX: usize = 64;
 
 pub fn encode(batch: &Batch, output: Output<'_>) {
     let mut gatherer = Gatherer::new(output, FRAME);
-    let mut dropped = 0;
     for rows in batch.series() {
-        let all: Vec<(i64, &Sketch)> = rows.iter().filter_map(point).collect();
-        let sendable: Vec<_> =
-            all.iter().filter(|(_, sketch)| is_finite(sketch)).copied().collect();
-        dropped += (all.len() - sendable.len()) as u64;
-        for points in sendable.chunks(POINTS_MAX) {
+        let points: Vec<(i64, &Sketch)> = rows.iter().filter_map(point).collect();
+        for points in points.chunks(POINTS_MAX) {
             gatherer.item(points.len(), |bytes| {
                 Message(bytes).message(1, |message| write(message, &rows[0].context, points));
             });
         }
     }
-    gatherer.finish().drop_points(dropped);
+    gatherer.finish();
 }
 
 fn point(row: &Row) -> Option<(i64, &Sketch)> {
@@ -37,12 +33,8 @@ fn point(row: &Row) -> Option<(i64, &Sketch)> {
     }
 }
 
-/// Sums may overflow; the intake would refuse the whole payload.
-fn is_finite(sketch: &Sketch) -> bool {
-    [sketch.min(), sketch.max(), sketch.avg(), sketch.sum()].iter().all(|f| f.is_finite())
-}
-
-/// Writes one `Sketch`. Unlike series, it keeps device and resource tags as tags.
+/// Writes one `Sketch`, whose numbers are always finite. Unlike a series, it keeps device and
+/// resource tags as tags.
 fn write(message: &mut Message<'_>, context: &Context, points: &[(i64, &Sketch)]) {
     message.string(1, context.name());
     message.string(2, context.host());
