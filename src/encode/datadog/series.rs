@@ -1,0 +1,134 @@
+//! A batch as series of the intake, whatever their encoding: names with suffixes, rates, figures.
+
+use std::fmt::{Display, Formatter, Write};
+
+use crate::batch::{Batch, Row, Value};
+use crate::context::Context;
+use crate::sample::Kind;
+use crate::value::{Aggregate, Summary};
+
+/// One series: every point of one figure of one context.
+pub struct Series<'a> {
+    pub context: &'a Context,
+    /// The context's name with the figure's suffix.
+    pub name: &'a str,
+    /// A rate per second, or else a gauge.
+    pub rate: bool,
+    /// Empty where none is known.
+    pub unit: &'static str,
+    /// Seconds of a bucket.
+    pub interval: u32,
+    /// Unix seconds and value, all finite. Never empty.
+    pub points: &'a [(i64, f64)],
+}
+
+/// Gives every series to `each`, in order. One of more than `points_max` points comes in parts, so
+/// that none is lost: the Agent drops it. Returns the number of points that were left out because
+/// they are not finite, which the intake would refuse.
+pub fn expand(batch: &Batch, points_max: usize, mut each: impl FnMut(&Series<'_>)) -> u64 {
+    let mut dropped = 0;
+    let mut name = String::new();
+    let mut points = Vec::new();
+    for rows in batch.series() {
+        let context = &*rows[0].context;
+        let mut index = 0;
+        while let Some(figure) = figure(&rows[0], index, batch) {
+            name.clear();
+            // Writing to a string does not fail.
+            let _ = write!(name, "{}{}", context.name(), figure.suffix);
+            let values = rows.iter().filter_map(|row| {
+                self::figure(row, index, batch).map(|figure| (row.time, figure.value))
+            });
+            points.clear();
+            points.extend(values);
+            let all = points.len();
+            points.retain(|(_, value)| value.is_finite());
+            dropped += (all - points.len()) as u64;
+            for points in points.chunks(points_max.max(1)) {
+                each(&Series {
+                    context,
+                    name: &name,
+                    rate: figure.rate,
+                    unit: unit(context.kind(), figure.rate),
+                    interval: batch.interval,
+                    points,
+                });
+            }
+            index += 1;
+        }
+    }
+    dropped
+}
+
+/// Timers are in milliseconds; the rate at which they come is not.
+const fn unit(kind: Kind, rate: bool) -> &'static str {
+    match kind {
+        Kind::Timer if !rate => "millisecond",
+        Kind::Timer
+        | Kind::Count
+        | Kind::Gauge
+        | Kind::Set
+        | Kind::Histogram
+        | Kind::Distribution => "",
+    }
+}
+
+/// One number of a row.
+struct Figure {
+    suffix: Suffix,
+    /// Per second where it is a rate.
+    value: f64,
+    rate: bool,
+}
+
+/// The row's figure of that index, from 0 up; a distribution has none, as it is not a series.
+fn figure(row: &Row, index: usize, batch: &Batch) -> Option<Figure> {
+    let single = |value, rate| (index == 0).then_some(Figure { suffix: Suffix::None, value, rate });
+    let figure = match &row.value {
+        Value::Count(sum) => single(*sum, true),
+        Value::Gauge(value) => single(*value, false),
+        Value::Set(members) => single(*members as f64, false),
+        Value::Histogram(summary) => figures(summary, &batch.aggregates).nth(index),
+        Value::Distribution(_) => None,
+    }?;
+    let seconds = if figure.rate { f64::from(batch.interval.max(1)) } else { 1.0 };
+    Some(Figure { value: figure.value / seconds, ..figure })
+}
+
+/// What is put behind the name.
+enum Suffix {
+    None,
+    Aggregate(&'static str),
+    Percentile(u8),
+}
+
+impl Display for Suffix {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::None => Ok(()),
+            Self::Aggregate(word) => write!(f, ".{word}"),
+            Self::Percentile(per_cent) => write!(f, ".{per_cent}percentile"),
+        }
+    }
+}
+
+/// The figures of a histogram, counts not yet divided by the interval.
+fn figures(summary: &Summary, aggregates: &[Aggregate]) -> impl Iterator<Item = Figure> {
+    let aggregates = aggregates.iter().map(|aggregate| {
+        let (word, value, rate) = match aggregate {
+            Aggregate::Max => ("max", summary.max, false),
+            Aggregate::Median => ("median", summary.median, false),
+            Aggregate::Avg => ("avg", summary.avg(), false),
+            Aggregate::Count => ("count", summary.count, true),
+            Aggregate::Min => ("min", summary.min, false),
+            Aggregate::Sum => ("sum", summary.sum, false),
+        };
+        Figure { suffix: Suffix::Aggregate(word), value, rate }
+    });
+    let percentiles = summary.percentiles.iter().map(|&(per_cent, value)| Figure {
+        suffix: Suffix::Percentile(per_cent),
+        value,
+        rate: false,
+    });
+    aggregates.chain(percentiles)
+}
