@@ -1,1 +1,108 @@
-//! The command line.
+//! The command line: one file per subcommand.
+
+mod check;
+mod config;
+mod health;
+mod run;
+mod send;
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Sources;
+use crate::intake::one_line;
+
+/// A statsd and DogStatsD compatible aggregation server. Without a command it runs.
+#[derive(Debug, Parser)]
+#[command(name = "tallyd", version, max_term_width = 100)]
+struct Arguments {
+    #[command(flatten)]
+    configuration: Configuration,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// Where settings come from besides their defaults and the environment.
+#[derive(Debug, Args)]
+struct Configuration {
+    /// Read this file instead of /etc/tallyd/tallyd.yaml.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Read this Datadog Agent file instead of /etc/datadog-agent/datadog.yaml.
+    #[arg(long, global = true, value_name = "FILE")]
+    datadog_config: Option<PathBuf>,
+    /// Change one setting, such as intake.port=8135; may be repeated.
+    #[arg(long, global = true, value_name = "SETTING=VALUE")]
+    set: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Receive, aggregate and deliver until told to stop.
+    Run,
+    /// Send one metric, event or service check to a running server.
+    Send(send::Send),
+    /// Check the configuration, or this file, and open nothing.
+    Check {
+        /// A tallyd.yaml.
+        file: Option<PathBuf>,
+    },
+    /// Print every setting with its value, where it comes from, and what it means.
+    Config {
+        /// Print JSON instead of YAML.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Ask a running server whether it is up: exit code 0 or 1.
+    Health {
+        /// Its address; the configured one when left out.
+        #[arg(long, value_name = "HOST:PORT")]
+        address: Option<String>,
+    },
+}
+
+impl Configuration {
+    fn sources(self) -> Sources {
+        Sources {
+            config_file: self.config,
+            datadog_file: self.datadog_config,
+            environment: std::env::vars_os()
+                .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+                .collect(),
+            overrides: self.set,
+            search_default_places: true,
+        }
+    }
+}
+
+/// Runs the program on the process's own arguments.
+///
+/// Exit codes: 0; 1 for what failed at run time; 2 for wrong arguments; 78 for a wrong
+/// configuration.
+pub fn main() -> ExitCode {
+    let Arguments { configuration, command } = Arguments::parse();
+    let mut sources = configuration.sources();
+    let result = match command.unwrap_or(Command::Run) {
+        Command::Run => run::run(&sources),
+        Command::Send(send) => send.run(),
+        Command::Check { file } => {
+            sources.config_file = file.or(sources.config_file);
+            check::run(&sources, &mut io::stdout(), &mut io::stderr()).map_err(Into::into)
+        }
+        Command::Config { json } => {
+            config::run(&sources, json, &mut io::stdout(), &mut io::stderr()).map_err(Into::into)
+        }
+        Command::Health { address } => health::run(&sources, address),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            // Whoever reads standard error may have gone as well.
+            let _ = io::Write::write_all(&mut io::stderr(), format!("error: {}\n", one_line(&error)).as_bytes());
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -63,11 +63,9 @@ impl Delivery {
     /// Hands a batch over without waiting. A sink that is too slow to take it loses it, counted.
     pub fn offer(&self, batch: Arc<Batch>) {
         let points = batch.points();
-        for endpoint in &self.endpoints {
-            endpoint.offered.add(points);
-        }
         if self.batches.try_send(batch).is_err() {
             for endpoint in &self.endpoints {
+                endpoint.offered.add(points);
                 endpoint.queue_full.add(points);
             }
             tracing::warn!("sink {}: too slow, {points} points dropped", self.name);
@@ -112,7 +110,9 @@ async fn encode(
             continue;
         };
         let payloads: Vec<_> = encoded.payloads.into_iter().map(Arc::new).collect();
+        let points: u64 = payloads.iter().map(|payload| payload.points).sum();
         for queue in &queues {
+            queue.endpoint.offered.add(points + encoded.dropped);
             queue.endpoint.too_large.add(encoded.dropped);
             for payload in &payloads {
                 queue.push(Arc::clone(payload));

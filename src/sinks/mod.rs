@@ -15,14 +15,69 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::Batch;
+use console::Switch;
 
 /// Where batches go. Several may be on at once.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// Seconds the sinks get to deliver what waits when tallyd stops.
+    pub stop_timeout: u64,
     pub console: console::Config,
     pub prometheus: prometheus::Config,
     pub datadog: datadog::Config,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            stop_timeout: 2,
+            console: console::Config::default(),
+            prometheus: prometheus::Config::default(),
+            datadog: datadog::Config::default(),
+        }
+    }
+}
+
+/// Bytes that may wait for a sink that only writes or keeps.
+const LOCAL_QUEUE_BYTES: usize = 15 * 1024 * 1024;
+
+/// The sinks that are on.
+pub struct Sinks {
+    /// Each with the bytes that may wait for one of its endpoints.
+    pub all: Vec<(Arc<dyn Sink>, usize)>,
+    /// The page, to be served.
+    pub prometheus: Option<Arc<prometheus::Prometheus>>,
+    /// The intake, whose keys are to be checked.
+    pub datadog: Option<Arc<datadog::Datadog>>,
+}
+
+impl Sinks {
+    /// # Errors
+    /// One line that begins with the path of the setting that cannot be used.
+    pub fn new(config: &Config, hostname: &str) -> anyhow::Result<Self> {
+        let mut sinks = Self { all: Vec::new(), prometheus: None, datadog: None };
+        if !config.datadog.api_key.is_empty() {
+            let datadog = Arc::new(datadog::Datadog::new(&config.datadog, hostname)?);
+            sinks.all.push((datadog.clone(), config.datadog.retry_queue_bytes));
+            sinks.datadog = config.datadog.validate_key.then_some(datadog);
+        }
+        let console = match config.console.enabled {
+            Switch::On => true,
+            Switch::Off => false,
+            Switch::Auto => sinks.all.is_empty(),
+        };
+        if console {
+            let console = console::Console::new(&config.console);
+            sinks.all.push((Arc::new(console), LOCAL_QUEUE_BYTES));
+        }
+        if config.prometheus.enabled {
+            let prometheus = Arc::new(prometheus::Prometheus::new(&config.prometheus, hostname)?);
+            sinks.all.push((prometheus.clone(), LOCAL_QUEUE_BYTES));
+            sinks.prometheus = Some(prometheus);
+        }
+        Ok(sinks)
+    }
 }
 
 /// A destination. `encode` is pure; `send` is driven by [`deliver`], which queues, retries, drops

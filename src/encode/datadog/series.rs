@@ -1,11 +1,11 @@
 //! A batch as series of the intake, whatever their encoding: names with suffixes, rates, figures.
 
-use std::fmt::{Display, Formatter, Write};
+use std::fmt::Write;
 
 use crate::batch::{Batch, Row, Value};
 use crate::context::Context;
 use crate::sample::Kind;
-use crate::value::{Aggregate, Summary};
+use crate::value::{self, Suffix};
 
 /// One series: every point of one figure of one context.
 pub struct Series<'a> {
@@ -34,8 +34,11 @@ pub fn expand(batch: &Batch, points_max: usize, mut each: impl FnMut(&Series<'_>
         let mut index = 0;
         while let Some(figure) = figure(&rows[0], index, batch) {
             name.clear();
-            // Writing to a string does not fail.
-            let _ = write!(name, "{}{}", context.name(), figure.suffix);
+            name.push_str(context.name());
+            if let Some(suffix) = figure.suffix {
+                // Writing to a string does not fail.
+                let _ = write!(name, "{suffix}");
+            }
             let values = rows.iter().filter_map(|row| {
                 self::figure(row, index, batch).map(|figure| (row.time, figure.value))
             });
@@ -75,7 +78,8 @@ const fn unit(kind: Kind, rate: bool) -> &'static str {
 
 /// One number of a row.
 struct Figure {
-    suffix: Suffix,
+    /// What is put behind the name.
+    suffix: Option<Suffix>,
     /// Per second where it is a rate.
     value: f64,
     rate: bool,
@@ -83,52 +87,19 @@ struct Figure {
 
 /// The row's figure of that index, from 0 up; a distribution has none, as it is not a series.
 fn figure(row: &Row, index: usize, batch: &Batch) -> Option<Figure> {
-    let single = |value, rate| (index == 0).then_some(Figure { suffix: Suffix::None, value, rate });
+    let single = |value, rate| (index == 0).then_some(Figure { suffix: None, value, rate });
     let figure = match &row.value {
         Value::Count(sum) => single(*sum, true),
         Value::Gauge(value) => single(*value, false),
         Value::Set(members) => single(*members as f64, false),
-        Value::Histogram(summary) => figures(summary, &batch.aggregates).nth(index),
+        Value::Histogram(summary) => {
+            let value::Figure { suffix, value, rate } =
+                summary.figures(&batch.aggregates).nth(index)?;
+            Some(Figure { suffix: Some(suffix), value, rate })
+        }
         Value::Distribution(_) => None,
     }?;
     let seconds = if figure.rate { f64::from(batch.interval.max(1)) } else { 1.0 };
     Some(Figure { value: figure.value / seconds, ..figure })
 }
 
-/// What is put behind the name.
-enum Suffix {
-    None,
-    Aggregate(&'static str),
-    Percentile(u8),
-}
-
-impl Display for Suffix {
-    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::None => Ok(()),
-            Self::Aggregate(word) => write!(f, ".{word}"),
-            Self::Percentile(per_cent) => write!(f, ".{per_cent}percentile"),
-        }
-    }
-}
-
-/// The figures of a histogram, counts not yet divided by the interval.
-fn figures(summary: &Summary, aggregates: &[Aggregate]) -> impl Iterator<Item = Figure> {
-    let aggregates = aggregates.iter().map(|aggregate| {
-        let (word, value, rate) = match aggregate {
-            Aggregate::Max => ("max", summary.max, false),
-            Aggregate::Median => ("median", summary.median, false),
-            Aggregate::Avg => ("avg", summary.avg(), false),
-            Aggregate::Count => ("count", summary.count, true),
-            Aggregate::Min => ("min", summary.min, false),
-            Aggregate::Sum => ("sum", summary.sum, false),
-        };
-        Figure { suffix: Suffix::Aggregate(word), value, rate }
-    });
-    let percentiles = summary.percentiles.iter().map(|&(per_cent, value)| Figure {
-        suffix: Suffix::Percentile(per_cent),
-        value,
-        rate: false,
-    });
-    aggregates.chain(percentiles)
-}
