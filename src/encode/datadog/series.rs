@@ -32,27 +32,24 @@ pub fn expand(batch: &Batch, points_max: usize, mut each: impl FnMut(&Series<'_>
     for rows in batch.series() {
         let context = &*rows[0].context;
         let mut index = 0;
-        while let Some(figure) = figure(&rows[0], index, batch) {
+        while let Some(Number { suffix, rate, .. }) = number(&rows[0], index, batch) {
             name.clear();
-            // Writing to a string does not fail.
-            let _ = write!(name, "{}{}", context.name(), figure.suffix);
-            let values = rows.iter().filter_map(|row| {
-                self::figure(row, index, batch).map(|figure| (row.time, figure.value))
-            });
+            name.push_str(context.name());
+            if let Some(suffix) = suffix {
+                // Writing to a string does not fail.
+                let _ = write!(name, "{suffix}");
+            }
             points.clear();
-            points.extend(values);
+            points.extend(
+                rows.iter().filter_map(|row| Some((row.time, number(row, index, batch)?.value))),
+            );
             let all = points.len();
             points.retain(|(_, value)| value.is_finite());
             dropped += (all - points.len()) as u64;
             for points in points.chunks(points_max.max(1)) {
-                each(&Series {
-                    context,
-                    name: &name,
-                    rate: figure.rate,
-                    unit: unit(context.kind(), figure.rate),
-                    interval: batch.interval,
-                    points,
-                });
+                let unit = unit(context.kind(), rate);
+                let interval = batch.interval;
+                each(&Series { context, name: &name, rate, unit, interval, points });
             }
             index += 1;
         }
@@ -73,31 +70,42 @@ const fn unit(kind: Kind, rate: bool) -> &'static str {
     }
 }
 
-/// One number of a row.
-struct Figure {
-    suffix: Suffix,
+/// One of the numbers that a row comes to.
+struct Number {
+    /// Of a histogram's figures.
+    suffix: Option<Suffix>,
     /// Per second where it is a rate.
     value: f64,
     rate: bool,
 }
 
-/// The row's figure of that index, from 0 up; a distribution has none, as it is not a series.
-fn figure(row: &Row, index: usize, batch: &Batch) -> Option<Figure> {
-    let single = |value, rate| (index == 0).then_some(Figure { suffix: Suffix::None, value, rate });
-    let figure = match &row.value {
-        Value::Count(sum) => single(*sum, true),
-        Value::Gauge(value) => single(*value, false),
-        Value::Set(members) => single(*members as f64, false),
-        Value::Histogram(summary) => figures(summary, &batch.aggregates).nth(index),
+/// The number of that index, from 0 up; a distribution has none, as it is not a series.
+fn number(row: &Row, index: usize, batch: &Batch) -> Option<Number> {
+    let only = |value, rate| (index == 0).then_some((None, value, rate));
+    let (suffix, value, rate) = match &row.value {
+        Value::Count(sum) => only(*sum, true),
+        Value::Gauge(value) => only(*value, false),
+        Value::Set(members) => only(*members as f64, false),
+        Value::Histogram(summary) => {
+            let figure = figures(summary, &batch.aggregates).nth(index);
+            figure.map(|figure| (Some(figure.suffix), figure.value, figure.rate))
+        }
         Value::Distribution(_) => None,
     }?;
-    let seconds = if figure.rate { f64::from(batch.interval.max(1)) } else { 1.0 };
-    Some(Figure { value: figure.value / seconds, ..figure })
+    let seconds = if rate { f64::from(batch.interval.max(1)) } else { 1.0 };
+    Some(Number { suffix, value: value / seconds, rate })
 }
 
-/// What is put behind the name.
+/// One figure of a histogram.
+struct Figure {
+    suffix: Suffix,
+    value: f64,
+    /// To be divided by the bucket's length.
+    rate: bool,
+}
+
+/// What stands behind the name of a histogram.
 enum Suffix {
-    None,
     Aggregate(&'static str),
     Percentile(u8),
 }
@@ -105,14 +113,12 @@ enum Suffix {
 impl Display for Suffix {
     fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::None => Ok(()),
             Self::Aggregate(word) => write!(f, ".{word}"),
             Self::Percentile(per_cent) => write!(f, ".{per_cent}percentile"),
         }
     }
 }
 
-/// The figures of a histogram, counts not yet divided by the interval.
 fn figures(summary: &Summary, aggregates: &[Aggregate]) -> impl Iterator<Item = Figure> {
     let aggregates = aggregates.iter().map(|aggregate| {
         let (word, value, rate) = match aggregate {
@@ -125,10 +131,9 @@ fn figures(summary: &Summary, aggregates: &[Aggregate]) -> impl Iterator<Item = 
         };
         Figure { suffix: Suffix::Aggregate(word), value, rate }
     });
-    let percentiles = summary.percentiles.iter().map(|&(per_cent, value)| Figure {
-        suffix: Suffix::Percentile(per_cent),
-        value,
-        rate: false,
+    let percentiles = summary.percentiles.iter().map(|&(per_cent, value)| {
+        let suffix = Suffix::Percentile(per_cent);
+        Figure { suffix, value, rate: false }
     });
     aggregates.chain(percentiles)
 }
