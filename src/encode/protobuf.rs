@@ -165,7 +165,7 @@ mod tests {
         #[prost(double, tag = "4")]
         real: f64,
         #[prost(message, optional, boxed, tag = "5")]
-        inner: Option<Box<Judge>>,
+        inner: Option<Box<Self>>,
         #[prost(sint32, repeated, tag = "6")]
         keys: Vec<i32>,
         #[prost(uint32, repeated, tag = "7")]

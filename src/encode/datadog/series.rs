@@ -5,7 +5,7 @@ use std::fmt::Write;
 use crate::batch::{Batch, Row, Value};
 use crate::context::Context;
 use crate::sample::Kind;
-use crate::value::{self, Suffix};
+use crate::value::Suffix;
 
 /// One series: every point of one figure of one context.
 pub struct Series<'a> {
@@ -32,30 +32,24 @@ pub fn expand(batch: &Batch, points_max: usize, mut each: impl FnMut(&Series<'_>
     for rows in batch.series() {
         let context = &*rows[0].context;
         let mut index = 0;
-        while let Some(figure) = figure(&rows[0], index, batch) {
+        while let Some(Number { suffix, rate, .. }) = number(&rows[0], index, batch) {
             name.clear();
             name.push_str(context.name());
-            if let Some(suffix) = figure.suffix {
+            if let Some(suffix) = suffix {
                 // Writing to a string does not fail.
                 let _ = write!(name, "{suffix}");
             }
-            let values = rows.iter().filter_map(|row| {
-                self::figure(row, index, batch).map(|figure| (row.time, figure.value))
-            });
             points.clear();
-            points.extend(values);
+            points.extend(
+                rows.iter().filter_map(|row| Some((row.time, number(row, index, batch)?.value))),
+            );
             let all = points.len();
             points.retain(|(_, value)| value.is_finite());
             dropped += (all - points.len()) as u64;
             for points in points.chunks(points_max.max(1)) {
-                each(&Series {
-                    context,
-                    name: &name,
-                    rate: figure.rate,
-                    unit: unit(context.kind(), figure.rate),
-                    interval: batch.interval,
-                    points,
-                });
+                let unit = unit(context.kind(), rate);
+                let interval = batch.interval;
+                each(&Series { context, name: &name, rate, unit, interval, points });
             }
             index += 1;
         }
@@ -76,30 +70,28 @@ const fn unit(kind: Kind, rate: bool) -> &'static str {
     }
 }
 
-/// One number of a row.
-struct Figure {
-    /// What is put behind the name.
+/// One of the numbers that a row comes to.
+struct Number {
+    /// Of a histogram's figures.
     suffix: Option<Suffix>,
     /// Per second where it is a rate.
     value: f64,
     rate: bool,
 }
 
-/// The row's figure of that index, from 0 up; a distribution has none, as it is not a series.
-fn figure(row: &Row, index: usize, batch: &Batch) -> Option<Figure> {
-    let single = |value, rate| (index == 0).then_some(Figure { suffix: None, value, rate });
-    let figure = match &row.value {
-        Value::Count(sum) => single(*sum, true),
-        Value::Gauge(value) => single(*value, false),
-        Value::Set(members) => single(*members as f64, false),
+/// The number of that index, from 0 up; a distribution has none, as it is not a series.
+fn number(row: &Row, index: usize, batch: &Batch) -> Option<Number> {
+    let only = |value, rate| (index == 0).then_some((None, value, rate));
+    let (suffix, value, rate) = match &row.value {
+        Value::Count(sum) => only(*sum, true),
+        Value::Gauge(value) => only(*value, false),
+        Value::Set(members) => only(*members as f64, false),
         Value::Histogram(summary) => {
-            let value::Figure { suffix, value, rate } =
-                summary.figures(&batch.aggregates).nth(index)?;
-            Some(Figure { suffix: Some(suffix), value, rate })
+            let figure = summary.figures(&batch.aggregates).nth(index);
+            figure.map(|figure| (Some(figure.suffix), figure.value, figure.rate))
         }
         Value::Distribution(_) => None,
     }?;
-    let seconds = if figure.rate { f64::from(batch.interval.max(1)) } else { 1.0 };
-    Some(Figure { value: figure.value / seconds, ..figure })
+    let seconds = if rate { f64::from(batch.interval.max(1)) } else { 1.0 };
+    Some(Number { suffix, value: value / seconds, rate })
 }
-
