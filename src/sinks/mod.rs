@@ -16,12 +16,25 @@ use serde::{Deserialize, Serialize};
 use crate::batch::Batch;
 
 /// Where batches go. Several may be on at once.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     pub console: console::Config,
     pub prometheus: prometheus::Config,
     pub datadog: datadog::Config,
+    /// Seconds that the sinks get to deliver what is left when tallyd stops.
+    pub stop_timeout: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            console: console::Config::default(),
+            prometheus: prometheus::Config::default(),
+            datadog: datadog::Config::default(),
+            stop_timeout: 2,
+        }
+    }
 }
 
 /// A destination. `encode` is pure; `send` is driven by [`deliver`], which queues, retries, drops
