@@ -688,3 +688,342 @@ fn keep(
     }
     Ok(Node::list(kept.into_iter().map(Node::text).collect()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use serde_json::{Value, json};
+
+    use super::super::{Config, Loaded, agent_from_text, describe};
+    use super::*;
+
+    fn of_file(text: &str) -> Loaded {
+        agent_from_text("datadog.yaml", text, &[]).unwrap_or_else(|e| panic!("{text}: {e}"))
+    }
+
+    fn of_variables(pairs: &[(&str, &str)]) -> Loaded {
+        let pairs: Vec<_> = pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+        agent_from_text("datadog.yaml", "", &pairs).unwrap_or_else(|e| panic!("{pairs:?}: {e}"))
+    }
+
+    fn at(loaded: &Loaded, path: &str) -> Value {
+        let whole = serde_json::to_value(&loaded.config).unwrap();
+        whole.pointer(&format!("/{}", path.replace('.', "/"))).unwrap().clone()
+    }
+
+    #[test]
+    fn the_table_is_sound() {
+        let mut names = HashSet::new();
+        for key in KEYS {
+            assert!(names.insert(key.name), "{} is there twice", key.name);
+            let paths = match &key.effect {
+                Effect::Sets(path) => std::slice::from_ref(path),
+                Effect::Converts(paths, _) => paths,
+                Effect::Nothing | Effect::NotYet => {
+                    assert!(!key.remark.is_empty(), "{} has no reason", key.name);
+                    &[]
+                }
+            };
+            for path in paths {
+                assert!(describe::find(path).is_some_and(|d| !d.section), "{path}");
+            }
+        }
+    }
+
+    /// Every key that has an effect: YAML, our path, our value.
+    const EFFECTIVE: &[(&str, &str, &str, &str)] = &[
+        ("api_key", "' 0123 '", "sinks.datadog.api_key", "\"0123\""),
+        ("site", "us3.datadoghq.com", "sinks.datadog.site", "\"us3.datadoghq.com\""),
+        ("dd_url", "https://a.b", "sinks.datadog.dd_url", "\"https://a.b\""),
+        (
+            "additional_endpoints",
+            "{\"https://a.b\": [\"k\"]}",
+            "sinks.datadog.additional_endpoints",
+            "{\"https://a.b\": [\"k\"]}",
+        ),
+        ("use_v2_api.series", "false", "sinks.datadog.use_v2_series", "false"),
+        ("serializer_compressor_kind", "zlib", "sinks.datadog.compressor_kind", "\"zlib\""),
+        ("serializer_zstd_compressor_level", "3", "sinks.datadog.zstd_level", "3"),
+        ("serializer_max_payload_size", "2000", "sinks.datadog.max_payload_size", "2000"),
+        (
+            "serializer_max_uncompressed_payload_size",
+            "2000",
+            "sinks.datadog.max_uncompressed_payload_size",
+            "2000",
+        ),
+        (
+            "serializer_max_series_payload_size",
+            "2000",
+            "sinks.datadog.max_series_payload_size",
+            "2000",
+        ),
+        (
+            "serializer_max_series_uncompressed_payload_size",
+            "2000",
+            "sinks.datadog.max_series_uncompressed_payload_size",
+            "2000",
+        ),
+        (
+            "serializer_max_series_points_per_payload",
+            "20",
+            "sinks.datadog.max_series_points_per_payload",
+            "20",
+        ),
+        ("enable_payloads.series", "false", "sinks.datadog.enable_series", "false"),
+        ("enable_payloads.sketches", "false", "sinks.datadog.enable_sketches", "false"),
+        ("enable_payloads.events", "false", "sinks.datadog.enable_events", "false"),
+        ("enable_payloads.service_checks", "false", "sinks.datadog.enable_service_checks", "false"),
+        ("forwarder_timeout", "5", "sinks.datadog.http.timeout", "5"),
+        (
+            "forwarder_retry_queue_payloads_max_size",
+            "1000",
+            "sinks.datadog.retry_queue_bytes",
+            "1000",
+        ),
+        ("forwarder_stop_timeout", "9", "sinks.stop_timeout", "9"),
+        ("proxy.http", "http://p:1", "sinks.datadog.http.proxy_http", "\"http://p:1\""),
+        ("proxy.https", "p:1", "sinks.datadog.http.proxy_https", "\"http://p:1\""),
+        ("proxy.no_proxy", "[\"a\", \"b\"]", "sinks.datadog.http.no_proxy", "[\"a\", \"b\"]"),
+        ("skip_ssl_validation", "true", "sinks.datadog.http.skip_ssl_validation", "true"),
+        ("min_tls_version", "TLSv1.3", "sinks.datadog.http.min_tls_version", "\"tlsv1.3\""),
+        ("min_tls_version", "tlsv1.0", "sinks.datadog.http.min_tls_version", "\"tlsv1.2\""),
+        ("hostname", "web-1", "origin.hostname", "\"web-1\""),
+        ("dogstatsd_tags", "[\"a:b\", \"c\"]", "rules.tags", "[\"a:b\", \"c\"]"),
+        ("dogstatsd_port", "9125", "intake.port", "9125"),
+        ("dogstatsd_port", "0", "intake.port", "0"),
+        ("dogstatsd_non_local_traffic", "yes", "intake.non_local_traffic", "true"),
+        ("bind_host", "localhost", "intake.bind_host", "\"localhost\""),
+        ("dogstatsd_socket", "/a/b", "intake.socket", "\"/a/b\""),
+        ("dogstatsd_stream_socket", "/a/b", "intake.stream_socket", "\"/a/b\""),
+        ("dogstatsd_tcp_port", "1", "intake.tcp_port", "1"),
+        ("dogstatsd_buffer_size", "65536", "intake.buffer_size", "65536"),
+        ("dogstatsd_so_rcvbuf", "1000", "intake.receive_buffer", "1000"),
+        ("dogstatsd_eol_required", "[\"udp\"]", "intake.eol_required", "[\"udp\"]"),
+        ("dogstatsd_origin_detection_client", "true", "intake.origin_fields", "true"),
+        ("dogstatsd_no_aggregation_pipeline", "false", "intake.timestamps", "false"),
+        ("statsd_forward_host", "h", "intake.forward_host", "\"h\""),
+        ("statsd_forward_port", "1", "intake.forward_port", "1"),
+        ("dogstatsd_disable_verbose_logs", "true", "intake.log_rejects", "false"),
+        ("use_dogstatsd", "false", "intake.port", "0"),
+        ("use_dogstatsd", "false", "intake.socket", "\"\""),
+        ("use_dogstatsd", "true", "intake.port", "8125"),
+        ("statsd_metric_namespace", "a.", "rules.namespace", "\"a.\""),
+        ("statsd_metric_namespace_blacklist", "[\"a\"]", "rules.namespace_blocklist", "[\"a\"]"),
+        ("statsd_metric_namespace_blocklist", "[\"a\"]", "rules.namespace_blocklist", "[\"a\"]"),
+        ("statsd_metric_blocklist", "[\"a\"]", "rules.metric_blocklist", "[\"a\"]"),
+        (
+            "statsd_metric_blocklist_match_prefix",
+            "true",
+            "rules.metric_blocklist_match_prefix",
+            "true",
+        ),
+        ("metric_filterlist", "[\"a\"]", "rules.metric_blocklist", "[\"a\"]"),
+        ("metric_filterlist_match_prefix", "true", "rules.metric_blocklist_match_prefix", "true"),
+        (
+            "dogstatsd_mapper_profiles",
+            r#"[{"name":"n","prefix":"p.","mappings":[{"match":"p.*","match_type":"wildcard","name":"p","tags":{"t":"$1"}}]}]"#,
+            "rules.mapper_profiles",
+            r#"[{"name":"n","prefix":"p.","mappings":[{"match":"p.*","match_type":"wildcard","name":"p","tags":{"t":"$1"}}]}]"#,
+        ),
+        ("histogram_aggregates", "[\"max\", \"mode\"]", "value.histogram_aggregates", "[\"max\"]"),
+        (
+            "histogram_percentiles",
+            "[0.5, \"0.99\", 95]",
+            "value.histogram_percentiles",
+            "[\"0.5\", \"0.99\"]",
+        ),
+        ("histogram_copy_to_distribution", "true", "value.histogram_copy_to_distribution", "true"),
+        (
+            "histogram_copy_to_distribution_prefix",
+            "d.",
+            "value.histogram_copy_to_distribution_prefix",
+            "\"d.\"",
+        ),
+        ("dogstatsd_expiry_seconds", "60.0", "shard.counter_expiry_seconds", "60"),
+        ("dogstatsd_context_expiry_seconds", "30", "shard.context_expiry_seconds", "30"),
+        ("aggregate_context_limit", "10", "shard.contexts_max", "10"),
+        ("dogstatsd_flush_incomplete_buckets", "false", "flush.incomplete_buckets", "false"),
+        ("log_level", "WARNING", "logging.level", "\"warn\""),
+        ("log_level", "critical", "logging.level", "\"error\""),
+        ("log_level", "off", "logging.level", "\"off\""),
+        ("log_format_json", "true", "logging.format", "\"json\""),
+        ("log_file", "/var/log/x", "logging.file", "\"/var/log/x\""),
+        ("log_to_console", "false", "logging.console", "false"),
+        ("health_port", "5555", "status.health_listen", "\"0.0.0.0:5555\""),
+        ("health_port", "0", "status.health_listen", "\"\""),
+    ];
+
+    #[test]
+    fn every_effective_key_works_in_file_and_environment() {
+        for (key, value, path, expected) in EFFECTIVE {
+            let expected: Value = serde_json::from_str(expected).unwrap();
+            let nested = key
+                .split('.')
+                .rev()
+                .fold((*value).to_owned(), |inner, key| format!("{{{key}: {inner}}}"));
+            assert_eq!(at(&of_file(&nested), path), expected, "{nested}");
+            let value = value.trim_matches('\'');
+            assert_eq!(at(&of_variables(&[(&variable(key), value)]), path), expected, "{key}");
+        }
+        let tested: HashSet<&str> = EFFECTIVE.iter().map(|(key, ..)| *key).collect();
+        for key in KEYS {
+            let effective = matches!(&key.effect, Effect::Sets(_))
+                || matches!(&key.effect, Effect::Converts(paths, _) if !paths.is_empty());
+            assert_eq!(tested.contains(key.name), effective, "{}", key.name);
+        }
+    }
+
+    #[test]
+    fn variables_have_the_agents_forms() {
+        for (pairs, path, expected) in [
+            (
+                &[("DD_DOGSTATSD_TAGS", "a:b c:d,e")] as &[_],
+                "rules.tags",
+                json!(["a:b", "c:d", "e"]),
+            ),
+            (
+                &[("DD_HISTOGRAM_PERCENTILES", "0.95 0.99")],
+                "value.histogram_percentiles",
+                json!(["0.95", "0.99"]),
+            ),
+            (
+                &[("DD_HISTOGRAM_PERCENTILES", "[\"0.95\", 0.99]")],
+                "value.histogram_percentiles",
+                json!(["0.95", "0.99"]),
+            ),
+            (
+                &[("DD_HISTOGRAM_AGGREGATES", "max count")],
+                "value.histogram_aggregates",
+                json!(["max", "count"]),
+            ),
+            (&[("DD_URL", "https://a")], "sinks.datadog.dd_url", json!("https://a")),
+            (
+                &[("DD_DD_URL", "https://b"), ("DD_URL", "https://a")],
+                "sinks.datadog.dd_url",
+                json!("https://b"),
+            ),
+            (&[("DD_DOGSTATSD_SOCKET", "")], "intake.socket", json!("")),
+            (&[("DD_DOGSTATSD_PORT", "")], "intake.port", json!(8125)),
+            (&[("DD_SITE", "")], "sinks.datadog.site", json!("datadoghq.com")),
+            (
+                &[("HTTPS_PROXY", "http://p:1")],
+                "sinks.datadog.http.proxy_https",
+                json!("http://p:1"),
+            ),
+            (
+                &[("DD_PROXY_HTTPS", "http://q:1"), ("https_proxy", "http://p:1")],
+                "sinks.datadog.http.proxy_https",
+                json!("http://q:1"),
+            ),
+            (&[("DD_PROXY_NO_PROXY", "a b")], "sinks.datadog.http.no_proxy", json!(["a", "b"])),
+            (&[("NO_PROXY", "a,b")], "sinks.datadog.http.no_proxy", json!(["a", "b"])),
+            (&[("DD_API_KEY", "abc\n")], "sinks.datadog.api_key", json!("abc")),
+        ] {
+            let loaded = of_variables(pairs);
+            assert_eq!(at(&loaded, path), expected, "{pairs:?}");
+            assert_eq!(loaded.notes, Vec::<String>::new());
+        }
+    }
+
+    #[test]
+    fn precedence_is_the_agents() {
+        // A variable beats the file, the newer name the older one, off beats all.
+        let variables = [("DD_DOGSTATSD_PORT".to_owned(), "2".to_owned())];
+        let loaded = agent_from_text("d", "dogstatsd_port: 1", &variables).unwrap();
+        assert_eq!(loaded.config.intake.port, 2);
+        let loaded = agent_from_text("d", "use_dogstatsd: false", &variables).unwrap();
+        assert_eq!(loaded.config.intake.port, 0);
+        let rules = of_file(
+            "metric_filterlist: [a]\nstatsd_metric_blocklist: [b]\nstatsd_metric_blocklist_match_prefix: true\n",
+        )
+        .config
+        .rules;
+        assert_eq!(rules.metric_blocklist, ["a"]);
+        assert!(!rules.metric_blocklist_match_prefix);
+        let rules = of_file("metric_filterlist: []\nstatsd_metric_blocklist: [b]\n").config.rules;
+        assert_eq!(rules.metric_blocklist, ["b"]);
+        let names =
+            "statsd_metric_namespace_blocklist: [a]\nstatsd_metric_namespace_blacklist: [b]\n";
+        assert_eq!(of_file(names).config.rules.namespace_blocklist, ["a"]);
+    }
+
+    #[test]
+    fn files_are_read_as_the_agent_reads_them() {
+        // Letters' case, keys without a value, lists as one text.
+        let config =
+            of_file("Dogstatsd_Port: 1\nsite:\ndogstatsd_tags: a b\nproxy:\n  http:\n").config;
+        assert_eq!(
+            (config.intake.port, config.rules.tags),
+            (1, vec!["a".to_owned(), "b".to_owned()])
+        );
+        assert_eq!(config.sinks, Config::default().sinks);
+    }
+
+    #[test]
+    fn what_has_no_effect_is_named_once_each() {
+        let loaded = agent_from_text(
+            "datadog.yaml",
+            "dogstatsd_queue_size: 5\nlogs_config: {a: 1, b: {c: 2}}\nforwarder_storage_path: /x\n\
+             dogstatsd_origin_detection: false\nmy_own: 1\nproxy: {ftp: x}\ntags: [a]\nenv: b\n\
+             min_tls_version: tlsv1.1\nhistogram_percentiles: [95]\ntelemetry: {enabled: true}\n",
+            &[
+                ("DD_QUUX".to_owned(), "1".to_owned()),
+                ("DD_DOGSTATSD_TAG_CARDINALITY".to_owned(), "high".to_owned()),
+                ("DD_AGENT_HOST".to_owned(), "x".to_owned()),
+                ("DD_TRACE_DEBUG".to_owned(), "x".to_owned()),
+                ("DD_QUEUE".to_owned(), String::new()),
+            ],
+        )
+        .unwrap();
+        assert_eq!(
+            loaded.notes,
+            [
+                "min_tls_version tlsv1.1 is raised to tlsv1.2",
+                "tags and env (DD_TAGS, DD_ENV) are tags of the host in the Datadog app, not of \
+                 points, and tallyd sends none; for tags on every point use dogstatsd_tags or \
+                 rules.tags",
+                "histogram_percentiles: left out \"95\"",
+                "settings of the Agent that have no effect in tallyd: dogstatsd_queue_size, \
+                 logs_config, proxy.ftp, telemetry.enabled",
+                "settings of the Agent that are not effective in this version: \
+                 DD_DOGSTATSD_TAG_CARDINALITY, forwarder_storage_path",
+                "settings that tallyd does not know and ignores: DD_QUEUE, DD_QUUX, my_own",
+            ]
+        );
+    }
+
+    #[test]
+    fn wrong_values_name_file_line_and_key() {
+        for (text, expected) in [
+            (
+                "\ndogstatsd_port: __random__",
+                "d:2: dogstatsd_port: a random port is not supported: give a number",
+            ),
+            ("health_port: x", "d:1: health_port: expected a port, found \"x\""),
+            ("log_format_json: x", "d:1: log_format_json: expected true or false, found \"x\""),
+            (
+                "dogstatsd_expiry_seconds: -1",
+                "d:1: dogstatsd_expiry_seconds: expected seconds, found \"-1\"",
+            ),
+            ("histogram_percentiles: {a: b}", "d:1: histogram_percentiles: expected a list"),
+            ("api_key: [s3cret]", "d:1: api_key: expected a single value"),
+            (
+                "api_key: ENC[s3cret]",
+                "d:1: sinks.datadog.api_key: is a reference to a secret (ENC[...]), which tallyd does not resolve: give the key itself",
+            ),
+            (
+                "dogstatsd_port: x",
+                "d:1: intake.port: expected a whole number from 0 to 65535, found \"x\"",
+            ),
+            ("- a", "d: expected the Agent's settings"),
+            (
+                "a: [",
+                "d:2: not valid YAML: while parsing a node, did not find expected node content",
+            ),
+        ] {
+            let error = agent_from_text("d", text, &[]).map(|_| ()).unwrap_err();
+            assert_eq!(error.to_string(), expected, "{text}");
+        }
+    }
+}

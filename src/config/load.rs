@@ -261,6 +261,10 @@ fn of_section(
         let source = Source::file(name, *line);
         match describe::find(&path) {
             None => return Err(unknown(&path, &source)),
+            Some(described) if described.key() != key => {
+                let message = format!("{path}: write {} within its section", described.key());
+                return Err(ConfigError::new(&source, message));
+            }
             Some(described) if !described.section => {
                 let node = value.clone();
                 found.push(Assignment { path, node, source, manner: Manner::Yaml });
@@ -382,4 +386,346 @@ fn pointer(described: &Described) -> String {
 fn wrong(path: &str, message: &str, given: &HashMap<&'static str, Source>) -> ConfigError {
     let owner = describe::owner(path).map_or(path, |described| described.path.as_str());
     ConfigError::new(given.get(owner).unwrap_or(&Source::Default), format!("{path}: {message}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn variables(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn of_variables(pairs: &[(&str, &str)]) -> Result<Loaded, ConfigError> {
+        load(&Sources { environment: variables(pairs), ..Sources::default() })
+    }
+
+    fn setting<'a>(loaded: &'a Loaded, path: &str) -> &'a Setting {
+        loaded.settings.iter().find(|setting| setting.path == path).unwrap()
+    }
+
+    #[test]
+    fn later_layers_win() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let mut sources = Sources::default();
+        let expect = |sources: &Sources, port: u16, source: &str| {
+            let loaded = load(sources).unwrap();
+            assert_eq!(loaded.config.intake.port, port);
+            let shown = setting(&loaded, "intake.port").source.to_string();
+            assert_eq!(shown.replace(&format!("{}/", folder.path().display()), ""), source);
+        };
+        expect(&sources, 8125, "default");
+        sources.datadog_file = Some(file("datadog.yaml", "dogstatsd_port: 1\n"));
+        expect(&sources, 1, "datadog.yaml:1");
+        sources.config_file = Some(file("tallyd.yaml", "intake:\n  port: 2\n"));
+        expect(&sources, 2, "tallyd.yaml:2");
+        sources.environment = variables(&[("DD_DOGSTATSD_PORT", "3")]);
+        expect(&sources, 3, "DD_DOGSTATSD_PORT");
+        sources.environment.insert(0, ("TALLYD_INTAKE__PORT".to_owned(), "4".to_owned()));
+        expect(&sources, 4, "TALLYD_INTAKE__PORT");
+        sources.overrides = vec!["intake.port=5".to_owned()];
+        expect(&sources, 5, "--set intake.port");
+        sources.overrides.push("intake.port=6".to_owned());
+        expect(&sources, 6, "--set intake.port");
+        assert_eq!(load(&sources).unwrap().files.len(), 2);
+    }
+
+    #[test]
+    fn layers_keep_what_others_do_not_name() {
+        let loaded = of_variables(&[
+            ("TALLYD_SINKS__DATADOG__HTTP__TIMEOUT", "7"),
+            ("TALLYD_RULES__TAGS", "a:b c:d"),
+            ("TALLYD_INTAKE__SOCKET", ""),
+            ("DD_SITE", "datadoghq.eu"),
+            ("PATH", "/bin"),
+        ])
+        .unwrap();
+        let mut expected = Config::default();
+        expected.sinks.datadog.http.timeout = 7;
+        expected.sinks.datadog.site = "datadoghq.eu".to_owned();
+        expected.rules.tags = vec!["a:b".to_owned(), "c:d".to_owned()];
+        expected.intake.socket = String::new();
+        assert_eq!(loaded.config, expected);
+        assert_eq!((loaded.changed(), loaded.notes.len()), (4, 0));
+    }
+
+    #[test]
+    fn the_file_is_named_by_flag_or_variable() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.yaml");
+        std::fs::write(&path, "flush: {interval: 3}").unwrap();
+        let name = path.display().to_string();
+        assert_eq!(of_variables(&[("TALLYD_CONFIG", &name)]).unwrap().config.flush.interval, 3);
+        assert_eq!(of_variables(&[("TALLYD_CONFIG", "")]).unwrap().config.flush.interval, 10);
+
+        let missing = folder.path().join("y.yaml");
+        for sources in [
+            Sources { config_file: Some(missing.clone()), ..Sources::default() },
+            Sources { datadog_file: Some(missing.clone()), ..Sources::default() },
+            Sources {
+                environment: variables(&[("TALLYD_CONFIG", &missing.display().to_string())]),
+                ..Sources::default()
+            },
+        ] {
+            assert_eq!(
+                load(&sources).unwrap_err().to_string(),
+                format!(
+                    "{}: cannot be read: No such file or directory (os error 2)",
+                    missing.display()
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn errors_of_files_name_line_path_and_reason() {
+        for (text, expected) in [
+            (
+                "\nintake:\n  prot: 1\n",
+                "t.yaml:3: unknown setting intake.prot; did you mean intake.port?",
+            ),
+            ("prot: 1\n", "t.yaml:1: unknown setting prot; did you mean intake.port?"),
+            (
+                "dogstatsd_port: 1\n",
+                "t.yaml:1: unknown setting dogstatsd_port; did you mean intake.port?",
+            ),
+            ("xyzzy: 1\n", "t.yaml:1: unknown setting xyzzy"),
+            ("intake.port: 1\n", "t.yaml:1: intake.port: write port within its section"),
+            (
+                "intake: 8125\n",
+                "t.yaml:1: intake is a section: set what is within, such as intake.port",
+            ),
+            ("- intake\n", "t.yaml:1: expected sections"),
+            (
+                "intake:\n  port:\n    - 1\n",
+                "t.yaml:3: intake.port: expected a whole number from 0 to 65535, found a list",
+            ),
+            (
+                "intake: {port: 70000}",
+                "t.yaml:1: intake.port: expected a whole number from 0 to 65535, found \"70000\"",
+            ),
+            (
+                "intake:\n  port:\n",
+                "t.yaml:2: intake.port: expected a whole number from 0 to 65535, found no value",
+            ),
+            ("intake:\n port: 1\n port: 2\n", "t.yaml:3: port is given twice, first in line 2"),
+            (
+                "intake:\n  port: 1\n stdin: x\n",
+                "t.yaml:3: not valid YAML: while parsing a block mapping, did not find expected key",
+            ),
+            (
+                "intake:\n  listeners:\n    - address: udp://h:1\n    - {address: udp://h:1, dialekt: x}\n",
+                "t.yaml:4: intake.listeners[1].dialekt: unknown setting; did you mean dialect?",
+            ),
+            ("flush: {interval: 0}", "t.yaml:1: flush.interval: expected 1 to 3600, found 0"),
+            (
+                "sinks:\n  datadog:\n    api_key: a b-s3cret\n",
+                "t.yaml:3: sinks.datadog.api_key: expected a key of visible ASCII characters without blanks",
+            ),
+        ] {
+            let error = from_text("t.yaml", text).map(|_| ()).unwrap_err();
+            assert_eq!(error.to_string(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn errors_of_variables_and_flags_name_them() {
+        for (name, value, expected) in [
+            (
+                "TALLYD_INTAKE__PROT",
+                "1",
+                "TALLYD_INTAKE__PROT: unknown setting intake.prot; did you mean intake.port?",
+            ),
+            (
+                "TALLYD_INTAKE__PORT",
+                "x",
+                "TALLYD_INTAKE__PORT: intake.port: expected a whole number from 0 to 65535, found \"x\"",
+            ),
+            (
+                "TALLYD_SINKS__DATADOG",
+                "x",
+                "TALLYD_SINKS__DATADOG: sinks.datadog is a section: set what is within, such as sinks.datadog.api_key",
+            ),
+            (
+                "DD_DOGSTATSD_PORT",
+                "x",
+                "DD_DOGSTATSD_PORT: intake.port: expected a whole number from 0 to 65535, found \"x\"",
+            ),
+            (
+                "DD_DOGSTATSD_MAPPER_PROFILES",
+                "[{",
+                "DD_DOGSTATSD_MAPPER_PROFILES: rules.mapper_profiles: not valid JSON at line 1 column 2",
+            ),
+            (
+                "DD_LOG_LEVEL",
+                "loud",
+                "DD_LOG_LEVEL: logging.level: expected trace, debug, info, warn, error or off, found \"loud\"",
+            ),
+            (
+                "DD_API_KEY",
+                "ENC[s3cret]",
+                "DD_API_KEY: sinks.datadog.api_key: is a reference to a secret (ENC[...]), which tallyd does not resolve: give the key itself",
+            ),
+            (
+                "DD_ADDITIONAL_ENDPOINTS",
+                "{\"https://h\": [\"s3 cret\"]}",
+                "DD_ADDITIONAL_ENDPOINTS: sinks.datadog.additional_endpoints: expected a key of visible ASCII characters without blanks",
+            ),
+            (
+                "DD_PROXY_HTTP",
+                "ftp://u:s3cret@h",
+                "DD_PROXY_HTTP: sinks.datadog.http.proxy_http: expected an address that begins with http:// or https://",
+            ),
+        ] {
+            assert_eq!(of_variables(&[(name, value)]).unwrap_err().to_string(), expected);
+        }
+        for (text, expected) in [
+            ("intake.port", "--set: expected SECTION.KEY=VALUE, found \"intake.port\""),
+            (
+                "intake.prot=1",
+                "--set intake.prot: unknown setting intake.prot; did you mean intake.port?",
+            ),
+            (
+                "intake.stdin=maybe",
+                "--set intake.stdin: intake.stdin: expected true or false, found \"maybe\"",
+            ),
+            (
+                "intake=1",
+                "--set intake: intake is a section: set what is within, such as intake.port",
+            ),
+        ] {
+            let sources = Sources { overrides: vec![text.to_owned()], ..Sources::default() };
+            assert_eq!(load(&sources).unwrap_err().to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn variables_that_are_no_settings_are_named_unless_kubernetes_set_them() {
+        let loaded = of_variables(&[
+            ("TALLYD_PORT", "tcp://10.0.0.1:8127"),
+            ("TALLYD_PORT_8127_TCP_ADDR", "10.0.0.1"),
+            ("TALLYD_SERVICE_HOST", "10.0.0.1"),
+            ("TALLYD_INTAKE_PORT", "1"),
+        ])
+        .unwrap();
+        assert_eq!(loaded.config, Config::default());
+        assert_eq!(
+            loaded.notes,
+            [
+                "environment variables without effect, for a setting is TALLYD_SECTION__KEY with two \
+              underscores: TALLYD_INTAKE_PORT"
+            ]
+        );
+    }
+
+    #[test]
+    fn places_inside_a_setting_lead_to_its_source() {
+        let given = HashMap::from([("intake.listeners", Source::file("t.yaml", 7))]);
+        let error = wrong("intake.listeners[0].address", "is odd", &given);
+        assert_eq!(error.to_string(), "t.yaml:7: intake.listeners[0].address: is odd");
+        assert_eq!(wrong("x", "is odd", &given).to_string(), "default: x: is odd");
+    }
+
+    #[test]
+    fn shown_values_are_those_of_the_configuration() {
+        let loaded = from_text("t.yaml", "intake:\n  port: 1\n  bind_host: '127.0.0.1'\n").unwrap();
+        let port = setting(&loaded, "intake.port");
+        assert_eq!((&port.value, port.changed), (&json!(1), true));
+        let host = setting(&loaded, "intake.bind_host");
+        assert_eq!((host.changed, host.source.to_string().as_str()), (false, "t.yaml:3"));
+    }
+
+    #[test]
+    fn found_files_may_be_missing() {
+        let sources = Sources { search_default_places: true, ..Sources::default() };
+        assert_eq!(
+            usual_place(&sources, &["/nonexistent/a", "/proc/self/status"]).unwrap(),
+            Path::new("/proc/self/status")
+        );
+        assert_eq!(usual_place(&sources, &["/nonexistent/a"]), None);
+        assert_eq!(usual_place(&Sources::default(), &["/proc/self/status"]), None);
+    }
+
+    /// Words that lead deep into the configuration, so that soup of them gets past the parser.
+    fn soup() -> impl Strategy<Value = String> {
+        let words = [
+            "intake:",
+            "sinks:",
+            "datadog:",
+            "http:",
+            "rules:",
+            "value:",
+            "port:",
+            "listeners:",
+            "address:",
+            "mapper_profiles:",
+            "mappings:",
+            "tags:",
+            "api_key:",
+            "dogstatsd_port:",
+            "additional_endpoints:",
+            "proxy:",
+            "tags",
+            "- ",
+            "[",
+            "]",
+            "{",
+            "}",
+            ",",
+            "\n",
+            "\n  ",
+            "\n    ",
+            " ",
+            "1",
+            "-1",
+            "0.5",
+            "true",
+            "udp://h:1",
+            "'x'",
+            "\"",
+            "&a",
+            "*a",
+            "~",
+            "ENC[x]",
+            "1e999",
+            "__random__",
+            "use_dogstatsd:",
+            "histogram_percentiles:",
+        ];
+        proptest::collection::vec(proptest::sample::select(words.to_vec()), 0..40)
+            .prop_map(|words| words.concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        #[test]
+        fn no_text_panics(text in soup(), value in soup()) {
+            let _ = from_text("t.yaml", &text);
+            let environment = variables(&[("DD_TAGS", &value), ("DD_DOGSTATSD_MAPPER_PROFILES", &value)]);
+            let _ = agent_from_text("d.yaml", &text, &environment);
+        }
+
+        /// No value given at a secret setting turns up in an error.
+        #[test]
+        fn errors_keep_secrets(value in "[\\[\\]{}\": ,&*!|>-]{0,4}s3cret[\\[\\]{}\": ,]{0,4}") {
+            for text in [
+                format!("sinks:\n  datadog:\n    api_key: {value}\n"),
+                format!("sinks:\n  datadog:\n    additional_endpoints: {value}\n"),
+                format!("sinks:\n  datadog:\n    dd_url: {value}\n"),
+            ] {
+                if let Err(error) = from_text("t.yaml", &text) {
+                    prop_assert!(!error.to_string().contains("s3cret"), "{text:?}: {error}");
+                }
+            }
+        }
+    }
 }

@@ -177,6 +177,11 @@ fn api_key(path: String, key: &str) -> Outcome {
         "is a reference to a secret (ENC[...]), which tallyd does not resolve: give the key itself",
     )?;
     check(
+        key.is_empty() || key.bytes().any(|b| b != b'*'),
+        path.clone(),
+        "is only stars, as `tallyd config` shows keys: give the key itself",
+    )?;
+    check(
         !key.is_empty() && key.bytes().all(|b| b.is_ascii_graphic()),
         path,
         "expected a key of visible ASCII characters without blanks",
@@ -262,4 +267,142 @@ fn url(path: String, text: &str) -> Outcome {
         path,
         "expected an address that begins with http:// or https://",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::from_text;
+    use super::*;
+
+    /// The fault of a setting with a value, both as YAML writes them.
+    fn fault(path: &str, value: &str) -> Option<String> {
+        let text = path
+            .split('.')
+            .rev()
+            .fold(value.to_owned(), |inner, key| format!("{{{key}: {inner}}}"));
+        let error = from_text("t", &text).err()?.to_string();
+        Some(error.strip_prefix(&format!("t:1: {path}")).unwrap_or(&error).to_owned())
+    }
+
+    #[test]
+    fn defaults_are_valid() {
+        assert_eq!(validate(&Config::default()), Ok(()));
+        assert_eq!(remarks(&Config::default()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn right_values_pass() {
+        for (path, value) in [
+            ("intake.bind_host", "'::1'"),
+            ("intake.bind_host", "localhost"),
+            ("intake.socket", "''"),
+            ("intake.socket", "/run/x.sock"),
+            ("intake.socket_mode", "777"),
+            ("intake.eol_required", "[udp, uds, named_pipe]"),
+            ("intake.buffer_size", "256"),
+            ("intake.buffer_size", "1048576"),
+            ("flush.interval", "3600"),
+            ("value.histogram_percentiles", "[0, 0.5, 1.0]"),
+            ("status.listen", "'[::]:8127'"),
+            ("status.listen", "''"),
+            ("sinks.datadog.dd_url", "'https://h:1/x'"),
+            ("sinks.datadog.compressor_kind", "gzip"),
+            ("sinks.datadog.http.min_tls_version", "tlsv1.3"),
+            ("logging.level", "off"),
+        ] {
+            assert_eq!(fault(path, value), None, "{path}: {value}");
+        }
+    }
+
+    #[test]
+    fn wrong_values_are_explained() {
+        for (path, value, expected) in [
+            ("intake.bind_host", "''", ": expected an address or a host name, found \"\""),
+            ("intake.udp_sockets", "0", ": expected 1 to 64, found 0"),
+            ("intake.socket", "x.sock", ": expected an absolute path"),
+            ("intake.stream_socket", "x.sock", ": expected an absolute path"),
+            ("intake.socket_mode", "0788", ": expected an octal mode such as 0722, found \"0788\""),
+            ("intake.socket_mode", "1777", ": expected an octal mode such as 0722, found \"1777\""),
+            ("intake.socket_mode", "+7", ": expected an octal mode such as 0722, found \"+7\""),
+            (
+                "intake.eol_required",
+                "[udp, tcp]",
+                "[1]: expected udp, uds or named_pipe, found \"tcp\"",
+            ),
+            ("intake.buffer_size", "255", ": expected 256 to 1048576, found 255"),
+            (
+                "intake.listeners",
+                "[{address: 'http://h:1'}]",
+                "[0].address: expected udp://HOST:PORT, tcp://HOST:PORT, unixgram:///PATH or \
+                 unixstream:///PATH, found \"http://h:1\"",
+            ),
+            ("intake.forward_host", "a b", ": expected an address or a host name, found \"a b\""),
+            ("rules.mapper_profiles", "[{prefix: a}]", "[0].name: is missing"),
+            (
+                "rules.mapper_profiles",
+                "[{name: a, prefix: a, mappings: [{match: a, name: b, match_type: glob}]}]",
+                "[0].mappings[0].match_type: expected wildcard or regex, found \"glob\"",
+            ),
+            ("origin.hostname", "a b", ": expected a host name, found \"a b\""),
+            ("shard.contexts_max", "0", ": expected 1 to 1000000000, found 0"),
+            (
+                "value.histogram_aggregates",
+                "[max, mode]",
+                "[1]: expected max, median, avg, count, min or sum, found \"mode\"",
+            ),
+            (
+                "value.histogram_percentiles",
+                "[0.5, 95]",
+                "[1]: expected a fraction from 0 to 1, found \"95\"",
+            ),
+            ("flush.interval", "3601", ": expected 1 to 3600, found 3601"),
+            ("sinks.prometheus.quantiles", "[1.5]", "[0]: expected 0 to 1, found 1.5"),
+            ("sinks.datadog.site", "''", ": expected a site such as datadoghq.com, found \"\""),
+            (
+                "sinks.datadog.api_key",
+                "'***'",
+                ": is only stars, as `tallyd config` shows keys: give the key itself",
+            ),
+            (
+                "sinks.datadog.dd_url",
+                "h:1",
+                ": expected an address that begins with http:// or https://",
+            ),
+            (
+                "sinks.datadog.compressor_kind",
+                "lz4",
+                ": expected zstd, zlib, gzip or none, found \"lz4\"",
+            ),
+            ("sinks.datadog.zstd_level", "0", ": expected 1 to 22, found 0"),
+            ("sinks.datadog.max_payload_size", "1", ": expected 1024 to 1073741824, found 1"),
+            (
+                "sinks.datadog.http.min_tls_version",
+                "tlsv1.1",
+                ": expected tlsv1.2 or tlsv1.3, found \"tlsv1.1\"",
+            ),
+            (
+                "status.listen",
+                "'8127'",
+                ": expected HOST:PORT, such as 127.0.0.1:8125 or [::1]:8125, found \"8127\"",
+            ),
+            (
+                "logging.level",
+                "warning",
+                ": expected trace, debug, info, warn, error or off, found \"warning\"",
+            ),
+        ] {
+            assert_eq!(fault(path, value).as_deref(), Some(expected), "{path}: {value}");
+        }
+    }
+
+    #[test]
+    fn remarks_tell_what_has_no_effect() {
+        for text in [
+            "intake: {forward_port: 1}",
+            "origin: {hostname: a, no_hostname: true}",
+            "sinks: {datadog: {http: {skip_ssl_validation: true}}}",
+        ] {
+            assert_eq!(from_text("t", text).unwrap().notes.len(), 1, "{text}");
+        }
+    }
 }
