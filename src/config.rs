@@ -1,9 +1,26 @@
-//! The whole configuration, composed of the modules' own.
+//! The whole configuration, composed of the modules' own, and how it comes about.
+//!
+//! Layers, each over the one before: defaults, the Agent's `datadog.yaml`, `tallyd.yaml`, the
+//! Agent's environment variables (`DD_*`), our own (`TALLYD_*`), flags. All meet as texts at the
+//! paths of settings; types, ranges and comments come from the `Config` structs.
+
+pub mod address;
+pub mod agent;
+mod convert;
+pub mod describe;
+mod load;
+pub mod tree;
+mod validate;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use load::{ConfigError, Loaded, Setting, Source, Sources, agent_from_text, from_text, load};
+
 use crate::{flush, intake, logging, origin, rules, shard, sinks, status, value};
+
+/// Exit code of a wrong configuration, as in sysexits.h.
+pub const EXIT_CODE: u8 = 78;
 
 /// Every setting of tallyd. Sections are named as the modules that they configure.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

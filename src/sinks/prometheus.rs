@@ -21,6 +21,7 @@ use crate::value::Summary;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// Serve the page.
     pub enabled: bool,
     /// Seconds after which an idle series leaves the page.
     pub expiry_seconds: u32,
