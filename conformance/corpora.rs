@@ -4,7 +4,9 @@ use std::path::Path;
 
 use tallyd::fuzzing;
 
-const TARGETS: [(&str, fn(&[u8])); 4] = [
+type Target = (&'static str, fn(&[u8]));
+
+const TARGETS: [Target; 4] = [
     ("check", fuzzing::check),
     ("datagram", fuzzing::datagram),
     ("event", fuzzing::event),

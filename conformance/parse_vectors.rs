@@ -192,9 +192,10 @@ fn described(result: Result<Message<'_>, Reject>) -> Value {
             put("name", text(sample.name));
             put("type", json!(type_word(sample.kind)));
             put("rate", json!(sample.rate));
-            match sample.values {
-                Values::Member(member) => put("set_value", text(member)),
-                values => put("values", numbers(values).map(number).collect()),
+            if let Values::Member(member) = sample.values {
+                put("set_value", text(member));
+            } else {
+                put("values", numbers(sample.values).map(number).collect());
             }
             if let Some(time) = sample.timestamp {
                 put("timestamp", json!(time));
