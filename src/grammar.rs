@@ -17,7 +17,7 @@
 //!
 //! `any` is one byte, a `}` or `|` by the book, which the Agent does not look at. Fields come in
 //! any order; of two of a kind the last one counts. A rule that does not match refuses the line
-//! with the reason that [`or`] names, at the first such place from left to right.
+//! with the reason that `or` names, at the first such place from left to right.
 
 use nom::branch::alt;
 use nom::bytes::complete::{tag, tag_no_case, take, take_till};

@@ -36,3 +36,6 @@ pub mod origin;
 pub mod status;
 pub mod sys;
 pub mod telemetry;
+
+#[doc(hidden)]
+pub mod fuzzing;

@@ -1,0 +1,3 @@
+mod captures;
+mod corpora;
+mod parse_vectors;
