@@ -4,7 +4,6 @@
 //! Agent's environment variables (`DD_*`), our own (`TALLYD_*`), flags. All meet as texts at the
 //! paths of settings; types, ranges and comments come from the `Config` structs.
 
-pub mod address;
 pub mod agent;
 mod convert;
 pub mod describe;

@@ -114,6 +114,9 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 /// How long the check of a key may take.
 const VALIDATE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How often keys are checked.
+const VALIDATE_INTERVAL: Duration = Duration::from_secs(3600);
+
 /// Bytes of an answer that are read, so that its connection can serve again.
 const ANSWER_MAX: usize = 64 * 1024;
 
@@ -135,6 +138,15 @@ struct Endpoint {
     key: HeaderValue,
     /// Where address and key were set.
     setting: &'static str,
+}
+
+/// Checks every key now and once an hour, for as long as the runtime lives.
+pub async fn watch_keys(datadog: Arc<Datadog>) {
+    let mut hourly = tokio::time::interval(VALIDATE_INTERVAL);
+    loop {
+        hourly.tick().await;
+        datadog.validate_all().await;
+    }
 }
 
 /// What an intake says of a key.

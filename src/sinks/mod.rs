@@ -26,19 +26,6 @@ pub struct Config {
     pub console: console::Config,
     pub prometheus: prometheus::Config,
     pub datadog: datadog::Config,
-    /// Seconds that the sinks get to deliver what is left when tallyd stops.
-    pub stop_timeout: u64,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            console: console::Config::default(),
-            prometheus: prometheus::Config::default(),
-            datadog: datadog::Config::default(),
-            stop_timeout: 2,
-        }
-    }
 }
 
 impl Default for Config {
