@@ -1,3 +1,7 @@
+//! The library and the binary against judges that are not part of them: recorded vectors and
+//! captures, real clients, real servers, decoders written from the protocol's tables.
+
 mod captures;
 mod corpora;
 mod parse_vectors;
+mod prometheus_scrape;

@@ -117,14 +117,13 @@ impl Labels {
     }
 }
 
-/// Escapes what the format escapes. A NUL would end Prometheus' reading of the page.
+/// Escapes what the format escapes: any other character stands for itself.
 fn push_escaped(out: &mut String, text: &str, quotes: bool) {
     for c in text.chars() {
         match c {
             '\\' => out.push_str("\\\\"),
             '\n' => out.push_str("\\n"),
             '"' if quotes => out.push_str("\\\""),
-            '\0' => out.push('\u{fffd}'),
             other => out.push(other),
         }
     }
@@ -221,7 +220,7 @@ mod tests {
             ("own", &["", ":", "k:", ":v"], r#"_="v""#),
             ("own", &["k:", "k:x"], r#"k="x""#),
             ("own", &["__name__:x", "quantile:1"], r#"quantile="1",tag___name__="x""#),
-            ("own", &["k:a\"b\\c\0d\r"], "k=\"a\\\"b\\\\c\u{fffd}d\r\""),
+            ("own", &["k:a\"b\\c\0d\r"], "k=\"a\\\"b\\\\c\0d\r\""),
         ] {
             assert_eq!(labels(Kind::Gauge, host, tags), want, "{tags:?}");
         }
