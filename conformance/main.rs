@@ -2,6 +2,7 @@
 //! captures, real clients, real servers, decoders written from the protocol's tables.
 
 mod captures;
+mod config_examples;
 mod corpora;
 mod parse_vectors;
 mod prometheus_scrape;

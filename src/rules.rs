@@ -335,31 +335,6 @@ fn sorted(mut tags: Vec<String>) -> Vec<String> {
     tags
 }
 
-/// The original statsd's way with keys: a run of white space becomes `_`, a slash `-`, and all but
-/// letters, digits and `_ - . ; =` is deleted.
-fn sanitise_key(name: &str) -> String {
-    let mut key = String::with_capacity(name.len());
-    let mut in_space = false;
-    for c in name.chars() {
-        let space = is_space(c);
-        match c {
-            _ if space && in_space => {}
-            _ if space => key.push('_'),
-            '/' => key.push('-'),
-            '_' | '-' | '.' | ';' | '=' => key.push(c),
-            _ if c.is_ascii_alphanumeric() => key.push(c),
-            _ => {}
-        }
-        in_space = space;
-    }
-    key
-}
-
-/// White space as JavaScript's regular expressions see it.
-fn is_space(c: char) -> bool {
-    (c.is_whitespace() && c != '\u{85}') || c == '\u{feff}'
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

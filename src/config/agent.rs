@@ -7,10 +7,10 @@
 use std::collections::HashMap;
 use std::fmt::Write;
 
-use super::convert::{Manner, quoted};
+use super::convert::{Manner, quoted, truth};
 use super::load::{Assignment, ConfigError, Source};
 use super::tree::{Entry, Node, Shape};
-use super::validate::is_percentile;
+use super::validate::{AGGREGATES, is_percentile};
 
 /// What the Agent's settings came to.
 #[derive(Debug, Default)]
@@ -195,8 +195,8 @@ static KEYS: &[Key] = &[
         "histogram_aggregates",
         &["value.histogram_aggregates"],
         |node, notes| {
-            let known = ["max", "median", "avg", "count", "min", "sum"];
-            let kept = keep(node, "histogram_aggregates", notes, |word| known.contains(&word))?;
+            let known = |word: &str| AGGREGATES.contains(&word);
+            let kept = keep(node, "histogram_aggregates", notes, known)?;
             Ok(vec![("value.histogram_aggregates", kept)])
         },
         "unknown words are left out, with a note",
@@ -403,7 +403,7 @@ const CLIENT_VARIABLES: [&str; 19] = [
 /// Keys that an empty variable sets to nothing.
 const MAY_BE_EMPTY: [&str; 2] = ["dogstatsd_socket", "dogstatsd_stream_socket"];
 
-/// A key that was given, with the name under which it is known there.
+/// The value of a key, and where it was given.
 struct Given {
     node: Node,
     source: Source,
@@ -628,11 +628,7 @@ fn scalar(node: &Node) -> Result<&str, String> {
 
 fn boolean(node: &Node) -> Result<bool, String> {
     let text = scalar(node)?;
-    match text.trim().to_ascii_lowercase().as_str() {
-        "true" | "1" | "t" | "yes" | "y" | "on" => Ok(true),
-        "false" | "0" | "f" | "no" | "n" | "off" => Ok(false),
-        _ => Err(format!("expected true or false, found {}", quoted(text))),
-    }
+    truth(text).ok_or_else(|| format!("expected true or false, found {}", quoted(text)))
 }
 
 /// Seconds, which the Agent reads as a fraction in places: the whole ones.

@@ -59,12 +59,12 @@ impl Converter {
     }
 
     fn boolean(&self, node: &Node, path: &str) -> Result<Value, Fault> {
-        let text = node.as_text().unwrap_or_default().trim().to_ascii_lowercase();
-        match (text.as_str(), self.manner) {
-            ("true", _) | ("1" | "t" | "yes" | "y" | "on", Manner::Text) => Ok(true.into()),
-            ("false", _) | ("0" | "f" | "no" | "n" | "off", Manner::Text) => Ok(false.into()),
-            _ => Err(self.mismatch(node, path, "true or false")),
-        }
+        let text = node.as_text().unwrap_or_default();
+        let value = match self.manner {
+            Manner::Yaml => text.to_ascii_lowercase().parse().ok(),
+            Manner::Text => truth(text),
+        };
+        value.map(Value::Bool).ok_or_else(|| self.mismatch(node, path, "true or false"))
     }
 
     fn integer(&self, node: &Node, schema: &Value, path: &str) -> Result<Value, Fault> {
@@ -187,6 +187,15 @@ impl Converter {
 fn words(schema: &Value) -> Option<Vec<&str>> {
     let list = schema.get("enum").or_else(|| schema.get("oneOf"))?.as_array()?;
     Some(list.iter().filter_map(|word| word.as_str().or_else(|| word["const"].as_str())).collect())
+}
+
+/// What the Agent and variables write for true and false.
+pub fn truth(text: &str) -> Option<bool> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "true" | "1" | "t" | "yes" | "y" | "on" => Some(true),
+        "false" | "0" | "f" | "no" | "n" | "off" => Some(false),
+        _ => None,
+    }
 }
 
 /// `a`, `a or b`, `a, b or c`.

@@ -69,13 +69,14 @@ pub fn owner(path: &str) -> Option<&'static Described> {
 
 /// Settings whose value never appears in an output or an error: they hold keys or passwords.
 pub fn is_secret(path: &str) -> bool {
-    ["sinks.datadog.api_key", "sinks.datadog.additional_endpoints"].contains(&path)
-        || [
-            "sinks.datadog.dd_url",
-            "sinks.datadog.http.proxy_http",
-            "sinks.datadog.http.proxy_https",
-        ]
-        .contains(&path)
+    [
+        "sinks.datadog.api_key",
+        "sinks.datadog.additional_endpoints",
+        "sinks.datadog.dd_url",
+        "sinks.datadog.http.proxy_http",
+        "sinks.datadog.http.proxy_https",
+    ]
+    .contains(&path)
 }
 
 /// A value as it may be shown: keys as stars, addresses without their password.
@@ -97,7 +98,7 @@ pub fn masked(path: &str, value: &Value) -> Value {
 
 fn without_password(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    let authority = rest.len().min(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let authority = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     match rest[..authority].rfind('@') {
         Some(at) => format!("{scheme}://***{}", &rest[at..]),
         None => url.to_owned(),

@@ -17,6 +17,9 @@ pub(super) struct Invalid {
     pub message: String,
 }
 
+/// The figures that a histogram can be sent as.
+pub(super) const AGGREGATES: [&str; 6] = ["max", "median", "avg", "count", "min", "sum"];
+
 type Outcome = Result<(), Invalid>;
 
 /// Checks what the types cannot.
@@ -118,8 +121,7 @@ fn shard(config: &shard::Config) -> Outcome {
 }
 
 fn value(config: &value::Config) -> Outcome {
-    let known = ["max", "median", "avg", "count", "min", "sum"];
-    words("value.histogram_aggregates", &config.histogram_aggregates, &known)?;
+    words("value.histogram_aggregates", &config.histogram_aggregates, &AGGREGATES)?;
     for (i, text) in config.histogram_percentiles.iter().enumerate() {
         check(
             is_percentile(text),

@@ -165,7 +165,7 @@ fn distribution_cell(sketch: &Sketch) -> String {
         return "n=0".to_owned();
     }
     let avg = number(sketch.sum() / count as f64);
-    let [p50, p95, p99] = [0.5, 0.95, 0.99].map(|q| number(sketch.quantile(q)));
+    let [p50, p95, p99] = [0.5, 0.95, 0.99].map(|q| number(sketch.quantile(q).unwrap_or_default()));
     format!("n={count} avg={avg} p50={p50} p95={p95} p99={p99}")
 }
 

@@ -1,0 +1,42 @@
+# syntax=docker/dockerfile:1
+ARG BUILD_IMAGE=rust:1.95-slim-bookworm
+ARG RUN_IMAGE=debian:bookworm-slim
+
+FROM ${BUILD_IMAGE} AS build
+# zstd and ring are compiled from C.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc libc6-dev make \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /build
+COPY . .
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    --mount=type=cache,target=/build/target \
+    cargo build --release --locked --bin tallyd \
+    && cp target/release/tallyd /tallyd
+
+FROM ${RUN_IMAGE}
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="tallyd" \
+      org.opencontainers.image.description="A statsd and DogStatsD compatible aggregation server" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+# The intake's certificate is checked against the system's roots.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends ca-certificates \
+    && rm -rf /var/lib/apt/lists/* \
+    && install -d -o 65532 -g 65532 -m 0755 /var/run/datadog
+COPY --from=build /tallyd /usr/local/bin/tallyd
+# A new volume at this place belongs to the user below.
+VOLUME ["/var/run/datadog"]
+USER 65532:65532
+# As in the Agent's image: a container's clients are never local to it, and probes ask port 5555.
+# Each can be set otherwise by the same variable.
+ENV DD_DOGSTATSD_NON_LOCAL_TRAFFIC=true \
+    DD_HEALTH_PORT=5555 \
+    TALLYD_STATUS__LISTEN=0.0.0.0:8127
+EXPOSE 8125/udp 8127/tcp 5555/tcp
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=15s --timeout=5s --start-period=5s --retries=3 CMD ["tallyd", "health"]
+ENTRYPOINT ["tallyd"]
