@@ -473,11 +473,12 @@ mod tests {
     fn metric_line() -> impl Strategy<Value = String> {
         let field = prop_oneof![
             number_text().prop_map(|n| format!("@{n}")),
-            "T[+-]?[0-9]{0,20}",
+            "T[+-]?([0-9]{1,2}|[0-9]{0,20})",
             "#[a-c:,#é]{0,6}",
             "(c|e|card|d|m|zz|)(:(ci-|in-|it-|pu-|low)?[a-z0-9,]{0,5})?",
         ];
-        let values = prop::collection::vec(number_text(), 0..3);
+        let element = prop_oneof![4 => number_text(), 1 => Just(String::new())];
+        let values = prop::collection::vec(element, 0..4);
         let fields = prop::collection::vec(field, 0..4);
         ("[a-z._é ]{0,4}", values, "(c|g|h|ms|d|s|m|)", fields).prop_map(
             |(name, values, kind, fields)| {
