@@ -15,6 +15,7 @@ use tallyd::encode::exposition::{self, Labels, Type, write_own};
 use tallyd::sample::Kind;
 use tallyd::sinks::Sink;
 use tallyd::sinks::prometheus::{Config, Prometheus};
+use tallyd::sketch::Sketch;
 use tallyd::value::Summary;
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -31,6 +32,8 @@ const EXPECTED: &[(&str, f64)] = &[
     (r#"labels{host="web-1",tag___name__="n",a_b="2,1",_9="true"}"#, 4.0),
     (r#"text{quote="a\"b\\c",wide="é😀",escape="\u001b[2J\r\t",nul="\u0000"}"#, 5.0),
     ("user_tallyd_reads", 6.0),
+    (r#"d{quantile="0.99"}"#, 7.0),
+    ("d_sum", 7.0),
     ("_", 8.0),
     ("absent(no_such_series)", 1.0),
     (r#"tallyd_rejects_total{reason="no\"pipe\n"}"#, 9.0),
@@ -41,6 +44,13 @@ fn row(name: &str, kind: Kind, tags: &[&str], value: Value) -> Row {
     let tags = tags.iter().map(|t| (*t).to_owned()).collect();
     let context = Context::new(name, kind, "web-1", tags, Source::default());
     Row { context: Arc::new(context), time: 100, value }
+}
+
+fn sketch() -> Sketch {
+    let mut sketch = Sketch::new();
+    sketch.insert(7.0);
+    sketch.finish();
+    sketch
 }
 
 fn rows() -> Vec<Row> {
@@ -73,7 +83,7 @@ fn rows() -> Vec<Row> {
         gauge("", &[], 8.0),
         gauge("huge", &[], f64::MAX),
         gauge("endless", &[], f64::INFINITY),
-        row("d", Kind::Distribution, &[], Value::Distribution(Box::default())),
+        row("d", Kind::Distribution, &[], Value::Distribution(Box::new(sketch()))),
         row("{}", Kind::Set, &["#:}"], Value::Set(u64::MAX)),
         timer("tallyd", &[]),
     ]

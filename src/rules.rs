@@ -620,7 +620,7 @@ mod tests {
     proptest! {
         #[test]
         fn order_and_repetition_of_tags_give_one_context(
-            mut tags in proptest::collection::vec("(host|dd.internal.card|k|m):[ab]", 0..6),
+            mut tags in proptest::collection::vec("(host|dd\\.internal\\.card|k|m):[ab]", 0..6),
         ) {
             // Of repeated magic tags the last counts, so only one of each may be shuffled.
             let mut seen = BTreeSet::new();

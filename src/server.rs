@@ -130,7 +130,9 @@ impl Server {
         let ticker = Ticker::start(Arc::clone(&flush), move |batch| deliver.offer(batch))
             .context("cannot start the thread that flushes")?;
         let (ended, stdin_ended) = watch::channel(false);
-        let stdin_ends = move || drop(ended.send_replace(true));
+        let stdin_ends = move || {
+            ended.send_replace(true);
+        };
         let intake = Intake::start(opened, &config.intake, &shared, stdin_ends)?;
         Ok(Self {
             runtime,

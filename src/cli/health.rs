@@ -30,7 +30,8 @@ pub fn run(sources: &Sources, address: Option<String>) -> anyhow::Result<u8> {
     }
     // A server that listens everywhere is asked on the loopback.
     let address = address.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:");
-    let answer = ask(&address).with_context(|| format!("no answer from http://{address}/health"))?;
+    let answer =
+        ask(&address).with_context(|| format!("no answer from http://{address}/health"))?;
     if !answer.starts_with("HTTP/1.1 200") && !answer.starts_with("HTTP/1.0 200") {
         bail!("unhealthy: {}", answer.lines().next().unwrap_or("an empty answer").escape_debug());
     }

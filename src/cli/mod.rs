@@ -55,6 +55,9 @@ enum Command {
         /// Print JSON instead of YAML.
         #[arg(long)]
         json: bool,
+        /// Print what becomes of the Agent's settings and variables instead.
+        #[arg(long, conflicts_with = "json")]
+        agent_keys: bool,
     },
     /// Ask a running server whether it is up: exit code 0 or 1.
     Health {
@@ -70,7 +73,9 @@ impl Configuration {
             config_file: self.config,
             datadog_file: self.datadog_config,
             environment: std::env::vars_os()
-                .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+                .filter_map(|(name, value)| {
+                    Some((name.into_string().ok()?, value.into_string().ok()?))
+                })
                 .collect(),
             overrides: self.set,
             search_default_places: true,
@@ -92,7 +97,10 @@ pub fn main() -> ExitCode {
             sources.config_file = file.or(sources.config_file);
             check::run(&sources, &mut io::stdout(), &mut io::stderr()).map_err(Into::into)
         }
-        Command::Config { json } => {
+        Command::Config { agent_keys: true, .. } => {
+            config::agent_keys(&mut io::stdout()).map(|()| 0).map_err(Into::into)
+        }
+        Command::Config { json, .. } => {
             config::run(&sources, json, &mut io::stdout(), &mut io::stderr()).map_err(Into::into)
         }
         Command::Health { address } => health::run(&sources, address),
@@ -101,7 +109,10 @@ pub fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             // Whoever reads standard error may have gone as well.
-            let _ = io::Write::write_all(&mut io::stderr(), format!("error: {}\n", one_line(&error)).as_bytes());
+            let _ = io::Write::write_all(
+                &mut io::stderr(),
+                format!("error: {}\n", one_line(&error)).as_bytes(),
+            );
             ExitCode::FAILURE
         }
     }

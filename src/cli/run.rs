@@ -34,7 +34,12 @@ fn untouched(loaded: &Loaded) -> Untouched {
         !paths.iter().any(|path| given(*path))
     };
     Untouched {
-        udp: all(&["intake.port", "intake.bind_host", "intake.non_local_traffic", "intake.udp_sockets"]),
+        udp: all(&[
+            "intake.port",
+            "intake.bind_host",
+            "intake.non_local_traffic",
+            "intake.udp_sockets",
+        ]),
         socket: all(&["intake.socket"]),
         status: all(&["status.listen"]),
     }

@@ -87,7 +87,8 @@ impl Send {
     /// Sends it. Returns the exit code.
     pub fn run(&self) -> anyhow::Result<u8> {
         let line = self.what.line(&self.tags);
-        transmit(&self.to, line.as_bytes()).with_context(|| format!("cannot send to {}", self.to))?;
+        transmit(&self.to, line.as_bytes())
+            .with_context(|| format!("cannot send to {}", self.to))?;
         Ok(0)
     }
 }
@@ -149,7 +150,8 @@ impl What {
                 format!("_e{{{},{}}}:{title}|{text}{}", title.len(), text.len(), fields.concat())
             }
             Self::Check { name, status, message, host } => {
-                let fields = [field("h:", host.as_ref()), tag_field(tags), field("m:", message.as_ref())];
+                let fields =
+                    [field("h:", host.as_ref()), tag_field(tags), field("m:", message.as_ref())];
                 format!("_sc|{name}|{status}{}", fields.concat())
             }
             Self::Raw { text } => text.clone(),

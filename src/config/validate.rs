@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use super::Config;
-use crate::intake::address::{ListenAddress, host_port, is_host, socket_path};
 use super::convert::{one_of, quoted};
+use crate::intake::address::{ListenAddress, host_port, is_host, socket_path};
 use crate::{intake, logging, rules, shard, sinks, status, value};
 
 /// A setting with a value that it cannot have.

@@ -335,6 +335,9 @@ mod tests {
             median: 6.25,
             percentiles: vec![(50, 6.25), (95, 30.25)],
         };
+        let mut sketch = Sketch::new();
+        sketch.insert(4.0);
+        sketch.finish();
         let count = |name, sum| row(name, "own", &["code:200"], Kind::Count, Value::Count(sum));
         let mut batch = batch(vec![
             gauge("queue.depth", &["env:prod"], 12.0),
@@ -343,7 +346,7 @@ mod tests {
             count("http.idle", 0.0),
             row("users", "web-1", &["b", "a"], Kind::Set, Value::Set(7)),
             row("db.time", "own", &[], Kind::Timer, Value::Histogram(Box::new(summary))),
-            row("d", "own", &[], Kind::Distribution, Value::Distribution(Box::default())),
+            row("d", "own", &[], Kind::Distribution, Value::Distribution(Box::new(sketch))),
         ]);
         batch.events = vec![event("Deploy", "v2\nis out", &["env:dev"]), event("Plain", "", &[])];
         batch.checks = vec![check("db.up", "no route"), check("quiet", "")];
@@ -357,7 +360,7 @@ mod tests {
             "\
 22:13:20 UTC  7 series  2 events  2 checks
 NAME         TAGS            KIND          VALUE
-d                            distribution  n=0
+d                            distribution  n=1 avg=4 p50=4 p95=4 p99=4
 db.time                      timer         n=3 min=0.5 avg=12.3333 max=30.25 p95=30.25
 http.hits    code:200        count         42 (4.2/s)
 http.idle    code:200        count         0
@@ -381,9 +384,9 @@ check  critical  quiet  [host:db-1]
             table(&batch, &layout(44, 2)),
             "\
 22:13:20 UTC  8 series  3 events  2 checks
-NAME            TAGS     KIND          VALUE
-a.rather.long…  tag:wi…  gauge         1.5
-d                        distribution  n=0
+NAME          TAGS  KIND          VALUE
+a.rather.lo…  tag…  gauge         1.5
+d                   distribution  n=1 avg=4…
 ... and 6 more series
 event  warning   Deploy: v2\\nis out  [env:d…
 event  warning   Plain

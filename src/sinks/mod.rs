@@ -68,7 +68,8 @@ impl Sinks {
             Switch::Auto => sinks.all.is_empty(),
         };
         if console {
-            let console = console::Console::new(&config.console, console::terminal_width(), hostname);
+            let console =
+                console::Console::new(&config.console, console::terminal_width(), hostname);
             sinks.all.push((Arc::new(console), LOCAL_QUEUE_BYTES));
         }
         if config.prometheus.enabled {

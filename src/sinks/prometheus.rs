@@ -380,7 +380,10 @@ mod tests {
     }
 
     fn distribution(name: &str, tags: &[&str]) -> Row {
-        row(name, Kind::Distribution, tags, Value::Distribution(Box::default()))
+        let mut sketch = Sketch::new();
+        [1.0, 2.0, 3.0].into_iter().for_each(|value| sketch.insert(value));
+        sketch.finish();
+        row(name, Kind::Distribution, tags, Value::Distribution(Box::new(sketch)))
     }
 
     fn batch(flushed_at: i64, rows: Vec<Row>) -> Batch {
@@ -438,18 +441,20 @@ users 7
         let mut page = page_with(|c| c.quantiles = vec![1.0, 0.5, 0.5, -0.0, 0.0]);
         page.fold(&batch(110, vec![distribution("d", &[])]));
         let text = rendered(&page);
-        let names: Vec<_> = text.lines().map(|l| l.rsplit_once(' ').unwrap().0).collect();
-        assert_eq!(
-            names,
-            [
-                "# TYPE d",
-                "d{quantile=\"0\"}",
-                "d{quantile=\"0.5\"}",
-                "d{quantile=\"1\"}",
-                "d_sum",
-                "d_count"
-            ]
-        );
+        let lines: Vec<_> = text.lines().collect();
+        let (name, median) = lines[2].split_once(' ').unwrap();
+        assert_eq!(name, "d{quantile=\"0.5\"}");
+        let median: f64 = median.parse().unwrap();
+        assert!((median - 2.0).abs() < 2.0 / 64.0, "{median} is within the sketch's precision");
+        let others = [&lines[..2], &lines[3..]].concat();
+        let expected = [
+            "# TYPE d summary",
+            "d{quantile=\"0\"} 1",
+            "d{quantile=\"1\"} 3",
+            "d_sum 6",
+            "d_count 3",
+        ];
+        assert_eq!(others, expected);
         for bad in [-0.1, 1.5, f64::NAN] {
             let config = Config { quantiles: vec![0.5, bad], ..Config::default() };
             assert_eq!(Page::new(&config, "").unwrap_err().index, 1);
@@ -513,7 +518,7 @@ users 7
             ),
             (
                 vec![histogram("x", Kind::Histogram, &[]), distribution("x", &[])],
-                &["x_sum 20.5", "x_distribution_count 0"],
+                &["x_sum 20.5", "x_distribution_count 3"],
             ),
             (vec![count("tallyd.reads", &[], 1.0)], &["user_tallyd_reads 1"]),
             (vec![histogram("tallyd", Kind::Timer, &[])], &["user_tallyd_sum 20.5"]),
