@@ -1,8 +1,12 @@
 //! The library and the binary against judges that are not part of them: recorded vectors and
 //! captures, real clients, real servers, decoders written from the protocol's tables.
 
+mod aggregate_vectors;
 mod captures;
 mod config_examples;
 mod corpora;
+mod datadog_payload;
 mod parse_vectors;
 mod prometheus_scrape;
+mod scenarios;
+mod world;

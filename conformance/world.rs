@@ -1,0 +1,68 @@
+//! A tallyd without sockets, threads and clock: datagrams and the time go in, batches come out.
+
+use std::sync::Arc;
+
+use tallyd::batch::Batch;
+use tallyd::config::Config;
+use tallyd::flush::Flush;
+use tallyd::reader::{Reader, Shared};
+use tallyd::rules::Rules;
+use tallyd::sample::Dialect;
+use tallyd::shard::Shards;
+use tallyd::telemetry::Telemetry;
+use tallyd::time::Time;
+use tallyd::value::Plan;
+
+pub(crate) const HOST: &str = "agent-host";
+
+pub(crate) struct World {
+    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) flush: Flush,
+    datadog: Reader,
+    statsd: Reader,
+}
+
+impl World {
+    pub(crate) fn new(config: &Config, now: Time) -> Self {
+        let telemetry = Arc::new(Telemetry::default());
+        let (plan, _) = Plan::from_config(&config.value);
+        let aggregates = Arc::clone(&plan.aggregates);
+        let shards = Arc::new(Shards::new(
+            config.shard.clone(),
+            plan,
+            config.flush.interval,
+            HOST.to_owned(),
+            Arc::clone(&telemetry),
+            now,
+        ));
+        let shared = Shared {
+            rules: Arc::new(Rules::new(&config.rules, HOST).expect("rules")),
+            shards: Arc::clone(&shards),
+            telemetry: Arc::clone(&telemetry),
+            distribution_prefix: config
+                .value
+                .histogram_copy_to_distribution
+                .then(|| config.value.histogram_copy_to_distribution_prefix.clone()),
+            log_rejects: false,
+            spellings_max: 1000,
+        };
+        let reader = |dialect| {
+            let listener = telemetry.listener(format!("{dialect:?}"));
+            Reader::new(shared.clone(), listener, config.intake.options(dialect), false)
+        };
+        let (datadog, statsd) = (reader(Dialect::Datadog), reader(Dialect::Statsd));
+        let flush = Flush { shards, telemetry: Arc::clone(&telemetry), aggregates };
+        Self { telemetry, flush, datadog, statsd }
+    }
+
+    pub(crate) fn send(&mut self, dialect: Dialect, datagram: &[u8], now: Time) {
+        match dialect {
+            Dialect::Datadog => self.datadog.datagram(datagram, false, now),
+            Dialect::Statsd => self.statsd.datagram(datagram, false, now),
+        }
+    }
+
+    pub(crate) fn flush(&self, now: Time) -> Batch {
+        self.flush.batch(now, false)
+    }
+}
