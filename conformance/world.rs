@@ -17,13 +17,18 @@ pub(crate) const HOST: &str = "agent-host";
 
 pub(crate) struct World {
     pub(crate) telemetry: Arc<Telemetry>,
-    pub(crate) flush: Flush,
+    pub(crate) flush: Arc<Flush>,
     datadog: Reader,
     statsd: Reader,
 }
 
 impl World {
     pub(crate) fn new(config: &Config, now: Time) -> Self {
+        Self::several(config, now, 1).remove(0)
+    }
+
+    /// Several readers of one aggregate.
+    pub(crate) fn several(config: &Config, now: Time, count: usize) -> Vec<Self> {
         let telemetry = Arc::new(Telemetry::default());
         let (plan, _) = Plan::from_config(&config.value);
         let aggregates = Arc::clone(&plan.aggregates);
@@ -50,9 +55,14 @@ impl World {
             let listener = telemetry.listener(format!("{dialect:?}"));
             Reader::new(shared.clone(), listener, config.intake.options(dialect), false)
         };
-        let (datadog, statsd) = (reader(Dialect::Datadog), reader(Dialect::Statsd));
-        let flush = Flush { shards, telemetry: Arc::clone(&telemetry), aggregates };
-        Self { telemetry, flush, datadog, statsd }
+        let flush = Arc::new(Flush { shards, telemetry: Arc::clone(&telemetry), aggregates });
+        let world = |_| Self {
+            telemetry: Arc::clone(&telemetry),
+            flush: Arc::clone(&flush),
+            datadog: reader(Dialect::Datadog),
+            statsd: reader(Dialect::Statsd),
+        };
+        (0..count).map(world).collect()
     }
 
     pub(crate) fn send(&mut self, dialect: Dialect, datagram: &[u8], now: Time) {

@@ -229,16 +229,22 @@ impl Reader {
         run.clear();
     }
 
-    /// The series of this kind expired since the spelling was last used: looks it up anew.
+    /// The series of this kind expired since the spelling was last used: looks it up anew, and
+    /// once more should this thread have been held up for two flushes in between.
     fn add_again(&mut self, sample: &Sample<'_>, kind: Kind, now: Time) {
-        let epoch = self.shared.shards.epoch();
-        let series = self.resolve(sample, now);
         let print = self.spellings.print(sample, self.options.dialect);
-        self.spellings.insert(print, series, epoch);
-        for (handle, _) in series.handles(sample.kind).filter(|(_, k)| *k == kind) {
+        let weight = sample.weight().unwrap_or(1.0);
+        loop {
+            let epoch = self.shared.shards.epoch();
+            let series = self.resolve(sample, now);
+            self.spellings.insert(print, series, epoch);
+            let Some((handle, _)) = series.handles(sample.kind).find(|(_, k)| *k == kind) else {
+                return;
+            };
             let mut shard = self.shared.shards.lock(handle.shard(), now);
-            let added = shard.add(handle, epoch, kind, sample, sample.weight().unwrap_or(1.0));
-            debug_assert_eq!(added, Ok(()), "a series just interned is alive");
+            if shard.add(handle, epoch, kind, sample, weight).is_ok() {
+                return;
+            }
         }
     }
 

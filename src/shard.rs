@@ -155,6 +155,8 @@ struct State {
     hash: u64,
     /// Unix seconds at which the last bucket with a sample ended.
     seen: i64,
+    /// Epoch in which that was noticed.
+    epoch: u32,
     /// Value of the last closed bucket, for deltas.
     gauge: f64,
     /// A delta came, so the value has to be remembered for long.
@@ -169,6 +171,12 @@ impl State {
         let counter = self.context.as_ref().is_some_and(|c| c.kind() == Kind::Count);
         let expiry = i64::from(config.counter_expiry_seconds);
         counter && self.bucketed && self.seen <= start && self.seen + expiry > start
+    }
+
+    /// A sample came in this epoch, in a bucket that ends at `end`.
+    fn used(&mut self, end: i64, epoch: u32) {
+        self.seen = self.seen.max(end);
+        self.epoch = epoch;
     }
 
     /// Whether it was idle for so long that it may be forgotten.
@@ -490,6 +498,7 @@ impl Shard {
             context: Some(Arc::new(context)),
             hash,
             seen: self.open.start,
+            epoch: self.epoch,
             gauge: 0.0,
             delta: false,
             bucketed: false,
@@ -516,8 +525,7 @@ impl Shard {
     /// Marks the series as used in the open bucket.
     fn touch(&mut self, row: u32, settings: &Settings) {
         let end = self.open.start + i64::from(settings.interval);
-        let seen = &mut self.states[row as usize].seen;
-        *seen = end.max(*seen);
+        self.states[row as usize].used(end, self.epoch);
     }
 
     fn cell(&mut self, row: u32) -> &mut Cell {
@@ -617,7 +625,10 @@ impl Shard {
                 }
                 let waits =
                     self.open.cells.get(row).is_some_and(|cell| !matches!(cell, Cell::Empty));
-                if !waits && expire.is_some_and(|now| state.expired(now, &settings.config)) {
+                // A reader trusts its handle for one epoch after it was used.
+                let trusted = self.epoch.wrapping_sub(state.epoch) < 2;
+                let expired = expire.is_some_and(|now| state.expired(now, &settings.config));
+                if expired && !waits && !trusted {
                     freed.push(row as u32);
                 }
                 continue;
@@ -625,9 +636,9 @@ impl Shard {
             if let Cell::Gauge(value) = cell {
                 state.gauge = value;
             }
-            state.seen = state.seen.max(end);
-            state.bucketed = true;
             out.push(Closing { context: Arc::clone(context), time: start, cell });
+            state.used(end, self.epoch);
+            state.bucketed = true;
         }
         for row in freed {
             self.remove(row, telemetry);
