@@ -112,35 +112,38 @@ fn expiry(vector: &Value, config: &config::Config) {
 
 /// Series as the intake's JSON has them.
 fn series(batch: &Arc<Batch>) -> Vec<Value> {
-    let mut config = tallyd::sinks::datadog::Config::default();
-    config.api_key = "0123456789abcdef".to_owned();
-    config.compressor_kind = "none".to_owned();
-    config.use_v2_series = false;
     let mut series = Vec::new();
-    for payload in Datadog::new(&config, HOST).expect("sink").encode(batch).payloads {
-        let Body::Bytes(bytes) = payload.body else { panic!("{} has bytes", payload.kind) };
-        if payload.kind == "series_v1" {
-            let json: Value = serde_json::from_slice(&bytes).expect("JSON");
-            series.extend(json["series"].as_array().expect("series").clone());
-        }
+    for bytes in payloads(batch, "series_v1") {
+        let json: Value = serde_json::from_slice(&bytes).expect("JSON");
+        series.extend(json["series"].as_array().expect("series").clone());
     }
     series
 }
 
+/// The uncompressed payloads of one kind.
+fn payloads(batch: &Arc<Batch>, kind: &str) -> Vec<Vec<u8>> {
+    let config = tallyd::sinks::datadog::Config {
+        api_key: "0123456789abcdef".to_owned(),
+        compressor_kind: "none".to_owned(),
+        use_v2_series: false,
+        ..Default::default()
+    };
+    let payloads = Datadog::new(&config, HOST).expect("sink").encode(batch).payloads;
+    let bytes = |body| match body {
+        Body::Bytes(bytes) => bytes,
+        Body::Batch(_) => panic!("{kind} has bytes"),
+    };
+    payloads.into_iter().filter(|p| p.kind == kind).map(|p| bytes(p.body)).collect()
+}
+
 fn sketch_names(batch: &Arc<Batch>) -> Vec<Value> {
-    let mut config = tallyd::sinks::datadog::Config::default();
-    config.api_key = "0123456789abcdef".to_owned();
-    config.compressor_kind = "none".to_owned();
     let mut names = Vec::new();
-    for payload in Datadog::new(&config, HOST).expect("sink").encode(batch).payloads {
-        let Body::Bytes(bytes) = payload.body else { panic!("{} has bytes", payload.kind) };
-        if payload.kind == "sketches" {
-            match datadog_payload::decode("/api/beta/sketches", "identity", &bytes) {
-                Ok(Decoded::Sketches(sketches)) => {
-                    names.extend(sketches.sketches.into_iter().map(|s| Value::from(s.metric)));
-                }
-                other => panic!("{other:?}"),
+    for bytes in payloads(batch, "sketches") {
+        match datadog_payload::decode("/api/beta/sketches", "identity", &bytes) {
+            Ok(Decoded::Sketches(sketches)) => {
+                names.extend(sketches.sketches.into_iter().map(|s| Value::from(s.metric)));
             }
+            other => panic!("{other:?}"),
         }
     }
     names

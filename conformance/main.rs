@@ -7,6 +7,7 @@ mod captures;
 mod config_examples;
 mod corpora;
 mod datadog_payload;
+mod layers;
 mod parse_vectors;
 mod prometheus_scrape;
 mod scenarios;

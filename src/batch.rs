@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use crate::context::Context;
 use crate::sample::{AlertType, Priority, Status};
-use crate::sketch::Sketch;
-use crate::value::{Aggregate, Summary};
+use crate::value::Aggregate;
+
+pub use crate::value::Value;
 
 /// Everything that one flush hands to the sinks.
 #[derive(Debug, Default)]
@@ -29,19 +30,6 @@ pub struct Row {
     /// Unix seconds: the bucket's start, or the sample's own time.
     pub time: i64,
     pub value: Value,
-}
-
-/// What a bucket came to.
-#[derive(Clone, Debug)]
-pub enum Value {
-    /// The sum within the bucket, not divided by its length.
-    Count(f64),
-    Gauge(f64),
-    /// The number of distinct members.
-    Set(u64),
-    /// Of a histogram or timer.
-    Histogram(Box<Summary>),
-    Distribution(Box<Sketch>),
 }
 
 /// An event, unescaped and enriched.

@@ -12,7 +12,6 @@ use serde::{Deserialize, Serialize};
 pub use histogram::Histogram;
 pub use members::Members;
 
-use crate::batch::Value;
 use crate::sample::Kind;
 use crate::sketch::Sketch;
 
@@ -130,6 +129,19 @@ impl Plan {
 fn parse_percentile(text: &str) -> Option<u8> {
     let fraction: f64 = text.parse().ok()?;
     (0.0..=1.0).contains(&fraction).then_some((fraction * 100.0 + 0.5) as u8)
+}
+
+/// What a bucket came to.
+#[derive(Clone, Debug)]
+pub enum Value {
+    /// The sum within the bucket, not divided by its length.
+    Count(f64),
+    Gauge(f64),
+    /// The number of distinct members.
+    Set(u64),
+    /// Of a histogram or timer.
+    Histogram(Box<Summary>),
+    Distribution(Box<Sketch>),
 }
 
 /// What a histogram came to. Weighted by the sample rate throughout.

@@ -4,3 +4,44 @@ pub mod datadog;
 pub mod exposition;
 pub mod protobuf;
 pub mod table;
+
+use std::sync::Arc;
+
+use crate::batch::{Batch, Row};
+
+/// What a batch became.
+#[derive(Debug, Default)]
+pub struct Encoded {
+    pub payloads: Vec<Payload>,
+    /// Points that no payload can hold, such as a series too large for the destination's limit.
+    pub dropped: u64,
+}
+
+/// One unit of delivery.
+#[derive(Clone, Debug)]
+pub struct Payload {
+    /// What it holds, in the sink's words: `series`, `sketches`, `events`, ...
+    pub kind: &'static str,
+    /// Points within, for the counters.
+    pub points: u64,
+    pub body: Body,
+}
+
+/// The content of a payload.
+#[derive(Clone, Debug)]
+pub enum Body {
+    /// Ready for the wire, compressed where the sink does.
+    Bytes(Vec<u8>),
+    /// The batch itself, for sinks that keep a state instead of sending.
+    Batch(Arc<Batch>),
+}
+
+impl Payload {
+    /// What it weighs against a queue's bound.
+    pub fn bytes(&self) -> usize {
+        match &self.body {
+            Body::Bytes(bytes) => bytes.len(),
+            Body::Batch(batch) => batch.rows.len() * size_of::<Row>(),
+        }
+    }
+}

@@ -256,7 +256,7 @@ impl Send {
             }
             Verdict::Retry { cause, after } => {
                 endpoint.retries.add(1);
-                let (since, tries) = self.failing.unwrap_or((Instant::now(), 0));
+                let (since, tries) = self.failing.unwrap_or_else(|| (Instant::now(), 0));
                 if tries == 0 {
                     let (sink, name) = (endpoint.sink, &endpoint.name);
                     tracing::warn!(

@@ -15,6 +15,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::Batch;
+
+pub use crate::encode::{Body, Encoded, Payload};
 use console::Switch;
 
 /// Where batches go. Several may be on at once.
@@ -100,43 +102,6 @@ pub trait Sink: Send + Sync + 'static {
 
 /// A send under way.
 pub type Sending<'a> = Pin<Box<dyn Future<Output = Verdict> + Send + 'a>>;
-
-/// What a batch became.
-#[derive(Debug, Default)]
-pub struct Encoded {
-    pub payloads: Vec<Payload>,
-    /// Points that no payload can hold, such as a series too large for the destination's limit.
-    pub dropped: u64,
-}
-
-/// One unit of delivery.
-#[derive(Clone, Debug)]
-pub struct Payload {
-    /// What it holds, in the sink's words: `series`, `sketches`, `events`, ...
-    pub kind: &'static str,
-    /// Points within, for the counters.
-    pub points: u64,
-    pub body: Body,
-}
-
-/// The content of a payload.
-#[derive(Clone, Debug)]
-pub enum Body {
-    /// Ready for the wire, compressed where the sink does.
-    Bytes(Vec<u8>),
-    /// The batch itself, for sinks that keep a state instead of sending.
-    Batch(Arc<Batch>),
-}
-
-impl Payload {
-    /// What it weighs against a queue's bound.
-    pub fn bytes(&self) -> usize {
-        match &self.body {
-            Body::Bytes(bytes) => bytes.len(),
-            Body::Batch(batch) => batch.rows.len() * size_of::<crate::batch::Row>(),
-        }
-    }
-}
 
 /// What a destination said.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -17,8 +17,8 @@ pub(crate) mod datadog_payload;
 
 use crate::batch::Batch;
 use crate::context::{Context, Source};
+use crate::encode::Encoded;
 use crate::encode::protobuf::Message;
-use crate::sinks::Encoded;
 use pack::Output;
 
 pub use pack::{Compression, Limits};
@@ -198,7 +198,7 @@ mod tests {
         let encoded = encode(batch, options);
         let path_of: HashMap<_, _> = Route::ALL.iter().map(|r| (r.word(), r.path())).collect();
         let bodies = encoded.payloads.iter().map(|payload| {
-            let crate::sinks::Body::Bytes(bytes) = &payload.body else { panic!("no bytes") };
+            let crate::encode::Body::Bytes(bytes) = &payload.body else { panic!("no bytes") };
             decode(path_of[payload.kind], options.compression.word(), bytes).unwrap()
         });
         let points = encoded.payloads.iter().map(|payload| payload.points).collect();
@@ -320,7 +320,7 @@ mod tests {
         let mut options = options(Route::SeriesV2);
         options.compression = Compression::None;
         let encoded = encode(&batch(vec![row(&a, 5, Value::Gauge(0.0))]), &options);
-        let crate::sinks::Body::Bytes(bytes) = &encoded.payloads[0].body else { unreachable!() };
+        let crate::encode::Body::Bytes(bytes) = &encoded.payloads[0].body else { unreachable!() };
         let literal = [
             &b"\x0a\x1b"[..],                    // series, 27 bytes
             b"\x0a\x06\x0a\x04host",             // resource without a name

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::ops::Range;
 
 use super::Route;
-use crate::sinks::{Body, Encoded, Payload};
+use crate::encode::{Body, Encoded, Payload};
 
 /// How bodies are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
