@@ -2,7 +2,8 @@
 //!
 //! A datagram socket has a thread of its own, so the samples of one client keep their order; all
 //! stream listeners and their connections share one; standard input has one. Each owns its
-//! [`Reader`](crate::reader::Reader), which takes what was received to the shards. There is no queue behind the kernel's.
+//! [`Reader`], which takes what was received to the shards. There is no queue behind the
+//! kernel's.
 
 pub mod address;
 mod datagrams;

@@ -16,7 +16,7 @@
 //! Rows are reused after a series has expired. A reader remembers a [`Handle`] and the epoch (the
 //! number of flushes) in which it last used it. A row that was used in epoch `e` is not freed
 //! before flush `e + 2`, so a handle younger than that needs no check, and an older one is checked
-//! against the row's generation: see [`Shard::holds`].
+//! against the row's generation: see `Shard::holds`.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
