@@ -49,6 +49,7 @@ impl World {
                 .histogram_copy_to_distribution
                 .then(|| config.value.histogram_copy_to_distribution_prefix.clone()),
             log_rejects: false,
+            line_max: config.intake.buffer_size,
             spellings_max: 1000,
         };
         let reader = |dialect| {

@@ -99,8 +99,8 @@ fn run(flush: &Flush, deliver: &impl Fn(Batch), stopped: &Receiver<()>) {
     loop {
         let now = Time::now();
         let current = now.bucket(interval);
-        // Also when the clock was set back: the bucket has closed in any case.
-        if current != bucket {
+        // A clock that was set back closes the bucket as well; one that merely wavers does not.
+        if current > bucket || current < bucket - i64::from(interval) {
             bucket = current;
             deliver(flush.batch(now, false));
             continue;

@@ -23,6 +23,7 @@ use crate::shard::{Handle, Shards};
 use crate::stream::{FrameError, Framer};
 use crate::telemetry::{Listener, Telemetry};
 use crate::time::Time;
+use crate::value::WEIGHT_MAX;
 
 /// Samples that are looked up before a shard is locked for them.
 const RUN: usize = 64;
@@ -40,6 +41,8 @@ pub struct Shared {
     pub distribution_prefix: Option<String>,
     /// Refused lines are logged, once a minute per reason.
     pub log_rejects: bool,
+    /// Bytes of a line; a longer one is refused.
+    pub line_max: usize,
     /// Spellings that a reader remembers.
     pub spellings_max: usize,
 }
@@ -93,6 +96,11 @@ impl Reader {
         let mut run = SmallVec::<[Pending<'_>; RUN]>::new();
         let (mut samples, mut events, mut checks) = (0, 0, 0);
         for line in parse::lines(text) {
+            // Only a body posted by HTTP can hold such a line.
+            if line.len() > self.shared.line_max {
+                self.reject(Reject::Truncated, line, now);
+                continue;
+            }
             let options = self.options;
             parse::messages(line, options, |message| match message {
                 Ok(Message::Metric(sample)) => {
@@ -158,82 +166,82 @@ impl Reader {
         }
         let epoch = self.shared.shards.epoch();
         let print = self.spellings.print(&sample, self.options.dialect);
-        let (series, used) = match self.spellings.find(print, epoch) {
-            Some(known) => known,
-            None => {
-                let series = self.resolve(&sample, now);
-                self.spellings.insert(print, series, epoch);
-                (series, epoch)
-            }
-        };
-        match series {
-            Series::Blocked => self.shared.telemetry.blocked.add(1),
-            Series::Kept { .. } | Series::Overflow { .. } => {
-                run.push(Pending { sample, series, used })
-            }
+        let known = self.spellings.find(print, epoch, &self.shared.shards, now);
+        let (series, used) = known.unwrap_or_else(|| {
+            let series = self.resolve(&sample, now);
+            self.spellings.insert(print, series, epoch);
+            (series, epoch)
+        });
+        if series.handle.is_some() {
+            self.shared.telemetry.overflow.add(series.overflow.into());
+            run.push(Pending { sample, series, used });
+        } else {
+            self.shared.telemetry.blocked.add(1);
         }
     }
 
     /// The slow way from a spelling to its series, taken once per spelling while it is in use.
     fn resolve(&self, sample: &Sample<'_>, now: Time) -> Series {
-        let telemetry = &self.shared.telemetry;
-        let (context, copy) = match self.shared.rules.context(sample, self.options.dialect) {
-            Outcome::Blocked => return Series::Blocked,
-            Outcome::Keep { context, invalid_utf8, .. } => {
-                telemetry.invalid_utf8.add(invalid_utf8.into());
-                let copied = matches!(context.kind(), Kind::Histogram | Kind::Timer);
-                let prefix = self.shared.distribution_prefix.as_ref().filter(|_| copied);
-                let copy = prefix.map(|prefix| context.renamed(prefix, Kind::Distribution));
-                (context, copy)
-            }
+        let Shared { rules, shards, telemetry, .. } = &self.shared;
+        let dialect = self.options.dialect;
+        let (context, invalid_utf8) = match rules.context(sample, dialect) {
+            Outcome::Blocked => return Series::default(),
+            Outcome::Keep { context, invalid_utf8, .. } => (context, invalid_utf8),
         };
-        let series = self.shared.shards.intern(context, now);
-        let copy = copy.map(|context| self.shared.shards.intern(context, now).handle);
-        if series.overflow {
-            Series::Overflow { handle: series.handle }
-        } else {
-            Series::Kept { handle: series.handle, copy }
+        telemetry.invalid_utf8.add(invalid_utf8.into());
+        let copied = matches!(context.kind(), Kind::Histogram | Kind::Timer);
+        let prefix = self.shared.distribution_prefix.as_ref().filter(|_| copied);
+        let copy = prefix.map(|prefix| context.renamed(prefix, Kind::Distribution));
+        let deltas = dialect == Dialect::Statsd && context.kind() == Kind::Gauge;
+        let series = shards.intern(context, deltas, now);
+        let copy = copy.map(|context| shards.intern(context, false, now));
+        Series {
+            handle: Some(series.handle),
+            copy: copy.map(|copy| copy.handle),
+            overflow: series.overflow || copy.is_some_and(|copy| copy.overflow),
         }
     }
 
     /// Adds a run of samples, shard by shard and within each in the order of arrival.
     fn apply(&mut self, run: &mut SmallVec<[Pending<'_>; RUN]>, now: Time) {
         let shards = Arc::clone(&self.shared.shards);
-        let mut stale = SmallVec::<[(usize, Kind); 4]>::new();
+        let mut again = SmallVec::<[(usize, Kind); 4]>::new();
         for number in 0..shards.len() {
             let mut locked = None;
+            let mut stale = false;
             for (i, pending) in run.iter().enumerate() {
                 for (handle, kind) in pending.series.handles(pending.sample.kind) {
                     if handle.shard() != number {
                         continue;
                     }
                     let shard = locked.get_or_insert_with(|| shards.lock(number, now));
-                    let weight = pending.sample.weight().unwrap_or(1.0);
-                    if shard.add(handle, pending.used, kind, &pending.sample, weight).is_err() {
-                        stale.push((i, kind));
+                    // Behind a sample that has to wait the others wait too: they may be of its
+                    // series.
+                    stale =
+                        stale || shard.add(handle, pending.used, kind, &pending.sample).is_err();
+                    if stale {
+                        again.push((i, kind));
                     }
                 }
             }
         }
-        for pending in run.iter() {
-            if pending.sample.weight().is_none() {
+        let bounded = |kind| matches!(kind, Kind::Histogram | Kind::Timer | Kind::Distribution);
+        for Pending { sample, .. } in run.iter() {
+            let weight = sample.weight();
+            if weight.is_none_or(|weight| weight > WEIGHT_MAX && bounded(sample.kind)) {
                 self.shared.telemetry.rate_out_of_range.add(1);
             }
-            if matches!(pending.series, Series::Overflow { .. }) {
-                self.shared.telemetry.overflow.add(1);
-            }
         }
-        for (i, kind) in stale {
+        for (i, kind) in again {
             self.add_again(&run[i].sample, kind, now);
         }
         run.clear();
     }
 
-    /// The series of this kind expired since the spelling was last used: looks it up anew, and
-    /// once more should this thread have been held up for two flushes in between.
+    /// The series of this kind expired between its look-up and its shard's lock, while this thread
+    /// was held up for two flushes: looks it up anew, as often as that happens.
     fn add_again(&mut self, sample: &Sample<'_>, kind: Kind, now: Time) {
         let print = self.spellings.print(sample, self.options.dialect);
-        let weight = sample.weight().unwrap_or(1.0);
         loop {
             let epoch = self.shared.shards.epoch();
             let series = self.resolve(sample, now);
@@ -242,7 +250,7 @@ impl Reader {
                 return;
             };
             let mut shard = self.shared.shards.lock(handle.shard(), now);
-            if shard.add(handle, epoch, kind, sample, weight).is_ok() {
+            if shard.add(handle, epoch, kind, sample).is_ok() {
                 return;
             }
         }
@@ -264,26 +272,22 @@ impl Reader {
 }
 
 /// Where the samples of one spelling go.
-#[derive(Clone, Copy, Debug)]
-enum Series {
-    /// To a series, and perhaps to its copy as a distribution.
-    Kept { handle: Handle, copy: Option<Handle> },
-    /// To the overflow series, for this epoch only: there may be room later.
-    Overflow { handle: Handle },
-    /// Nowhere.
-    Blocked,
+#[derive(Clone, Copy, Debug, Default)]
+struct Series {
+    /// `None` when the name is blocked.
+    handle: Option<Handle>,
+    /// The copy of a histogram as a distribution.
+    copy: Option<Handle>,
+    /// There was no room for one of them, so it is the overflow series: for this epoch only, since
+    /// there may be room later.
+    overflow: bool,
 }
 
 impl Series {
     /// The rows to add to, each with the kind of its series.
     fn handles(self, kind: Kind) -> impl Iterator<Item = (Handle, Kind)> {
-        let (handle, copy) = match self {
-            Self::Kept { handle, copy } => (Some(handle), copy),
-            Self::Overflow { handle } => (Some(handle), None),
-            Self::Blocked => (None, None),
-        };
-        let handle = handle.map(|handle| (handle, kind));
-        handle.into_iter().chain(copy.map(|handle| (handle, Kind::Distribution)))
+        let handle = self.handle.map(|handle| (handle, kind));
+        handle.into_iter().chain(self.copy.map(|handle| (handle, Kind::Distribution)))
     }
 }
 
@@ -328,13 +332,28 @@ impl Spellings {
         })
     }
 
-    /// Where the samples of a spelling go and the epoch in which it was last used; it is used now.
-    fn find(&mut self, print: Print, epoch: u32) -> Option<(Series, u32)> {
+    /// Where the samples of a spelling go, and the epoch in which its series was last used. A
+    /// series that was not used for longer than its handle can be trusted is asked for at its
+    /// shard; `None` when it has expired.
+    fn find(
+        &mut self,
+        print: Print,
+        epoch: u32,
+        shards: &Shards,
+        now: Time,
+    ) -> Option<(Series, u32)> {
         let spelling = self.table.find_mut(print[0], |s| s.print == print)?;
-        if matches!(spelling.series, Series::Overflow { .. }) && spelling.used != epoch {
-            return None;
+        let Series { handle, copy, overflow } = spelling.series;
+        let used = std::mem::replace(&mut spelling.used, epoch);
+        match epoch.wrapping_sub(used) {
+            0 => Some((spelling.series, used)),
+            _ if overflow => None,
+            1 => Some((spelling.series, used)),
+            _ => {
+                let alive = handle.into_iter().chain(copy).all(|h| shards.revive(h, now));
+                alive.then_some((spelling.series, epoch))
+            }
         }
-        Some((spelling.series, std::mem::replace(&mut spelling.used, epoch)))
     }
 
     fn insert(&mut self, print: Print, series: Series, epoch: u32) {

@@ -94,6 +94,7 @@ impl Server {
                 .histogram_copy_to_distribution
                 .then(|| config.value.histogram_copy_to_distribution_prefix.clone()),
             log_rejects: config.intake.log_rejects,
+            line_max: config.intake.buffer_size,
             spellings_max: config.shard.contexts_max.saturating_mul(2),
         };
         let sinks = Sinks::new(&config.sinks, &hostname)?;

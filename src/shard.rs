@@ -19,7 +19,7 @@
 //! against the row's generation: see `Shard::holds`.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use ahash::RandomState;
@@ -107,6 +107,8 @@ pub struct Shards {
     shards: Box<[Mutex<Shard>]>,
     inbox: Mutex<Inbox>,
     epoch: AtomicU32,
+    /// Timestamped points held in all shards.
+    timed: AtomicUsize,
     hasher: RandomState,
     settings: Settings,
     telemetry: Arc<Telemetry>,
@@ -120,7 +122,6 @@ struct Settings {
     interval: u32,
     /// Host of the overflow series.
     hostname: String,
-    timed_points_max: usize,
 }
 
 /// Events and service checks that wait for the flush.
@@ -148,39 +149,37 @@ pub struct Shard {
     timed_cells: HashMap<(u32, i64), (Arc<Context>, Cell), RandomState>,
 }
 
-/// What is known of a row apart from its values.
+/// What is known of a row apart from its values. Times are Unix seconds.
 struct State {
     /// `None` while the row is free.
     context: Option<Arc<Context>>,
     hash: u64,
-    /// Unix seconds at which the last bucket with a sample ended.
+    /// End of the last bucket that was flushed with a sample of it, for zeros; [`NEVER`] while it is
+    /// known from timestamped points only.
     seen: i64,
-    /// Epoch in which that was noticed.
+    /// End of the last bucket in which it was used in any way, for expiry.
+    used: i64,
+    /// Epoch in which it was last used.
     epoch: u32,
-    /// Value of the last closed bucket, for deltas.
-    gauge: f64,
-    /// A delta came, so the value has to be remembered for long.
+    /// It is a gauge that may get deltas, so its value has to be remembered for long.
     delta: bool,
-    /// It has been in a bucket, rather than only in timestamped points.
-    bucketed: bool,
+    /// Value of the last flushed bucket, for deltas.
+    gauge: f64,
 }
+
+/// Before every bucket, and far enough from the end of the numbers.
+const NEVER: i64 = i64::MIN / 2;
 
 impl State {
     /// Whether an idle counter reports zero for the bucket that begins at `start`.
     fn wants_zero(&self, start: i64, config: &Config) -> bool {
         let counter = self.context.as_ref().is_some_and(|c| c.kind() == Kind::Count);
-        let expiry = i64::from(config.counter_expiry_seconds);
-        counter && self.bucketed && self.seen <= start && self.seen + expiry > start
+        counter && self.seen + i64::from(config.counter_expiry_seconds) > start
     }
 
-    /// A sample came in this epoch, in a bucket that ends at `end`.
-    fn used(&mut self, end: i64, epoch: u32) {
-        self.seen = self.seen.max(end);
-        self.epoch = epoch;
-    }
-
-    /// Whether it was idle for so long that it may be forgotten.
-    fn expired(&self, now: Time, config: &Config) -> bool {
+    /// Whether it was idle for so long that it may be forgotten. A reader trusts its handle for one
+    /// epoch after it was used.
+    fn expired(&self, now: Time, epoch: u32, config: &Config) -> bool {
         let mut expiry = i64::from(config.context_expiry_seconds);
         if self.context.as_ref().is_some_and(|c| c.kind() == Kind::Count) {
             expiry += i64::from(config.counter_expiry_seconds);
@@ -188,7 +187,7 @@ impl State {
         if self.delta {
             expiry += i64::from(config.delta_expiry_seconds);
         }
-        self.seen + expiry <= now.seconds()
+        self.used + expiry <= now.seconds() && epoch.wrapping_sub(self.epoch) >= 2
     }
 }
 
@@ -223,14 +222,14 @@ impl Shards {
             0 => processors.min(8),
             n => n.min(SHARDS_MAX),
         };
-        let timed_points_max = config.timed_points_max.div_ceil(count);
         let shards = (0..count).map(|_| Mutex::new(Shard::new(now.bucket(interval)))).collect();
         Self {
             shards,
             inbox: Mutex::default(),
             epoch: AtomicU32::new(0),
             hasher: RandomState::new(),
-            settings: Settings { config, plan, interval, hostname, timed_points_max },
+            timed: AtomicUsize::new(0),
+            settings: Settings { config, plan, interval, hostname },
             telemetry,
         }
     }
@@ -254,19 +253,39 @@ impl Shards {
     }
 
     /// Finds the series, or makes it. At `contexts_max` it is the overflow series of its kind.
-    pub fn intern(&self, context: Context, now: Time) -> Interned {
+    /// `deltas` tells that it is a gauge whose value later deltas will change.
+    pub fn intern(&self, context: Context, deltas: bool, now: Time) -> Interned {
         let kind = context.kind();
-        if let Some(handle) = self.find_or_insert(context, now, self.settings.config.contexts_max) {
+        let limit = self.settings.config.contexts_max;
+        if let Some(handle) = self.find_or_insert(context, deltas, now, limit) {
             return Interned { handle, overflow: false };
         }
         let tags = vec![format!("kind:{}", kind.word())];
         let host = &self.settings.hostname;
         let overflow = Context::new("tallyd.overflow", kind, host, tags, Source::default());
-        let handle = self.find_or_insert(overflow, now, usize::MAX).expect("there is no limit");
-        Interned { handle, overflow: true }
+        let handle = self.find_or_insert(overflow, deltas, now, usize::MAX);
+        Interned { handle: handle.expect("there is no limit"), overflow: true }
     }
 
-    fn find_or_insert(&self, context: Context, now: Time, limit: usize) -> Option<Handle> {
+    /// Whether the series behind a handle that was not used for long is still the same. It is kept
+    /// for the epoch that begins now.
+    pub fn revive(&self, handle: Handle, now: Time) -> bool {
+        let mut shard = self.shards[handle.shard()].lock().expect("no panic under this lock");
+        shard.rotate(now, &self.settings);
+        let alive = shard.is_alive(handle);
+        if alive {
+            shard.touch(handle.row, &self.settings);
+        }
+        alive
+    }
+
+    fn find_or_insert(
+        &self,
+        context: Context,
+        deltas: bool,
+        now: Time,
+        limit: usize,
+    ) -> Option<Handle> {
         let hash = self.hasher.hash_one(&context);
         // The table inside the shard uses the hash's outer bits.
         let number = ((hash >> 24 & 0xffff_ffff) as usize * self.shards.len()) >> 32;
@@ -279,6 +298,7 @@ impl Shards {
         };
         // The caller is about to use it: it must not expire between now and then.
         shard.touch(row, &self.settings);
+        shard.states[row as usize].delta |= deltas;
         let generation = shard.generations[row as usize];
         Some(Handle { shard: number as u16, generation, row })
     }
@@ -334,6 +354,7 @@ impl Shards {
         for shard in &self.shards {
             let lock = || shard.lock().expect("no panic under this lock");
             let (closed, timed, timed_cells) = lock().begin_flush(now, open, &self.settings);
+            self.timed.fetch_sub(timed.len() + timed_cells.len(), Ordering::Relaxed);
             buckets = buckets.max(closed);
             rows.extend(timed);
             closing.extend(timed_cells);
@@ -390,13 +411,14 @@ impl Locked<'_> {
         used: u32,
         kind: Kind,
         sample: &Sample<'_>,
-        weight: f64,
     ) -> Result<(), Stale> {
         if !self.shard.holds(handle, used) {
             return Err(Stale);
         }
         let row = handle.row;
-        if sample.timestamp.is_some() || matches!(sample.values, Values::Packed(_)) {
+        let weight = sample.weight().unwrap_or(1.0);
+        if !matches!((sample.values, sample.timestamp), (Values::One(_) | Values::Member(_), None))
+        {
             // Perhaps no cell will tell the flush that this series was used.
             self.shard.touch(row, &self.shards.settings);
         }
@@ -416,7 +438,6 @@ impl Locked<'_> {
             }
             Values::Delta(delta) => {
                 let value = self.shard.gauge(row) + delta;
-                self.shard.states[row as usize].delta = true;
                 self.add_value(row, kind, value, weight, sample.timestamp);
             }
         }
@@ -433,7 +454,11 @@ impl Locked<'_> {
             return;
         };
         match kind {
-            Kind::Count => self.timed_point(row, time, Value::Count(value * weight)),
+            Kind::Count => {
+                // As a bucket's sum, it stays at the end of the range of f64.
+                let value = (value * weight).clamp(f64::MIN, f64::MAX);
+                self.timed_point(row, time, Value::Count(value));
+            }
             Kind::Gauge => self.timed_point(row, time, Value::Gauge(value)),
             Kind::Set | Kind::Timer | Kind::Histogram | Kind::Distribution => {
                 self.timed_cell(row, time, |cell, plan| cell.add(kind, value, weight, plan));
@@ -461,12 +486,13 @@ impl Locked<'_> {
 
     /// The context of a row that gets one more timestamped point, if there is room for it.
     fn timed_context(&mut self, row: u32) -> Option<Arc<Context>> {
-        let shard = &mut *self.shard;
-        if shard.timed.len() + shard.timed_cells.len() >= self.shards.settings.timed_points_max {
+        let max = self.shards.settings.config.timed_points_max;
+        if self.shards.timed.fetch_add(1, Ordering::Relaxed) >= max {
+            self.shards.timed.fetch_sub(1, Ordering::Relaxed);
             self.shards.telemetry.timed_dropped.add(1);
             return None;
         }
-        shard.states[row as usize].context.clone()
+        self.shard.states[row as usize].context.clone()
     }
 }
 
@@ -497,11 +523,11 @@ impl Shard {
         let state = State {
             context: Some(Arc::new(context)),
             hash,
-            seen: self.open.start,
+            seen: NEVER,
+            used: NEVER,
             epoch: self.epoch,
-            gauge: 0.0,
             delta: false,
-            bucketed: false,
+            gauge: 0.0,
         };
         let row = self.free.pop().unwrap_or(self.states.len() as u32);
         if row as usize == self.states.len() {
@@ -517,15 +543,20 @@ impl Shard {
     /// Whether the handle still means the same series. See the module's head for why a young one
     /// needs no look at the generation.
     fn holds(&self, handle: Handle, used: u32) -> bool {
-        self.epoch.wrapping_sub(used) <= 1
-            || (self.generations[handle.row as usize] == handle.generation
-                && self.states[handle.row as usize].context.is_some())
+        self.epoch.wrapping_sub(used) <= 1 || self.is_alive(handle)
+    }
+
+    /// Whether the row still belongs to the series that the handle was made for.
+    fn is_alive(&self, handle: Handle) -> bool {
+        let row = handle.row as usize;
+        self.generations[row] == handle.generation && self.states[row].context.is_some()
     }
 
     /// Marks the series as used in the open bucket.
     fn touch(&mut self, row: u32, settings: &Settings) {
-        let end = self.open.start + i64::from(settings.interval);
-        self.states[row as usize].used(end, self.epoch);
+        let state = &mut self.states[row as usize];
+        state.used = self.open.start + i64::from(settings.interval);
+        state.epoch = self.epoch;
     }
 
     fn cell(&mut self, row: u32) -> &mut Cell {
@@ -549,16 +580,12 @@ impl Shard {
     }
 
     /// Closes the open bucket when `now` lies beyond it, and every empty one up to `now` that
-    /// could still get a zero. A clock that was set back by more than a bucket closes it as well;
-    /// what is merely late goes into the open one.
+    /// could still get a zero. What is late goes into the open one.
     fn rotate(&mut self, now: Time, settings: &Settings) {
         let interval = i64::from(settings.interval);
         let target = now.bucket(settings.interval);
-        if target == self.open.start || target == self.open.start - interval {
+        if target <= self.open.start {
             return;
-        }
-        if target < self.open.start {
-            return self.close(target);
         }
         let last_zero =
             self.open.start + i64::from(settings.config.counter_expiry_seconds) + interval;
@@ -576,7 +603,7 @@ impl Shard {
         self.closed.push_back(std::mem::replace(&mut self.open, next));
     }
 
-    /// Returns the number of closed buckets, and the timestamped points.
+    /// Returns the number of closed buckets, and the timestamped points. Begins the next epoch.
     fn begin_flush(
         &mut self,
         now: Time,
@@ -584,8 +611,13 @@ impl Shard {
         settings: &Settings,
     ) -> (usize, Vec<Row>, Vec<Closing>) {
         self.rotate(now, settings);
-        if open {
-            self.close(self.open.start + i64::from(settings.interval));
+        let interval = i64::from(settings.interval);
+        let target = now.bucket(settings.interval);
+        if target < self.open.start - interval {
+            // The clock was set back. Readers that are merely late must not do this.
+            self.close(target);
+        } else if open {
+            self.close(self.open.start + interval);
         }
         self.epoch = self.epoch.wrapping_add(1);
         let timed_cells = self.timed_cells.drain();
@@ -609,39 +641,44 @@ impl Shard {
         let bucket = self.closed.front_mut()?;
         let start = bucket.start;
         let end = start + i64::from(settings.interval);
+        let open_end = self.open.start + i64::from(settings.interval);
         let to = self.states.len().min(from + ROWS_PER_LOCK);
-        let mut freed = Vec::new();
+        let mut idle = Vec::new();
         for row in from..to {
             let state = &mut self.states[row];
-            let Some(context) = &state.context else { continue };
             let cell = bucket.cells.get_mut(row).map_or(Cell::Empty, std::mem::take);
-            if matches!(cell, Cell::Empty) {
-                if state.wants_zero(start, &settings.config) {
-                    out.push(Closing {
-                        context: Arc::clone(context),
-                        time: start,
-                        cell: Cell::Count(0.0),
-                    });
+            let Some(context) = state.context.clone() else {
+                debug_assert!(matches!(cell, Cell::Empty), "a free row has no value");
+                continue;
+            };
+            // Times of a clock that was ahead would keep it alive for too long.
+            state.seen = state.seen.min(start);
+            state.used = state.used.min(open_end);
+            if !matches!(cell, Cell::Empty) {
+                if let Cell::Gauge(value) = cell {
+                    state.gauge = value;
                 }
-                let waits =
-                    self.open.cells.get(row).is_some_and(|cell| !matches!(cell, Cell::Empty));
-                // A reader trusts its handle for one epoch after it was used.
-                let trusted = self.epoch.wrapping_sub(state.epoch) < 2;
-                let expired = expire.is_some_and(|now| state.expired(now, &settings.config));
-                if expired && !waits && !trusted {
-                    freed.push(row as u32);
-                }
+                state.seen = end;
+                state.used = state.used.max(end).min(open_end);
+                state.epoch = self.epoch;
+                out.push(Closing { context, time: start, cell });
                 continue;
             }
-            if let Cell::Gauge(value) = cell {
-                state.gauge = value;
+            if expire.is_some_and(|now| state.expired(now, self.epoch, &settings.config)) {
+                idle.push(row);
             }
-            out.push(Closing { context: Arc::clone(context), time: start, cell });
-            state.used(end, self.epoch);
-            state.bucketed = true;
+            if state.wants_zero(start, &settings.config) {
+                out.push(Closing { context, time: start, cell: Cell::Count(0.0) });
+            }
         }
+        // A sample may have come since, in the open bucket or in one that waits to be flushed.
+        let waits = |row: &usize| {
+            let later = self.closed.iter().skip(1).chain([&self.open]);
+            later.map(|b| b.cells.get(*row)).any(|cell| !matches!(cell, None | Some(Cell::Empty)))
+        };
+        let freed: Vec<usize> = idle.into_iter().filter(|row| !waits(row)).collect();
         for row in freed {
-            self.remove(row, telemetry);
+            self.remove(row as u32, telemetry);
         }
         if to < self.states.len() {
             return Some(to);

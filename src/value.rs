@@ -257,13 +257,13 @@ impl Cell {
         }
         debug_assert!(self.is_of(kind), "a series has one kind");
         debug_assert!(value.is_finite() && weight >= 1.0);
-        let weight = weight.min(WEIGHT_MAX);
+        let bounded = weight.min(WEIGHT_MAX);
         match self {
             // A sum beyond the range of f64 stays at its end.
             Self::Count(sum) => *sum = (*sum + value * weight).clamp(f64::MIN, f64::MAX),
             Self::Gauge(last) => *last = value,
-            Self::Histogram(histogram) => histogram.insert(value, weight, plan.samples_max),
-            Self::Sketch(sketch) => sketch.insert_weighted(value, weight),
+            Self::Histogram(histogram) => histogram.insert(value, bounded, plan.samples_max),
+            Self::Sketch(sketch) => sketch.insert_weighted(value, bounded),
             Self::Empty | Self::Set(_) => debug_assert!(false, "a set has members, not numbers"),
         }
     }
