@@ -4,5 +4,12 @@
 mod captures;
 mod config_examples;
 mod corpora;
+mod datadog_payload;
+mod end_to_end;
 mod parse_vectors;
+mod process;
 mod prometheus_scrape;
+mod real_clients;
+mod received;
+mod start;
+mod test_intake;
