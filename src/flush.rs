@@ -58,8 +58,8 @@ impl Flush {
         };
         self.telemetry.flushes.add(1);
         self.telemetry.points.add(batch.points());
-        let took = begun.elapsed().as_millis() as u64;
-        self.telemetry.flush_milliseconds.store(took, Ordering::Relaxed);
+        let took = begun.elapsed().as_micros() as u64;
+        self.telemetry.flush_micros.store(took, Ordering::Relaxed);
         batch
     }
 }

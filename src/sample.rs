@@ -82,7 +82,11 @@ impl<'a> Sample<'a> {
     /// How many events one value stands for: `1 / rate`. A rate outside (0, 1] counts as 1, where
     /// the originals divide by zero or go negative; `None` tells that this happened.
     pub fn weight(&self) -> Option<f64> {
-        if self.rate > 0.0 && self.rate <= 1.0 { Some(1.0 / self.rate) } else { None }
+        if self.rate > 0.0 && self.rate <= 1.0 {
+            Some((1.0 / self.rate).min(f64::MAX))
+        } else {
+            None
+        }
     }
 
     /// The tags as sent, in order, with empty and repeated ones.

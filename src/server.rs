@@ -41,6 +41,7 @@ pub struct Server {
     outputs: Arc<Outputs>,
     servers: Servers,
     telemetry: Arc<Telemetry>,
+    signalled: watch::Receiver<Option<&'static str>>,
     stdin_ended: watch::Receiver<bool>,
     flush_open_bucket: bool,
     stop_timeout: Duration,
@@ -68,6 +69,16 @@ impl Server {
     /// # Errors
     /// With the setting and the remedy, for whatever was asked for and cannot be had.
     pub fn start(config: &Config, untouched: Untouched) -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(CONTROL_THREADS)
+            .thread_name("control")
+            .enable_all()
+            .build()
+            .context("cannot start the control plane's threads")?;
+        let signalled = {
+            let _runtime = runtime.enter();
+            signals().context("cannot receive signals")?
+        };
         let telemetry = Arc::new(Telemetry::default());
         let hostname = hostname(config);
         let rules = Arc::new(Rules::new(&config.rules, &hostname)?);
@@ -99,13 +110,6 @@ impl Server {
         };
         let sinks = Sinks::new(&config.sinks, &hostname)?;
         let opened = intake::open(&config.intake, untouched, &telemetry)?;
-
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(CONTROL_THREADS)
-            .thread_name("control")
-            .enable_all()
-            .build()
-            .context("cannot start the control plane's threads")?;
         let proxy = telemetry.listener("http".to_owned());
         let status = Arc::new(Status {
             telemetry: Arc::clone(&telemetry),
@@ -143,6 +147,7 @@ impl Server {
             outputs,
             servers,
             telemetry,
+            signalled,
             stdin_ended,
             flush_open_bucket: config.flush.incomplete_buckets,
             stop_timeout: Duration::from_secs(config.sinks.stop_timeout),
@@ -158,32 +163,17 @@ impl Server {
         &self.telemetry
     }
 
-    /// Waits until the process is told to stop by SIGTERM or SIGINT, or standard input ends. A
-    /// second signal ends the process at once.
-    ///
-    /// # Errors
-    /// When signals cannot be received.
-    pub fn wait(&self) -> anyhow::Result<()> {
-        let mut stdin_ended = self.stdin_ended.clone();
+    /// Waits until the process is told to stop by SIGTERM or SIGINT, or standard input ends.
+    pub fn wait(&self) {
+        let (mut signalled, mut stdin_ended) = (self.signalled.clone(), self.stdin_ended.clone());
         self.runtime.block_on(async move {
-            let mut terminate = signal(SignalKind::terminate())?;
-            let mut interrupt = signal(SignalKind::interrupt())?;
-            let cause = tokio::select! {
-                _ = terminate.recv() => "SIGTERM",
-                _ = interrupt.recv() => "SIGINT",
-                Ok(_) = stdin_ended.wait_for(|ended| *ended) => "end of standard input",
-            };
-            tracing::info!("stopping: {cause}");
-            tokio::spawn(async move {
-                tokio::select! {
-                    _ = terminate.recv() => {}
-                    _ = interrupt.recv() => {}
-                }
-                tracing::warn!("a second signal: ended without a last flush");
-                std::process::exit(1);
-            });
-            Ok(())
-        })
+            tokio::select! {
+                _ = signalled.wait_for(Option::is_some) => {}
+                Ok(_) = stdin_ended.wait_for(|ended| *ended) => {}
+            }
+        });
+        let cause = self.signalled.borrow().unwrap_or("end of standard input");
+        tracing::info!("stopping: {cause}");
     }
 
     /// Takes what waits in the sockets, flushes, and lets the sinks deliver for a while.
@@ -206,6 +196,28 @@ impl Server {
     }
 }
 
+/// Receives signals from now on, so that one that comes during the start ends in a proper stop as
+/// well. Tells the first SIGTERM or SIGINT; a second one ends the process at once.
+fn signals() -> std::io::Result<watch::Receiver<Option<&'static str>>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (told, signalled) = watch::channel(None);
+    tokio::spawn(async move {
+        let first = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        };
+        told.send_replace(Some(first));
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::warn!("a second signal: ended without a last flush");
+        std::process::exit(1);
+    });
+    Ok(signalled)
+}
+
 /// The host that series without one of their own get.
 fn hostname(config: &Config) -> String {
     match config.origin.hostname.as_str() {
@@ -218,10 +230,10 @@ fn hostname(config: &Config) -> String {
 /// Starts, runs until told to stop, and stops.
 ///
 /// # Errors
-/// As [`Server::start`] and [`Server::wait`].
+/// As [`Server::start`].
 pub fn run(config: &Config, untouched: Untouched) -> anyhow::Result<()> {
     let server = Server::start(config, untouched)?;
-    server.wait()?;
+    server.wait();
     server.stop();
     Ok(())
 }

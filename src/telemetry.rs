@@ -52,8 +52,8 @@ pub struct Telemetry {
     pub flushes: Counter,
     /// Points that flushes handed to the sinks.
     pub points: Counter,
-    /// Milliseconds that the last flush took.
-    pub flush_milliseconds: AtomicU64,
+    /// Microseconds that the last flush took.
+    pub flush_micros: AtomicU64,
     /// When a reject of each reason was last logged, in Unix seconds.
     logged: [AtomicI64; Reject::ALL.len()],
 }
@@ -139,6 +139,8 @@ enum Read {
     Drops,
     /// A single figure.
     Process(fn(&Telemetry) -> u64),
+    /// A single figure, kept in microseconds.
+    Seconds(fn(&Telemetry) -> &AtomicU64),
 }
 
 const fn counter(name: &'static str, help: &'static str, read: Read) -> Own {
@@ -250,11 +252,7 @@ pub const OWN: &[Own] = &[
     ),
     counter("flushes_total", "Flushes.", Read::Process(|t| t.flushes.get())),
     counter("points_total", "Points handed to the sinks.", Read::Process(|t| t.points.get())),
-    gauge(
-        "flush_milliseconds",
-        "Duration of the last flush.",
-        Read::Process(|t| t.flush_milliseconds.load(Relaxed)),
-    ),
+    gauge("flush_seconds", "Duration of the last flush.", Read::Seconds(|t| &t.flush_micros)),
     counter(
         "sink_offered_points_total",
         "Points offered, by sink and endpoint.",
@@ -283,7 +281,7 @@ pub const OWN: &[Own] = &[
 ];
 
 /// One figure of an own metric: name, labels, value.
-pub type Figure = (&'static str, Vec<(&'static str, String)>, u64);
+pub type Figure = (&'static str, Vec<(&'static str, String)>, f64);
 
 impl Telemetry {
     pub fn listener(&self, name: String) -> Arc<Listener> {
@@ -321,17 +319,22 @@ impl Telemetry {
         let mut figures = Vec::new();
         for own in OWN {
             match own.read {
-                Read::Listener(value) => figures.extend(
-                    listeners
-                        .iter()
-                        .map(|l| (own.name, vec![("listener", l.name.clone())], value(l).get())),
-                ),
+                Read::Listener(value) => figures.extend(listeners.iter().map(|l| {
+                    (own.name, vec![("listener", l.name.clone())], value(l).get() as f64)
+                })),
                 Read::Rejects => figures.extend(listeners.iter().flat_map(reject_figures)),
                 Read::Endpoint(value) => {
-                    figures.extend(endpoints.iter().map(|e| (own.name, e.labels(), value(e))));
+                    figures
+                        .extend(endpoints.iter().map(|e| (own.name, e.labels(), value(e) as f64)));
                 }
                 Read::Drops => figures.extend(endpoints.iter().flat_map(drop_figures)),
-                Read::Process(value) => figures.push((own.name, Vec::new(), value(self))),
+                Read::Process(value) => {
+                    figures.push((own.name, Vec::new(), value(self) as f64));
+                }
+                Read::Seconds(value) => {
+                    let seconds = value(self).load(Relaxed) as f64 / 1e6;
+                    figures.push((own.name, Vec::new(), seconds));
+                }
             }
         }
         figures
@@ -358,7 +361,7 @@ fn reject_figures(listener: &Arc<Listener>) -> impl Iterator<Item = Figure> {
     Reject::ALL.into_iter().map(|reason| {
         let labels =
             vec![("listener", listener.name.clone()), ("reason", reason.word().to_owned())];
-        ("listener_rejects_total", labels, listener.rejects.of(reason).get())
+        ("listener_rejects_total", labels, listener.rejects.of(reason).get() as f64)
     })
 }
 
@@ -366,7 +369,7 @@ fn drop_figures(endpoint: &Arc<Endpoint>) -> impl Iterator<Item = Figure> {
     endpoint.drops().into_iter().map(|(cause, points)| {
         let mut labels = endpoint.labels();
         labels.push(("cause", cause.to_owned()));
-        ("sink_dropped_points_total", labels, points)
+        ("sink_dropped_points_total", labels, points as f64)
     })
 }
 

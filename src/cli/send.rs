@@ -14,11 +14,17 @@ pub struct Send {
     /// Where to: udp://HOST:PORT or unixgram:///PATH.
     #[arg(long, global = true, default_value = "udp://127.0.0.1:8125", value_name = "ADDRESS")]
     to: String,
-    /// A tag, such as env:dev; may be repeated.
-    #[arg(short, long = "tag", global = true, value_name = "TAG")]
-    tags: Vec<String>,
     #[command(subcommand)]
     what: What,
+}
+
+/// Not an option of `send` itself: given before and after the subcommand, one of the two would be
+/// lost.
+#[derive(Debug, Args)]
+struct Tags {
+    /// A tag, such as env:dev; may be repeated.
+    #[arg(short, long = "tag", value_name = "TAG")]
+    tags: Vec<String>,
 }
 
 /// One number or more of one series.
@@ -34,6 +40,8 @@ struct Numbers {
     /// Unix seconds: the value is a finished point of that time.
     #[arg(long)]
     timestamp: Option<i64>,
+    #[command(flatten)]
+    tags: Tags,
 }
 
 #[derive(Debug, Subcommand)]
@@ -49,7 +57,12 @@ enum What {
     /// Add to a timer, in milliseconds.
     Timing(Numbers),
     /// Add a member to a set.
-    Set { name: String, member: String },
+    Set {
+        name: String,
+        member: String,
+        #[command(flatten)]
+        tags: Tags,
+    },
     /// Send an event.
     Event {
         title: String,
@@ -67,6 +80,8 @@ enum What {
         source_type: Option<String>,
         #[arg(long)]
         host: Option<String>,
+        #[command(flatten)]
+        tags: Tags,
     },
     /// Send a service check.
     Check {
@@ -78,6 +93,8 @@ enum What {
         message: Option<String>,
         #[arg(long)]
         host: Option<String>,
+        #[command(flatten)]
+        tags: Tags,
     },
     /// Send this text as it is.
     Raw { text: String },
@@ -86,7 +103,7 @@ enum What {
 impl Send {
     /// Sends it. Returns the exit code.
     pub fn run(&self) -> anyhow::Result<u8> {
-        let line = self.what.line(&self.tags);
+        let line = self.what.line();
         transmit(&self.to, line.as_bytes())
             .with_context(|| format!("cannot send to {}", self.to))?;
         Ok(0)
@@ -121,14 +138,14 @@ fn send_to_unix(path: &Path, line: &[u8]) -> anyhow::Result<()> {
 }
 
 impl What {
-    fn line(&self, tags: &[String]) -> String {
+    fn line(&self) -> String {
         match self {
-            Self::Count(numbers) => numbers.line("c", tags),
-            Self::Gauge(numbers) => numbers.line("g", tags),
-            Self::Histogram(numbers) => numbers.line("h", tags),
-            Self::Distribution(numbers) => numbers.line("d", tags),
-            Self::Timing(numbers) => numbers.line("ms", tags),
-            Self::Set { name, member } => format!("{name}:{member}|s{}", tag_field(tags)),
+            Self::Count(numbers) => numbers.line("c"),
+            Self::Gauge(numbers) => numbers.line("g"),
+            Self::Histogram(numbers) => numbers.line("h"),
+            Self::Distribution(numbers) => numbers.line("d"),
+            Self::Timing(numbers) => numbers.line("ms"),
+            Self::Set { name, member, tags } => format!("{name}:{member}|s{}", tags.field()),
             Self::Event {
                 title,
                 text,
@@ -137,6 +154,7 @@ impl What {
                 aggregation_key,
                 source_type,
                 host,
+                tags,
             } => {
                 let (title, text) = (title.replace('\n', "\\n"), text.replace('\n', "\\n"));
                 let fields = [
@@ -145,13 +163,13 @@ impl What {
                     field("p:", priority.as_ref()),
                     field("s:", source_type.as_ref()),
                     field("t:", alert_type.as_ref()),
-                    tag_field(tags),
+                    tags.field(),
                 ];
                 format!("_e{{{},{}}}:{title}|{text}{}", title.len(), text.len(), fields.concat())
             }
-            Self::Check { name, status, message, host } => {
+            Self::Check { name, status, message, host, tags } => {
                 let fields =
-                    [field("h:", host.as_ref()), tag_field(tags), field("m:", message.as_ref())];
+                    [field("h:", host.as_ref()), tags.field(), field("m:", message.as_ref())];
                 format!("_sc|{name}|{status}{}", fields.concat())
             }
             Self::Raw { text } => text.clone(),
@@ -159,15 +177,21 @@ impl What {
     }
 }
 
+impl Tags {
+    fn field(&self) -> String {
+        if self.tags.is_empty() { String::new() } else { format!("|#{}", self.tags.join(",")) }
+    }
+}
+
 impl Numbers {
-    fn line(&self, kind: &str, tags: &[String]) -> String {
+    fn line(&self, kind: &str) -> String {
         let values: Vec<String> = self.values.iter().map(f64::to_string).collect();
         format!(
             "{}:{}|{kind}{}{}{}",
             self.name,
             values.join(":"),
             field("@", self.rate.as_ref()),
-            tag_field(tags),
+            self.tags.field(),
             field("T", self.timestamp.as_ref()),
         )
     }
@@ -175,10 +199,6 @@ impl Numbers {
 
 fn field(prefix: &str, value: Option<&impl ToString>) -> String {
     value.map_or_else(String::new, |value| format!("|{prefix}{}", value.to_string()))
-}
-
-fn tag_field(tags: &[String]) -> String {
-    if tags.is_empty() { String::new() } else { format!("|#{}", tags.join(",")) }
 }
 
 #[cfg(test)]
@@ -196,7 +216,7 @@ mod tests {
 
     fn line(arguments: &[&str]) -> String {
         let command = Command::try_parse_from([&["send"], arguments].concat()).expect("arguments");
-        command.send.what.line(&command.send.tags)
+        command.send.what.line()
     }
 
     #[test]
@@ -219,6 +239,16 @@ mod tests {
             let line = line(arguments);
             assert_eq!(line, expected);
             assert!(parse::line(line.as_bytes(), parse::Options::default()).is_ok(), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_tag_that_would_be_lost_is_an_error() {
+        for arguments in [
+            &["send", "-t", "x", "gauge", "a", "1", "-t", "y"][..],
+            &["send", "raw", "a:1|c", "-t", "x"],
+        ] {
+            assert!(Command::try_parse_from(arguments).is_err(), "{arguments:?}");
         }
     }
 

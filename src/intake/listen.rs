@@ -307,7 +307,10 @@ fn socket_address(address: &str) -> io::Result<SocketAddr> {
 /// somebody does.
 fn make_way(path: &Path, connect: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
+        fs::create_dir_all(folder).map_err(|error| {
+            let folder = folder.display();
+            io::Error::new(error.kind(), format!("cannot make the folder {folder}: {error}"))
+        })?;
     }
     let kind = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),

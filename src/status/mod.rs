@@ -92,7 +92,7 @@ impl Status {
             let samples =
                 figures.iter().filter(|(name, ..)| *name == own.name).map(|(_, labels, value)| {
                     let labels = labels.iter().map(|(key, value)| (*key, value.as_str()));
-                    (Labels::new(labels), *value as f64)
+                    (Labels::new(labels), *value)
                 });
             let kind = if own.counter { Type::Counter } else { Type::Gauge };
             exposition::write_own(
