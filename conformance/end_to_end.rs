@@ -396,6 +396,22 @@ fn an_intake_that_does_not_answer_holds_up_no_stop() {
 }
 
 #[test]
+fn a_second_signal_ends_it_at_once() {
+    let intake = Intake::start();
+    intake.respond_with(|_| Response { delay: DEADLINE, ..Response::status(202) });
+    let tallyd =
+        Launch::new().to(&intake).calm().set("sinks.stop_timeout", "60").listen(&[UDP]).start();
+    tallyd.send(["a:1|g"]);
+    tallyd.signal("TERM");
+    // The last flush is on its way.
+    intake.wait_for(DEADLINE, |requests| requests.iter().any(|r| r.path == "/api/v2/series"));
+    tallyd.signal("INT");
+    let finished = tallyd.wait();
+    assert_eq!(finished.code(), 1);
+    assert!(finished.stderr.contains("a second signal"), "{}", finished.stderr);
+}
+
+#[test]
 fn settings_of_the_agent_work_together() {
     let intake = Intake::start();
     let profiles = json!([{
