@@ -414,8 +414,9 @@ mod tests {
     #[test]
     fn listeners_of_one_name_count_together() {
         let telemetry = Telemetry::default();
-        let names = ["udp://x", "udp://y", "udp://x"];
-        names.map(|name| telemetry.listener(name.to_owned()).datagrams.add(1));
+        for name in ["udp://x", "udp://y", "udp://x"] {
+            telemetry.listener(name.to_owned()).datagrams.add(1);
+        }
         let counts = telemetry.listeners().iter().map(|l| l.datagrams.get()).collect::<Vec<_>>();
         assert_eq!(counts, [2, 1]);
     }
