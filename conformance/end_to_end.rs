@@ -257,7 +257,7 @@ fn keys_are_shown_nowhere() {
     };
     let tallyd = launch().start();
     tallyd.send(["a:1|c", "b:1|d", "_e{1,1}:a|b", "_sc|a|0"]);
-    tallyd.wait_for_stderr("refused 1 points of sketches");
+    tallyd.wait_for_stderr(&format!("{} refused 1 points of ", refusing.url));
     tallyd.wait_for_stderr("fails: HTTP 500");
     tallyd.wait_for_stderr("refuses the API key");
     let pages = ["/metrics", "/", "/api/series", "/health"].map(|path| tallyd.page(path));
@@ -320,16 +320,20 @@ fn what_an_intake_refuses_is_dropped_and_counted() {
     let intake = Intake::start();
     intake.respond_with(|_| Response::status(403));
     let tallyd = Launch::new().to(&intake).listen(&[UDP]).start();
-    // Gauges are not filled up while idle: three points, whatever the time.
-    tallyd.send(["a:1|g", "b:1|g", "c:1|g"]);
-    tallyd.wait_until("three points are refused", |tallyd| {
-        tallyd.figure("tallyd_sink_dropped_points_total", "cause=\"refused\"") == 3.0
-    });
+    let refused =
+        |tallyd: &Tallyd| tallyd.figure("tallyd_sink_dropped_points_total", "cause=\"refused\"");
+    // In two flushes. Gauges are not filled up while idle.
+    for (lines, so_far) in [("a:1|g\nb:1|g", 2.0), ("c:1|g", 3.0)] {
+        tallyd.send([lines]);
+        tallyd.wait_until("the points are refused", |tallyd| refused(tallyd) == so_far);
+    }
     assert_eq!(tallyd.figure("tallyd_sink_retries_total", ""), 0.0);
     let finished = tallyd.stop();
-    let refusal = "points of series: HTTP 403 Forbidden: the API key is refused";
-    assert!(finished.stderr.contains(refusal), "{}", finished.stderr);
-    assert_eq!(Received::of(&intake.requests()).points.len(), 3, "sent once");
+    let warning =
+        "refused 2 points of series (2 points so far): HTTP 403 Forbidden: the API key is refused";
+    assert!(finished.stderr.contains(warning), "{}", finished.stderr);
+    assert_eq!(finished.stderr.matches(" points so far").count(), 1, "once a minute");
+    assert_eq!(Received::of(&intake.requests()).points.len(), 3, "each is sent once");
 }
 
 /// Tells it to stop while much waits in its sockets; gives back what arrived.
