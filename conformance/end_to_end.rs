@@ -1,6 +1,7 @@
 //! The real binary from socket to intake: what is sent is what arrives, and what does not arrive is
 //! counted.
 
+use std::collections::HashSet;
 use std::io::Write;
 use std::net::{TcpStream, UdpSocket};
 use std::os::unix::net::{UnixDatagram, UnixStream};
@@ -136,6 +137,34 @@ fn every_transport_brings_everything() {
 }
 
 #[test]
+fn several_sockets_share_a_port() {
+    let intake = Intake::start();
+    // Free a moment ago: several sockets cannot share a port that the system chooses.
+    let free = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let tallyd = Launch::new()
+        .to(&intake)
+        .calm()
+        .env("DD_DOGSTATSD_PORT", &free.port().to_string())
+        .set("intake.udp_sockets", "4")
+        .start();
+    for _ in 0..50 {
+        // Each with a socket of its own, which decides who receives.
+        tallyd.send(["a:1|c", "b:2|c|@0.5"]);
+    }
+    let name = format!("listener=\"udp://{free}\"");
+    tallyd.wait_until("everything is read", |tallyd| {
+        tallyd.figure("tallyd_listener_samples_total", &name) == 100.0
+    });
+    let page = tallyd.page("/metrics");
+    let series =
+        page.lines().filter(|l| !l.starts_with('#')).map(|l| l.rsplit_once(' ').unwrap().0);
+    let mut seen = HashSet::new();
+    series.for_each(|series| assert!(seen.insert(series), "{series} stands twice on\n{page}"));
+    tallyd.stop();
+    assert_lines(&intake.requests(), "a rate [] 50\n b rate [] 200");
+}
+
+#[test]
 fn standard_input_is_read_to_its_end() {
     let intake = Intake::start();
     let mut tallyd =
@@ -228,7 +257,7 @@ fn keys_are_shown_nowhere() {
     };
     let tallyd = launch().start();
     tallyd.send(["a:1|c", "b:1|d", "_e{1,1}:a|b", "_sc|a|0"]);
-    tallyd.wait_for_stderr("refused 1 points of sketches");
+    tallyd.wait_for_stderr(&format!("{} refused 1 points of ", refusing.url));
     tallyd.wait_for_stderr("fails: HTTP 500");
     tallyd.wait_for_stderr("refuses the API key");
     let pages = ["/metrics", "/", "/api/series", "/health"].map(|path| tallyd.page(path));
@@ -291,19 +320,23 @@ fn what_an_intake_refuses_is_dropped_and_counted() {
     let intake = Intake::start();
     intake.respond_with(|_| Response::status(403));
     let tallyd = Launch::new().to(&intake).listen(&[UDP]).start();
-    // Gauges are not filled up while idle: three points, whatever the time.
-    tallyd.send(["a:1|g", "b:1|g", "c:1|g"]);
-    tallyd.wait_until("three points are refused", |tallyd| {
-        tallyd.figure("tallyd_sink_dropped_points_total", "cause=\"refused\"") == 3.0
-    });
+    let refused =
+        |tallyd: &Tallyd| tallyd.figure("tallyd_sink_dropped_points_total", "cause=\"refused\"");
+    // In two flushes. Gauges are not filled up while idle.
+    for (lines, so_far) in [("a:1|g\nb:1|g", 2.0), ("c:1|g", 3.0)] {
+        tallyd.send([lines]);
+        tallyd.wait_until("the points are refused", |tallyd| refused(tallyd) == so_far);
+    }
     assert_eq!(tallyd.figure("tallyd_sink_retries_total", ""), 0.0);
     let finished = tallyd.stop();
-    let refusal = "points of series: HTTP 403 Forbidden: the API key is refused";
-    assert!(finished.stderr.contains(refusal), "{}", finished.stderr);
-    assert_eq!(Received::of(&intake.requests()).points.len(), 3, "sent once");
+    let warning =
+        "refused 2 points of series (2 points so far): HTTP 403 Forbidden: the API key is refused";
+    assert!(finished.stderr.contains(warning), "{}", finished.stderr);
+    assert_eq!(finished.stderr.matches(" points so far").count(), 1, "once a minute");
+    assert_eq!(Received::of(&intake.requests()).points.len(), 3, "each is sent once");
 }
 
-/// Sends to three transports and stops at once; gives back what arrived.
+/// Tells it to stop while much waits in its sockets; gives back what arrived.
 fn stopped_in_full_swing(incomplete_buckets: &str) -> Vec<Request> {
     let intake = Intake::start();
     let tallyd = Launch::new()
@@ -311,25 +344,38 @@ fn stopped_in_full_swing(incomplete_buckets: &str) -> Vec<Request> {
         .calm()
         .env("DD_DOGSTATSD_FLUSH_INCOMPLETE_BUCKETS", incomplete_buckets)
         .env("DD_DOGSTATSD_SOCKET", "{folder}/gram")
-        .listen(&[UDP, "tcp://127.0.0.1:0"])
+        .listen(&[UDP, "tcp://127.0.0.1:0", "unixstream://{folder}/stream"])
         .start();
-    tallyd.send(std::iter::repeat_n("udp:1|c", 100));
+    tallyd.signal("STOP");
+    // More than one batch of datagrams, and more than one turn of each connection, so that the stop
+    // comes while they are read.
+    tallyd.send(std::iter::repeat_n(&*"udp:1|c\n".repeat(100), 80));
+    // The queue of a Unix datagram socket is short: the sender waits.
     let socket = UnixDatagram::unbound().unwrap();
-    socket.connect(tallyd.listener("unixgram")).unwrap();
-    for _ in 0..100 {
-        socket.send(b"gram:1|c").unwrap();
+    for _ in 0..5 {
+        socket.send_to(b"gram:1|c", tallyd.path("gram")).unwrap();
     }
-    let mut stream = TcpStream::connect(tallyd.listener("tcp")).unwrap();
-    stream.write_all("tcp:1|c\n".repeat(100).as_bytes()).unwrap();
+    let (mut tcp, mut streams) = (Vec::new(), Vec::new());
+    for _ in 0..4 {
+        let mut connection = TcpStream::connect(tallyd.listener("tcp")).unwrap();
+        connection.write_all("tcp:1|c\n".repeat(25_000).as_bytes()).unwrap();
+        tcp.push(connection);
+        let mut connection = UnixStream::connect(tallyd.path("stream")).unwrap();
+        connection.write_all("stream:1|c\n".repeat(5000).as_bytes()).unwrap();
+        streams.push(connection);
+    }
+    tallyd.signal("TERM");
     let begun = Instant::now();
-    tallyd.stop();
+    tallyd.signal("CONT");
+    let finished = tallyd.wait();
+    assert_eq!(finished.code(), 0, "{finished:#?}");
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     intake.requests()
 }
 
 #[test]
 fn the_stop_delivers_what_was_just_sent() {
-    let expected = "udp rate [] 100\n gram rate [] 100\n tcp rate [] 100";
+    let expected = "udp rate [] 8000\n gram rate [] 5\n tcp rate [] 100000\n stream rate [] 20000";
     assert_lines(&stopped_in_full_swing("true"), expected);
     assert_lines(&stopped_in_full_swing("false"), "");
 }
@@ -351,6 +397,22 @@ fn an_intake_that_does_not_answer_holds_up_no_stop() {
     assert!(Duration::from_secs(1) < took && took < Duration::from_secs(3), "{took:?}");
     let said = format!("stopped with 2 points undelivered to {}", intake.url);
     assert!(finished.stderr.contains(&said), "{}", finished.stderr);
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let intake = Intake::start();
+    intake.respond_with(|_| Response { delay: DEADLINE, ..Response::status(202) });
+    let tallyd =
+        Launch::new().to(&intake).calm().set("sinks.stop_timeout", "60").listen(&[UDP]).start();
+    tallyd.send(["a:1|g"]);
+    tallyd.signal("TERM");
+    // The last flush is on its way.
+    intake.wait_for(DEADLINE, |requests| requests.iter().any(|r| r.path == "/api/v2/series"));
+    tallyd.signal("INT");
+    let finished = tallyd.wait();
+    assert_eq!(finished.code(), 1);
+    assert!(finished.stderr.contains("a second signal"), "{}", finished.stderr);
 }
 
 #[test]

@@ -62,6 +62,43 @@ fn a_port_that_is_taken() {
 }
 
 #[test]
+fn default_ports_that_are_taken() {
+    // By us, or by whoever made this fail.
+    let _udp = UdpSocket::bind("127.0.0.1:8125");
+    let _tcp = TcpListener::bind("127.0.0.1:8127");
+    let launch = Launch::with_file("intake: {socket: \"\"}").listen(&["unixgram://{folder}/gram"]);
+    let tallyd = launch.spawn();
+    tallyd.wait_for_stderr("going on without pages");
+    let log = tallyd.stderr();
+    let warnings: Vec<_> = log.lines().filter_map(|line| line.split_once(" WARN ")).collect();
+    let cause = "Address already in use (os error 98)";
+    assert_eq!(
+        warnings.iter().map(|(_, warning)| (*warning).to_owned()).collect::<Vec<_>>(),
+        [
+            format!(
+                "cannot listen on udp://127.0.0.1:8125: {cause}; stop the other program, or set \
+                 intake.port (DD_DOGSTATSD_PORT); going on without it"
+            ),
+            format!(
+                "cannot listen on http://127.0.0.1:8127: set status.listen to a free address, or \
+                 to \"\": {cause}; going on without pages"
+            ),
+        ]
+    );
+    UnixDatagram::unbound().unwrap().send_to(b"other:7|g", tallyd.path("gram")).unwrap();
+    let finished = tallyd.stop();
+    assert!(finished.stdout.contains("other"), "{finished:#?}");
+
+    // Nothing is left to read.
+    let launch = Launch::with_file("intake: {socket: \"\"}").set("status.listen", "");
+    let finished = launch.spawn().wait();
+    assert_eq!(finished.code(), 1);
+    let last = finished.stderr.lines().last().unwrap();
+    let expected = "error: no listener could be opened: cannot listen on udp://127.0.0.1:8125: ";
+    assert!(last.starts_with(expected), "{finished:#?}");
+}
+
+#[test]
 fn a_socket_that_cannot_be() {
     let remedy =
         "set intake.socket (DD_DOGSTATSD_SOCKET) to a path that can be written, or to \"\"";

@@ -284,9 +284,15 @@ pub const OWN: &[Own] = &[
 pub type Figure = (&'static str, Vec<(&'static str, String)>, f64);
 
 impl Telemetry {
+    /// The counters of a listener. Sockets that share a port share them: on a page no series may
+    /// stand twice.
     pub fn listener(&self, name: String) -> Arc<Listener> {
+        let mut listeners = self.listeners.write().expect("no panic under this lock");
+        if let Some(known) = listeners.iter().find(|listener| listener.name == name) {
+            return Arc::clone(known);
+        }
         let listener = Arc::new(Listener { name, ..Listener::default() });
-        self.listeners.write().expect("no panic under this lock").push(Arc::clone(&listener));
+        listeners.push(Arc::clone(&listener));
         listener
     }
 
@@ -403,6 +409,16 @@ mod tests {
             std::fs::write("METRICS.md", &document).expect("METRICS.md can be written");
         }
         assert_eq!(include_str!("../METRICS.md"), document, "UPDATE=1 cargo test writes it anew");
+    }
+
+    #[test]
+    fn listeners_of_one_name_count_together() {
+        let telemetry = Telemetry::default();
+        for name in ["udp://x", "udp://y", "udp://x"] {
+            telemetry.listener(name.to_owned()).datagrams.add(1);
+        }
+        let counts = telemetry.listeners().iter().map(|l| l.datagrams.get()).collect::<Vec<_>>();
+        assert_eq!(counts, [2, 1]);
     }
 
     #[test]

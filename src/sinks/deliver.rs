@@ -28,6 +28,9 @@ const BATCHES: usize = 4;
 const BACKOFF_BASE: f64 = 2.0;
 const BACKOFF_STEPS: u32 = 6;
 
+/// Refusals of one endpoint are logged no more often than this: each flush may meet one.
+const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(60);
+
 /// The running delivery of one sink.
 pub struct Delivery {
     name: &'static str,
@@ -51,8 +54,13 @@ impl Delivery {
             endpoints.iter().map(|e| Arc::new(Queue::new(Arc::clone(e), queue_bytes))).collect();
         let mut tasks = Vec::new();
         for (number, queue) in queues.iter().enumerate() {
-            let send =
-                Send { sink: Arc::clone(&sink), number, queue: Arc::clone(queue), failing: None };
+            let send = Send {
+                sink: Arc::clone(&sink),
+                number,
+                queue: Arc::clone(queue),
+                failing: None,
+                refusal_logged: None,
+            };
             tasks.push(tokio::spawn(send.run(stopping.subscribe())));
         }
         let name = sink.name();
@@ -220,6 +228,8 @@ struct Send {
     queue: Arc<Queue>,
     /// Since when, and for how many tries, the endpoint has been failing.
     failing: Option<(Instant, u32)>,
+    /// When a refusal was last logged.
+    refusal_logged: Option<Instant>,
 }
 
 impl Send {
@@ -248,9 +258,16 @@ impl Send {
             Verdict::Refused { cause } => {
                 endpoint.refused.add(payload.points);
                 endpoint.held.fetch_sub(payload.points, Relaxed);
-                let (sink, name) = (endpoint.sink, &endpoint.name);
-                let (points, kind) = (payload.points, payload.kind);
-                tracing::warn!("sink {sink}: {name} refused {points} points of {kind}: {cause}");
+                if self.refusal_logged.is_none_or(|then| then.elapsed() >= REFUSAL_LOG_INTERVAL) {
+                    self.refusal_logged = Some(Instant::now());
+                    let (sink, name) = (endpoint.sink, &endpoint.name);
+                    let (points, kind, so_far) =
+                        (payload.points, payload.kind, endpoint.refused.get());
+                    tracing::warn!(
+                        "sink {sink}: {name} refused {points} points of {kind} ({so_far} points so \
+                         far): {cause}"
+                    );
+                }
                 self.recovered();
                 None
             }
