@@ -6,10 +6,12 @@ use tallyd::fuzzing;
 
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 4] = [
+const TARGETS: [Target; 6] = [
     ("check", fuzzing::check),
+    ("config", fuzzing::config),
     ("datagram", fuzzing::datagram),
     ("event", fuzzing::event),
+    ("mapper", fuzzing::mapper),
     ("stream", fuzzing::stream),
 ];
 

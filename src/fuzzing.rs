@@ -1,8 +1,14 @@
 //! What must hold for any input: the bodies of the fuzz targets, kept here so that the tests replay
 //! their corpora without a fuzzer. Each function panics where its rule is broken.
 
+use std::collections::BTreeMap;
+
+use crate::cli;
+use crate::config::{self, Loaded, describe, tree};
+use crate::context::Context;
 use crate::parse::{self, Options};
-use crate::sample::{Dialect, Message, split_tags};
+use crate::rules::{self, MapperProfile, Mapping, Outcome, Rules};
+use crate::sample::{Dialect, Kind, Message, OriginFields, Sample, Values, split_tags};
 use crate::stream::{FrameError, Framer};
 use crate::{grammar, parse::Datagram};
 
@@ -51,6 +57,130 @@ pub fn stream(data: &[u8]) {
     let size = usize::from(first / 2) + 1;
     let framer = || if first % 2 == 0 { Framer::new(LIMIT) } else { Framer::lines(LIMIT) };
     assert_eq!(read(framer(), data, size), read(framer(), data, usize::MAX));
+}
+
+/// A configuration file, ours or the Agent's. What is accepted is printed so that it loads again
+/// with the same outcome.
+pub fn config(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let ours = config::from_text("tallyd.yaml", &text);
+    let agents = config::agent_from_text("datadog.yaml", &text, &[]);
+    for loaded in [ours, agents].into_iter().flatten() {
+        loads_again(&loaded);
+    }
+}
+
+fn loads_again(loaded: &Loaded) {
+    let printed = cli::config::as_yaml(loaded);
+    let masked = loaded.settings.iter().any(|s| s.changed && describe::is_secret(s.path));
+    if masked || printed.len() > tree::TEXT_MAX {
+        return;
+    }
+    let again = config::from_text("printed", &printed);
+    let again = again.unwrap_or_else(|error| panic!("{error} in\n{printed}"));
+    assert_eq!(again.config, loaded.config, "{printed}");
+}
+
+/// The first line is the name of a metric. Of the others, `=prefix` begins a mapper profile,
+/// `pattern TAB name` is a mapping by wildcards, `~pattern TAB name` one by a regular expression.
+pub fn mapper(data: &[u8]) {
+    let mut lines = data.split(|&b| b == b'\n');
+    let Some(name) = lines.next().filter(|name| !name.is_empty()) else { return };
+    let lines: Vec<_> = lines.map(String::from_utf8_lossy).collect();
+    let mapper_profiles = profiles(lines.iter().map(|line| &**line));
+    let config = rules::Config { mapper_profiles, ..rules::Config::default() };
+    match Rules::new(&config, "") {
+        Err(error) => assert!(error.path.starts_with("rules.mapper_profiles["), "{error}"),
+        Ok(rules) => {
+            let Outcome::Keep { context, .. } = rules.context(&count(name), Dialect::Datadog)
+            else {
+                panic!("nothing is blocked");
+            };
+            mapped_as_defined(&context, &String::from_utf8_lossy(name), &config.mapper_profiles);
+        }
+    }
+}
+
+/// Stars of a pattern that are looked at, and characters of a name that the naive matcher takes.
+const STARS: usize = 9;
+const NAIVE_MAX: usize = 24;
+
+/// Each mapping leaves its number and the parts that matched as tags.
+fn profiles<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<MapperProfile> {
+    let new = |prefix: &str| MapperProfile {
+        name: "fuzz".to_owned(),
+        prefix: prefix.to_owned(),
+        mappings: Vec::new(),
+    };
+    let mut profiles = vec![new("*")];
+    for (number, line) in lines.enumerate() {
+        if let Some(prefix) = line.strip_prefix('=') {
+            profiles.push(new(prefix));
+        } else if let Some((pattern, name)) = line.split_once('\t') {
+            let regex = pattern.strip_prefix('~');
+            let stars = (1..=STARS).map(|star| (format!("star{star}"), format!("${star}")));
+            let mapping = Mapping {
+                pattern: regex.unwrap_or(pattern).to_owned(),
+                match_type: if regex.is_some() { "regex" } else { "wildcard" }.to_owned(),
+                name: name.to_owned(),
+                tags: stars.chain([("by".to_owned(), number.to_string())]).collect(),
+            };
+            profiles.last_mut().expect("there is one").mappings.push(mapping);
+        }
+    }
+    // A profile that takes every name must not keep the others from their turn.
+    profiles.rotate_left(1);
+    profiles
+}
+
+fn count(name: &[u8]) -> Sample<'_> {
+    Sample {
+        name,
+        kind: Kind::Count,
+        values: Values::One(1.0),
+        rate: 1.0,
+        tags: b"",
+        timestamp: None,
+        origin: OriginFields::default(),
+    }
+}
+
+/// Whether the series is what the naive matcher makes of the name, where it can tell.
+fn mapped_as_defined(context: &Context, name: &str, profiles: &[MapperProfile]) {
+    let fits = |p: &&MapperProfile| p.prefix == "*" || name.starts_with(&p.prefix);
+    let mappings = profiles.iter().find(fits).map_or(&[][..], |p| &p.mappings);
+    let naive = |m: &Mapping| m.match_type == "wildcard" && m.pattern.len() <= NAIVE_MAX;
+    if name.len() > NAIVE_MAX || !mappings.iter().all(naive) {
+        return;
+    }
+    let hit = mappings.iter().find_map(|m| Some((m, wildcard(&m.pattern, name)?)));
+    let Some((mapping, parts)) = hit else {
+        assert_eq!((context.name(), context.tags().next()), (name, None));
+        return;
+    };
+    if !mapping.name.contains('$') {
+        assert_eq!(context.name(), mapping.name);
+    }
+    let mut tags: BTreeMap<_, _> = context.tags().filter_map(|tag| tag.split_once(':')).collect();
+    assert_eq!(tags.remove("by"), Some(&*mapping.tags["by"]));
+    for star in 1..=STARS {
+        let part = parts.get(star - 1).copied().unwrap_or_default();
+        assert_eq!(tags.remove(&*format!("star{star}")), Some(part), "{mapping:?} on {name}");
+    }
+}
+
+/// What the stars of a pattern stand for in a name: as much as they can, the first before the
+/// others, but no dot.
+fn wildcard<'a>(pattern: &str, name: &'a str) -> Option<Vec<&'a str>> {
+    let Some(star) = pattern.find('*') else { return (pattern == name).then(Vec::new) };
+    let rest = name.strip_prefix(&pattern[..star])?;
+    let longest = rest.find('.').unwrap_or(rest.len());
+    let ends = (0..=longest).rev().filter(|&end| rest.is_char_boundary(end));
+    ends.into_iter().find_map(|end| {
+        let mut parts = wildcard(&pattern[star + 1..], &rest[end..])?;
+        parts.insert(0, &rest[..end]);
+        Some(parts)
+    })
 }
 
 /// Debug output tells NaN from other numbers, where `==` does not.

@@ -85,13 +85,18 @@ impl Reader {
         self.listener.datagrams.add(1);
         self.listener.bytes.add(bytes.len() as u64);
         self.listener.truncated.add(truncated.into());
-        let cut = parse::Datagram::new(bytes);
-        let (text, refused) = if truncated {
-            (cut.complete, cut.tail.map(|tail| (Reject::Truncated, tail)))
-        } else if self.eol_required {
-            (cut.complete, cut.tail.map(|tail| (Reject::Unterminated, tail)))
+        // Only a datagram that may lack its end is searched from there: that touches cold memory.
+        let reason = if truncated {
+            Some(Reject::Truncated)
         } else {
-            (bytes, None)
+            self.eol_required.then_some(Reject::Unterminated)
+        };
+        let (text, refused) = match reason {
+            None => (bytes, None),
+            Some(reason) => {
+                let cut = parse::Datagram::new(bytes);
+                (cut.complete, cut.tail.map(|tail| (reason, tail)))
+            }
         };
         let mut run = SmallVec::<[Pending<'_>; RUN]>::new();
         let (mut samples, mut events, mut checks) = (0, 0, 0);

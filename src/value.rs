@@ -245,8 +245,14 @@ impl Cell {
         }
     }
 
-    fn is_of(&self, kind: Kind) -> bool {
-        std::mem::discriminant(self) == std::mem::discriminant(&Self::of(kind))
+    const fn is_of(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::Count => matches!(self, Self::Count(_)),
+            Kind::Gauge => matches!(self, Self::Gauge(_)),
+            Kind::Set => matches!(self, Self::Set(_)),
+            Kind::Timer | Kind::Histogram => matches!(self, Self::Histogram(_)),
+            Kind::Distribution => matches!(self, Self::Sketch(_)),
+        }
     }
 
     /// Adds a finite number that stands for `weight` events (at least 1, taken as [`WEIGHT_MAX`] at

@@ -51,7 +51,8 @@ fn as_json(setting: &Setting) -> Value {
     })
 }
 
-fn as_yaml(loaded: &Loaded) -> String {
+/// A `tallyd.yaml` that says every setting. Keys and passwords are stars.
+pub fn as_yaml(loaded: &Loaded) -> String {
     let mut text = comment(
         "Every setting of tallyd with its value. Each can also be given as a variable, \
          TALLYD_SECTION__KEY, and as a flag, --set section.key=value; flags come before \

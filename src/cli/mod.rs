@@ -1,7 +1,7 @@
 //! The command line: one file per subcommand.
 
 mod check;
-mod config;
+pub mod config;
 mod health;
 mod run;
 mod send;

@@ -1,0 +1,140 @@
+//! One reader with the aggregate behind it, and time that moves bucket by bucket.
+#![allow(dead_code, reason = "each bench uses a part of it")]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tallyd::batch::Batch;
+use tallyd::flush::Flush;
+use tallyd::parse::Options;
+use tallyd::reader::{Reader, Shared};
+use tallyd::rules::{self, Rules};
+use tallyd::shard::{self, Shards};
+use tallyd::telemetry::Telemetry;
+use tallyd::time::Time;
+use tallyd::value::{self, Plan};
+
+use crate::lines::{self, Datagram};
+
+/// Seconds of a bucket.
+const INTERVAL: u32 = 10;
+/// Samples of each series within a bucket.
+const ROUNDS: u64 = 10;
+/// With more series than this a bucket has few samples of each, to bound the memory of the input.
+const MANY: u64 = 100_000;
+const ROUNDS_OF_MANY: u64 = 2;
+
+pub struct Rig {
+    reader: Reader,
+    flush: Flush,
+    datagrams: Vec<Datagram>,
+    /// The datagram that comes next; a bucket ends behind the last.
+    at: usize,
+    now: Time,
+}
+
+impl Rig {
+    /// A bucket's worth of datagrams of at most `size` bytes. The series are known.
+    pub fn new(series: u64, size: usize) -> Self {
+        let telemetry = Arc::new(Telemetry::default());
+        let (plan, _) = Plan::from_config(&value::Config::default());
+        let aggregates = plan.aggregates.clone();
+        let now = Time::from_seconds(1_800_000_000);
+        // As on two processors, wherever this runs.
+        let config = shard::Config { contexts_max: usize::MAX, shards: 2, ..Default::default() };
+        let host = "bench-1".to_owned();
+        let shards = Shards::new(config, plan, INTERVAL, host.clone(), telemetry.clone(), now);
+        let shared = Shared {
+            rules: Arc::new(Rules::new(&rules::Config::default(), &host).expect("good rules")),
+            shards: Arc::new(shards),
+            telemetry: telemetry.clone(),
+            distribution_prefix: None,
+            log_rejects: false,
+            spellings_max: usize::MAX,
+        };
+        let flush = Flush { shards: shared.shards.clone(), telemetry, aggregates };
+        let listener = flush.telemetry.listener("bench".to_owned());
+        let reader = Reader::new(shared, listener, Options::default(), false);
+        let rounds = if series > MANY { ROUNDS_OF_MANY } else { ROUNDS };
+        let datagrams = lines::datagrams(series, rounds, size);
+        let mut rig = Self { reader, flush, datagrams, at: 0, now };
+        rig.fill();
+        assert_eq!(rig.close().rows.len() as u64, series);
+        rig
+    }
+
+    /// Takes in what is left of the bucket.
+    pub fn fill(&mut self) {
+        self.feed(u64::MAX);
+    }
+
+    /// Takes in datagrams with at least `lines` lines, or what is left of the bucket. Returns the
+    /// number of lines.
+    fn feed(&mut self, lines: u64) -> u64 {
+        let mut fed = 0;
+        while fed < lines
+            && let Some(datagram) = self.datagrams.get(self.at)
+        {
+            self.reader.datagram(&datagram.bytes, false, self.now);
+            fed += datagram.lines;
+            self.at += 1;
+        }
+        fed
+    }
+
+    /// Closes the bucket.
+    pub fn close(&mut self) -> Batch {
+        self.at = 0;
+        self.now.0 += i64::from(INTERVAL) * 1000;
+        self.flush.batch(self.now, false)
+    }
+
+    /// Time that `lines` lines take. The flush of each bucket is not counted.
+    pub fn time_lines(&mut self, lines: u64) -> Duration {
+        let mut whole = Part::default();
+        while whole.done < lines {
+            let left = lines - whole.done;
+            whole.time(|| self.feed(left));
+            if self.at == self.datagrams.len() {
+                self.close();
+            }
+        }
+        whole.of(lines)
+    }
+
+    /// Time that the flush of `series` series takes. Filling the bucket is not counted.
+    pub fn time_flush(&mut self, series: u64) -> Duration {
+        let mut whole = Part::default();
+        while whole.done < series {
+            self.fill();
+            let mut batch = Batch::default();
+            whole.time(|| {
+                batch = self.close();
+                batch.rows.len() as u64
+            });
+        }
+        whole.of(series)
+    }
+}
+
+/// Work in pieces that are larger than one: what was done, and what it took.
+#[derive(Default)]
+pub struct Part {
+    pub done: u64,
+    took: Duration,
+}
+
+impl Part {
+    /// Does a piece. `work` returns how much it did.
+    pub fn time(&mut self, work: impl FnOnce() -> u64) {
+        let begun = Instant::now();
+        let done = work();
+        self.took += begun.elapsed();
+        self.done += done;
+    }
+
+    /// What `n` would have taken.
+    pub fn of(&self, n: u64) -> Duration {
+        self.took.mul_f64(n as f64 / self.done as f64)
+    }
+}
