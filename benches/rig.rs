@@ -50,6 +50,7 @@ impl Rig {
             telemetry: telemetry.clone(),
             distribution_prefix: None,
             log_rejects: false,
+            line_max: usize::MAX,
             spellings_max: usize::MAX,
         };
         let flush = Flush { shards: shared.shards.clone(), telemetry, aggregates };

@@ -62,6 +62,7 @@ fn reader(dialect: Dialect, contexts_max: usize) -> (Reader, Arc<Shards>) {
         telemetry: telemetry.clone(),
         distribution_prefix: None,
         log_rejects: false,
+        line_max: usize::MAX,
         spellings_max: 1000,
     };
     let shards = shared.shards.clone();
