@@ -286,6 +286,8 @@ pub const OWN: &[Own] = &[
 pub type Figure = (&'static str, Vec<(&'static str, String)>, u64);
 
 impl Telemetry {
+    /// The counters of one more socket, which its thread shares with no other. Sockets of one
+    /// address have one name.
     pub fn listener(&self, name: String) -> Arc<Listener> {
         let listener = Arc::new(Listener { name, ..Listener::default() });
         self.listeners.write().expect("no panic under this lock").push(Arc::clone(&listener));
@@ -315,7 +317,7 @@ impl Telemetry {
             && last.compare_exchange(then, now, Relaxed, Relaxed).is_ok()
     }
 
-    /// Every figure, grouped by name in the order of [`OWN`].
+    /// Every figure, grouped by name in the order of [`OWN`]. Each set of labels comes once.
     pub fn figures(&self) -> Vec<Figure> {
         let (listeners, endpoints) = (self.listeners(), self.endpoints());
         let mut figures = Vec::new();
@@ -334,8 +336,21 @@ impl Telemetry {
                 Read::Process(value) => figures.push((own.name, Vec::new(), value(self))),
             }
         }
-        figures
+        add_up(figures)
     }
+}
+
+/// Sockets that share an address share their labels.
+fn add_up(figures: Vec<Figure>) -> Vec<Figure> {
+    let mut sums = Vec::<Figure>::with_capacity(figures.len());
+    for (name, labels, value) in figures {
+        let mut same_name = sums.iter_mut().rev().take_while(|sum| sum.0 == name);
+        match same_name.find(|sum| sum.1 == labels) {
+            Some(sum) => sum.2 += value,
+            None => sums.push((name, labels, value)),
+        }
+    }
+    sums
 }
 
 impl Endpoint {
@@ -400,6 +415,27 @@ mod tests {
             std::fs::write("METRICS.md", &document).expect("METRICS.md can be written");
         }
         assert_eq!(include_str!("../METRICS.md"), document, "UPDATE=1 cargo test writes it anew");
+    }
+
+    #[test]
+    fn sockets_of_one_address_are_added_up() {
+        let telemetry = Telemetry::default();
+        for (name, bytes) in [("udp://x", 3), ("udp://y", 10), ("udp://x", 4)] {
+            let listener = telemetry.listener(name.to_owned());
+            listener.bytes.add(bytes);
+            listener.rejects.of(Reject::Type).add(bytes);
+        }
+        let figures = telemetry.figures();
+        let bytes = figures.iter().filter(|(name, ..)| *name == "listener_bytes_total");
+        let label = |name: &str| vec![("listener", name.to_owned())];
+        assert_eq!(
+            bytes.map(|(_, labels, value)| (labels.clone(), *value)).collect::<Vec<_>>(),
+            [(label("udp://x"), 7), (label("udp://y"), 10)]
+        );
+        let mut seen = std::collections::HashSet::new();
+        for (name, labels, _) in figures {
+            assert!(seen.insert((name, labels.clone())), "{name} {labels:?} comes twice");
+        }
     }
 
     #[test]
