@@ -112,6 +112,8 @@ pub struct Endpoint {
     pub queue_full: Counter,
     /// Points that no payload can hold.
     pub too_large: Counter,
+    /// Points of batches at which the encoder failed.
+    pub encoder_failed: Counter,
     /// Points left when tallyd stopped.
     pub stopped: Counter,
     /// Points waiting now.
@@ -272,12 +274,12 @@ pub const OWN: &[Own] = &[
     ),
     counter(
         "sink_dropped_points_total",
-        "DATA LOSS. Points dropped, by sink, endpoint and cause: refused, queue_full, too_large, stopped.",
+        "DATA LOSS. Points dropped, by sink, endpoint and cause: refused, queue_full, too_large, encoder_failed, stopped.",
         Read::Drops,
     ),
     gauge(
         "sink_held_points",
-        "Points waiting to be delivered, by sink and endpoint.",
+        "Points waiting to be encoded or delivered, by sink and endpoint.",
         Read::Endpoint(|e| e.held.load(Relaxed)),
     ),
 ];
@@ -359,11 +361,12 @@ impl Endpoint {
     }
 
     /// Points dropped, by cause.
-    pub fn drops(&self) -> [(&'static str, u64); 4] {
+    pub fn drops(&self) -> [(&'static str, u64); 5] {
         [
             ("refused", self.refused.get()),
             ("queue_full", self.queue_full.get()),
             ("too_large", self.too_large.get()),
+            ("encoder_failed", self.encoder_failed.get()),
             ("stopped", self.stopped.get()),
         ]
     }
