@@ -257,7 +257,7 @@ fn keys_are_shown_nowhere() {
     };
     let tallyd = launch().start();
     tallyd.send(["a:1|c", "b:1|d", "_e{1,1}:a|b", "_sc|a|0"]);
-    tallyd.wait_for_stderr(&format!("{} refused 1 points of ", refusing.url));
+    tallyd.wait_for_stderr(&format!("{} refuses ", refusing.url));
     tallyd.wait_for_stderr("fails: HTTP 500");
     tallyd.wait_for_stderr("refuses the API key");
     let pages = ["/metrics", "/", "/api/series", "/health"].map(|path| tallyd.page(path));
@@ -329,10 +329,9 @@ fn what_an_intake_refuses_is_dropped_and_counted() {
     }
     assert_eq!(tallyd.figure("tallyd_sink_retries_total", ""), 0.0);
     let finished = tallyd.stop();
-    let warning =
-        "refused 2 points of series (2 points so far): HTTP 403 Forbidden: the API key is refused";
+    let warning = "refuses series: HTTP 403 Forbidden: the API key is refused; 2 points dropped";
     assert!(finished.stderr.contains(warning), "{}", finished.stderr);
-    assert_eq!(finished.stderr.matches(" points so far").count(), 1, "once a minute");
+    assert_eq!(finished.stderr.matches(" points dropped").count(), 1, "the state is said once");
     assert_eq!(Received::of(&intake.requests()).points.len(), 3, "each is sent once");
 }
 

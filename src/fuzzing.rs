@@ -208,6 +208,7 @@ fn read_on(message: Message<'_>) {
     assert!(parse::parse_external(origin.external).pod_uid.len() <= origin.external.len());
 }
 
+/// Text is cut into its lines: how many come together depends on the pieces.
 fn read(mut framer: Framer, mut data: &[u8], size: usize) -> Vec<Result<Vec<u8>, FrameError>> {
     let mut found = Vec::new();
     let mut closed = false;
@@ -224,7 +225,11 @@ fn read(mut framer: Framer, mut data: &[u8], size: usize) -> Vec<Result<Vec<u8>,
         while let Some(payload) = framer.payload() {
             assert!(payload.is_ok_and(|payload| payload.len() <= LIMIT + 1) || payload.is_err());
             closed |= matches!(payload, Err(FrameError::FrameTooLong(_)));
-            found.push(payload.map(<[u8]>::to_vec));
+            match payload {
+                Ok(payload) => found
+                    .extend(payload.split_inclusive(|b| *b == b'\n').map(|line| Ok(line.to_vec()))),
+                Err(error) => found.push(Err(error)),
+            }
         }
     }
     found

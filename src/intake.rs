@@ -8,11 +8,11 @@
 pub mod address;
 mod datagrams;
 mod listen;
+mod socket_file;
 mod stdin;
 mod streams;
 
 use std::net::UdpSocket;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -27,6 +27,7 @@ use crate::reader::{Reader, Shared};
 use crate::sample::Dialect;
 
 pub use listen::{Opened, Socket, one_line, open};
+pub use socket_file::SocketFile;
 
 /// Where samples come in.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -56,7 +57,8 @@ pub struct Config {
     pub dialect: Dialect,
     /// More listeners, each with its own dialect.
     pub listeners: Vec<Listener>,
-    /// Transports whose last line is dropped unless a newline ends it: `udp`, `uds`.
+    /// Transports whose last line is dropped unless a newline ends it: `udp`, `uds`. The listeners
+    /// of `listeners` have a setting of their own.
     pub eol_required: Vec<String>,
     /// Bytes of a datagram or frame that are read; what is longer is cut and counted.
     pub buffer_size: usize,
@@ -144,8 +146,7 @@ pub struct Intake {
     stopping: Arc<AtomicBool>,
     wakers: Vec<Waker>,
     threads: Vec<JoinHandle<()>>,
-    /// Socket files to remove at the end.
-    paths: Vec<PathBuf>,
+    files: Vec<SocketFile>,
 }
 
 impl Intake {
@@ -164,13 +165,13 @@ impl Intake {
             stopping: Arc::default(),
             wakers: Vec::new(),
             threads: Vec::new(),
-            paths: Vec::new(),
+            files: Vec::new(),
         };
         let mut streams = Vec::new();
         for (number, one) in opened.into_iter().enumerate() {
             let options = config.options(one.dialect);
             let reader = Reader::new(shared.clone(), one.listener, options, one.eol_required);
-            intake.paths.extend(one.path);
+            intake.files.extend(one.file);
             match one.socket {
                 Socket::Datagram(socket) => {
                     let forward = forward_socket(config)?;
@@ -216,8 +217,10 @@ impl Intake {
         Ok(())
     }
 
-    /// Takes what still waits in the sockets, then closes them and removes their files.
+    /// Removes the sockets' files, takes what still waits in the sockets, and closes them.
     pub fn stop(self) {
+        // The threads still hold the sockets; a successor may have the paths from here on.
+        drop(self.files);
         self.stopping.store(true, Ordering::Release);
         for waker in &self.wakers {
             if let Err(error) = waker.wake() {
@@ -227,11 +230,6 @@ impl Intake {
         for thread in self.threads {
             // A reader that panicked has said so already.
             let _ = thread.join();
-        }
-        for path in self.paths {
-            if let Err(error) = std::fs::remove_file(&path) {
-                tracing::warn!("cannot remove the socket {}: {error}", path.display());
-            }
         }
     }
 }
@@ -252,4 +250,120 @@ fn forward_socket(config: &Config) -> anyhow::Result<Option<UdpSocket>> {
     };
     let place = || format!("intake.forward_host: cannot send to {}:{}", to.0, to.1);
     connect().with_context(place).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+    use std::path::PathBuf;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::rules::{self, Rules};
+    use crate::sample::Reject;
+    use crate::shard::{self, Shards};
+    use crate::telemetry::Telemetry;
+    use crate::time::Time;
+    use crate::value::{self, Plan};
+
+    /// An intake of Unix stream sockets in a folder of its own. Connections and what is written to
+    /// them are there at once, so what was done before the stop is taken in by it.
+    struct Streams {
+        folder: TempDir,
+        telemetry: Arc<Telemetry>,
+        intake: Intake,
+    }
+
+    impl Streams {
+        fn start(sockets: &[&str], connections_max: usize) -> Self {
+            let folder = tempfile::tempdir().expect("folder");
+            let listener = |name: &&str| Listener {
+                address: format!("unixstream://{}", folder.path().join(name).display()),
+                dialect: Dialect::Datadog,
+                eol_required: false,
+            };
+            let config = Config {
+                port: 0,
+                socket: String::new(),
+                connections_max,
+                listeners: sockets.iter().map(listener).collect(),
+                ..Config::default()
+            };
+            let telemetry = Arc::new(Telemetry::default());
+            let shards = Shards::new(
+                shard::Config::default(),
+                Plan::from_config(&value::Config::default()).0,
+                10,
+                String::new(),
+                Arc::clone(&telemetry),
+                Time::from_seconds(0),
+            );
+            let shared = Shared {
+                rules: Arc::new(Rules::new(&rules::Config::default(), "").expect("rules")),
+                shards: Arc::new(shards),
+                telemetry: Arc::clone(&telemetry),
+                distribution_prefix: None,
+                log_rejects: false,
+                line_max: 8192,
+                spellings_max: 1000,
+            };
+            let untouched = Untouched { udp: false, socket: false, status: false };
+            let opened = open(&config, untouched, &telemetry).expect("open");
+            let intake = Intake::start(opened, &config, &shared, || {}).expect("start");
+            Self { folder, telemetry, intake }
+        }
+
+        fn path(&self, socket: &str) -> PathBuf {
+            self.folder.path().join(socket)
+        }
+
+        fn connect(&self, socket: &str, bytes: &[u8]) -> UnixStream {
+            let mut stream = UnixStream::connect(self.path(socket)).expect("connect");
+            // One that is refused may be closed already.
+            let _ = stream.write_all(bytes);
+            stream
+        }
+
+        /// Stops, and returns a figure of every listener.
+        fn stop(self, figure: impl Fn(&crate::telemetry::Listener) -> u64) -> Vec<u64> {
+            self.intake.stop();
+            self.telemetry.listeners().iter().map(|listener| figure(listener)).collect()
+        }
+    }
+
+    #[test]
+    fn connections_are_bounded_per_listener() {
+        let streams = Streams::start(&["a", "b"], 2);
+        let _open = ["a", "a", "a", "b"].map(|socket| streams.connect(socket, b"m:1|c\n"));
+        assert_eq!(
+            streams.stop(|l| l.connections.get() * 10 + l.connections_refused.get()),
+            [21, 10]
+        );
+    }
+
+    #[test]
+    fn what_is_unfinished_at_the_stop_is_counted() {
+        let streams = Streams::start(&["text", "half a frame", "frames"], 10);
+        let _open = [
+            streams.connect("text", b"m:1|c\nm:2|c\nm:3|c"),
+            streams.connect("half a frame", b"\x0a\0\0\0m:1|c"),
+            streams.connect("frames", b"\x05\0\0\0m:1|c"),
+        ];
+        let unterminated =
+            |l: &crate::telemetry::Listener| l.rejects.of(Reject::Unterminated).get();
+        assert_eq!(streams.stop(|l| l.samples.get() * 10 + unterminated(l)), [21, 1, 10]);
+    }
+
+    #[test]
+    fn the_stop_leaves_a_successors_socket_alone() {
+        let streams = Streams::start(&["a", "b"], 10);
+        let (own, successors) = (streams.path("a"), streams.path("b"));
+        std::fs::remove_file(&successors).expect("the successor removes it");
+        let _socket = std::os::unix::net::UnixListener::bind(&successors).expect("bind");
+        let Streams { folder: _folder, intake, .. } = streams;
+        intake.stop();
+        assert!(successors.exists() && !own.exists());
+    }
 }

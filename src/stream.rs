@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use memchr::memchr;
+use memchr::{memchr, memrchr};
 use thiserror::Error;
 
 /// Bytes of the length before a frame.
@@ -83,15 +83,16 @@ impl Framer {
         self.ended = true;
     }
 
-    /// The next payload: the content of a frame, or one line with its newline. Only the last line
-    /// before the end may lack it. `None` asks for more bytes, or tells that nothing is left.
+    /// The next payload: the content of a frame, or as many lines as have come, each with its
+    /// newline. Only the last line before the end may lack it, and is then given out alone. `None`
+    /// asks for more bytes, or tells that nothing is left.
     pub fn payload(&mut self) -> Option<Result<&[u8], FrameError>> {
         if self.mode == Mode::Unknown {
             self.mode = self.recognise()?;
         }
         let found = match self.mode {
             Mode::Frames => self.frame(),
-            Mode::Lines | Mode::Skipping => self.line(),
+            Mode::Lines | Mode::Skipping => self.text(),
             Mode::Unknown | Mode::Closed => None,
         };
         found.map(|found| found.map(|range| &self.buffer[range]))
@@ -138,35 +139,27 @@ impl Framer {
         Some(Err(FrameError::Unfinished(left)))
     }
 
-    fn line(&mut self) -> Option<Result<Range<usize>, FrameError>> {
+    fn text(&mut self) -> Option<Result<Range<usize>, FrameError>> {
         if self.mode == Mode::Skipping {
-            match self.newline() {
-                Some(at) => drop(self.take(at + 1)),
-                None => {
-                    self.unread = 0..0;
-                    return None;
-                }
-            }
+            let Some(newline) = memchr(b'\n', &self.buffer[self.unread.clone()]) else {
+                self.unread = 0..0;
+                return None;
+            };
+            self.take(newline + 1);
             self.mode = Mode::Lines;
         }
-        let newline = self.newline();
-        let length = newline.unwrap_or_else(|| self.unread.len());
-        if length > self.limit {
-            match newline {
-                Some(at) => drop(self.take(at + 1)),
-                None => self.mode = Mode::Skipping,
+        let unread = &self.buffer[self.unread.clone()];
+        // No line that ends within so many bytes is too long.
+        let within = unread.len().min(self.limit.saturating_add(1));
+        match memrchr(b'\n', &unread[..within]) {
+            Some(newline) => Some(Ok(self.take(newline + 1))),
+            None if unread.len() > self.limit => {
+                self.mode = Mode::Skipping;
+                Some(Err(FrameError::LineTooLong))
             }
-            return Some(Err(FrameError::LineTooLong));
-        }
-        match newline {
-            Some(at) => Some(Ok(self.take(at + 1))),
-            None if self.ended && length > 0 => Some(Ok(self.take(length))),
+            None if self.ended && !unread.is_empty() => Some(Ok(self.take(unread.len()))),
             None => None,
         }
-    }
-
-    fn newline(&self) -> Option<usize> {
-        memchr(b'\n', &self.buffer[self.unread.clone()])
     }
 
     fn take(&mut self, bytes: usize) -> Range<usize> {
@@ -198,6 +191,7 @@ mod tests {
     use proptest::prelude::*;
 
     /// Everything a framer gives for the bytes in pieces, the error that closes it at the end.
+    /// Text is cut into its lines: how many come together depends on the pieces.
     fn read<'a>(
         mut framer: Framer,
         pieces: impl IntoIterator<Item = &'a [u8]>,
@@ -222,7 +216,15 @@ mod tests {
 
     fn drain(framer: &mut Framer, found: &mut Vec<Result<Vec<u8>, FrameError>>) {
         while let Some(payload) = framer.payload() {
-            found.push(payload.map(<[u8]>::to_vec));
+            let payload = payload.map(<[u8]>::to_vec);
+            match payload {
+                Ok(text) if framer.mode == Mode::Lines => {
+                    found.extend(
+                        text.split_inclusive(|b| *b == b'\n').map(|line| Ok(line.to_vec())),
+                    );
+                }
+                payload => found.push(payload),
+            }
         }
         assert!(framer.mode == Mode::Closed || !framer.space().is_empty());
     }
@@ -281,6 +283,26 @@ mod tests {
         assert_eq!(whole(&long), expected);
         expected.truncate(2);
         assert_eq!(whole(&long[..50]), expected);
+    }
+
+    #[test]
+    fn lines_that_came_together_are_given_out_together() {
+        let mut framer = Framer::lines(8);
+        let put = |framer: &mut Framer, bytes: &[u8]| {
+            framer.space()[..bytes.len()].copy_from_slice(bytes);
+            framer.filled(bytes.len());
+        };
+        put(&mut framer, b"a\nb\n\nc");
+        assert_eq!(framer.payload(), Some(Ok(&b"a\nb\n\n"[..])));
+        assert_eq!(framer.payload(), None);
+        put(&mut framer, b"d\n1234567\n");
+        assert_eq!(framer.payload(), Some(Ok(&b"cd\n"[..])), "no payload is longer than a line");
+        assert_eq!(framer.payload(), Some(Ok(&b"1234567\n"[..])));
+        put(&mut framer, b"e\nf");
+        framer.end();
+        assert_eq!(framer.payload(), Some(Ok(&b"e\n"[..])));
+        assert_eq!(framer.payload(), Some(Ok(&b"f"[..])), "whether it may lack a newline is asked");
+        assert_eq!(framer.payload(), None);
     }
 
     proptest! {

@@ -8,20 +8,10 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 pub const BATCH: usize = 64;
 
 /// Fixed buffers that datagrams are received into, many per system call.
-///
-/// The message headers point into `buffers` and `slices`, which live on the heap and never move or
-/// grow, so the pointers stay good when the receiver itself is moved.
 pub struct Receiver {
     buffers: Box<[u8]>,
     buffer_size: usize,
-    #[expect(dead_code, reason = "headers points into it")]
-    slices: Box<[libc::iovec]>,
-    headers: Box<[libc::mmsghdr]>,
 }
-
-// SAFETY: the raw pointers in `headers` and `slices` point only into heap memory that the receiver
-// owns, and are followed only by the kernel during `receive`, which borrows the receiver mutably.
-unsafe impl Send for Receiver {}
 
 /// One datagram, where the kernel put it.
 #[derive(Clone, Copy, Debug)]
@@ -34,22 +24,7 @@ pub struct Datagram<'a> {
 impl Receiver {
     /// Takes [`BATCH`] times `buffer_size` bytes.
     pub fn new(buffer_size: usize) -> Self {
-        let mut buffers = vec![0_u8; BATCH * buffer_size].into_boxed_slice();
-        let mut slices: Box<[libc::iovec]> = buffers
-            .chunks_exact_mut(buffer_size)
-            .map(|b| libc::iovec { iov_base: b.as_mut_ptr().cast(), iov_len: b.len() })
-            .collect();
-        let headers = slices
-            .iter_mut()
-            .map(|slice| {
-                // SAFETY: mmsghdr is plain data for which all zeroes is a valid value.
-                let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
-                header.msg_hdr.msg_iov = slice;
-                header.msg_hdr.msg_iovlen = 1;
-                header
-            })
-            .collect();
-        Self { buffers, buffer_size, slices, headers }
+        Self { buffers: vec![0; BATCH * buffer_size].into_boxed_slice(), buffer_size }
     }
 
     /// Takes what waits in the socket, up to [`BATCH`] datagrams, without waiting for more.
@@ -60,12 +35,25 @@ impl Receiver {
         &mut self,
         socket: BorrowedFd<'_>,
     ) -> io::Result<impl Iterator<Item = Datagram<'_>>> {
-        // SAFETY: `headers` holds BATCH valid headers whose slices point to live buffers of the
-        // stated lengths, which nothing else borrows while `self` is borrowed mutably.
+        let size = self.buffer_size;
+        let first = self.buffers.as_mut_ptr();
+        let mut slices: [libc::iovec; BATCH] = std::array::from_fn(|i| libc::iovec {
+            iov_base: first.wrapping_add(i * size).cast(),
+            iov_len: size,
+        });
+        // SAFETY: mmsghdr is plain data for which all zeroes is a valid value.
+        let mut headers: [libc::mmsghdr; BATCH] = unsafe { std::mem::zeroed() };
+        for (header, slice) in headers.iter_mut().zip(&mut slices) {
+            header.msg_hdr.msg_iov = slice;
+            header.msg_hdr.msg_iovlen = 1;
+        }
+        // SAFETY: each of the BATCH headers holds one slice, a part of `buffers` of the stated
+        // length. The pointers were made just now, and neither `buffers` nor `slices` is touched
+        // otherwise until the call is over.
         let count = unsafe {
             libc::recvmmsg(
                 socket.as_raw_fd(),
-                self.headers.as_mut_ptr(),
+                headers.as_mut_ptr(),
                 BATCH as libc::c_uint,
                 libc::MSG_DONTWAIT,
                 std::ptr::null_mut(),
@@ -74,13 +62,11 @@ impl Receiver {
         if count < 0 {
             return Err(io::Error::last_os_error());
         }
-        let this = &*self;
+        let buffers = self.buffers.chunks_exact(size);
         // Only what was received by this very call: older datagrams still lie in later buffers.
-        Ok(this.headers[..count as usize].iter().enumerate().map(|(i, header)| {
-            let start = i * this.buffer_size;
-            let length = (header.msg_len as usize).min(this.buffer_size);
+        Ok(headers.into_iter().zip(buffers).take(count as usize).map(move |(header, buffer)| {
             Datagram {
-                bytes: &this.buffers[start..start + length],
+                bytes: &buffer[..(header.msg_len as usize).min(size)],
                 truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
             }
         }))

@@ -112,6 +112,8 @@ pub struct Endpoint {
     pub queue_full: Counter,
     /// Points that no payload can hold.
     pub too_large: Counter,
+    /// Points of batches at which the encoder failed.
+    pub encoder_failed: Counter,
     /// Points left when tallyd stopped.
     pub stopped: Counter,
     /// Points waiting now.
@@ -270,12 +272,12 @@ pub const OWN: &[Own] = &[
     ),
     counter(
         "sink_dropped_points_total",
-        "DATA LOSS. Points dropped, by sink, endpoint and cause: refused, queue_full, too_large, stopped.",
+        "DATA LOSS. Points dropped, by sink, endpoint and cause: refused, queue_full, too_large, encoder_failed, stopped.",
         Read::Drops,
     ),
     gauge(
         "sink_held_points",
-        "Points waiting to be delivered, by sink and endpoint.",
+        "Points waiting to be encoded or delivered, by sink and endpoint.",
         Read::Endpoint(|e| e.held.load(Relaxed)),
     ),
 ];
@@ -284,15 +286,11 @@ pub const OWN: &[Own] = &[
 pub type Figure = (&'static str, Vec<(&'static str, String)>, f64);
 
 impl Telemetry {
-    /// The counters of a listener. Sockets that share a port share them: on a page no series may
-    /// stand twice.
+    /// The counters of one more socket, which its thread shares with no other. Sockets of one
+    /// address have one name.
     pub fn listener(&self, name: String) -> Arc<Listener> {
-        let mut listeners = self.listeners.write().expect("no panic under this lock");
-        if let Some(known) = listeners.iter().find(|listener| listener.name == name) {
-            return Arc::clone(known);
-        }
         let listener = Arc::new(Listener { name, ..Listener::default() });
-        listeners.push(Arc::clone(&listener));
+        self.listeners.write().expect("no panic under this lock").push(Arc::clone(&listener));
         listener
     }
 
@@ -319,7 +317,7 @@ impl Telemetry {
             && last.compare_exchange(then, now, Relaxed, Relaxed).is_ok()
     }
 
-    /// Every figure, grouped by name in the order of [`OWN`].
+    /// Every figure, grouped by name in the order of [`OWN`]. Each set of labels comes once.
     pub fn figures(&self) -> Vec<Figure> {
         let (listeners, endpoints) = (self.listeners(), self.endpoints());
         let mut figures = Vec::new();
@@ -343,8 +341,21 @@ impl Telemetry {
                 }
             }
         }
-        figures
+        add_up(figures)
     }
+}
+
+/// Sockets that share an address share their labels.
+fn add_up(figures: Vec<Figure>) -> Vec<Figure> {
+    let mut sums = Vec::<Figure>::with_capacity(figures.len());
+    for (name, labels, value) in figures {
+        let mut same_name = sums.iter_mut().rev().take_while(|sum| sum.0 == name);
+        match same_name.find(|sum| sum.1 == labels) {
+            Some(sum) => sum.2 += value,
+            None => sums.push((name, labels, value)),
+        }
+    }
+    sums
 }
 
 impl Endpoint {
@@ -353,11 +364,12 @@ impl Endpoint {
     }
 
     /// Points dropped, by cause.
-    pub fn drops(&self) -> [(&'static str, u64); 4] {
+    pub fn drops(&self) -> [(&'static str, u64); 5] {
         [
             ("refused", self.refused.get()),
             ("queue_full", self.queue_full.get()),
             ("too_large", self.too_large.get()),
+            ("encoder_failed", self.encoder_failed.get()),
             ("stopped", self.stopped.get()),
         ]
     }
@@ -412,13 +424,24 @@ mod tests {
     }
 
     #[test]
-    fn listeners_of_one_name_count_together() {
+    fn sockets_of_one_address_are_added_up() {
         let telemetry = Telemetry::default();
-        for name in ["udp://x", "udp://y", "udp://x"] {
-            telemetry.listener(name.to_owned()).datagrams.add(1);
+        for (name, bytes) in [("udp://x", 3), ("udp://y", 10), ("udp://x", 4)] {
+            let listener = telemetry.listener(name.to_owned());
+            listener.bytes.add(bytes);
+            listener.rejects.of(Reject::Type).add(bytes);
         }
-        let counts = telemetry.listeners().iter().map(|l| l.datagrams.get()).collect::<Vec<_>>();
-        assert_eq!(counts, [2, 1]);
+        let figures = telemetry.figures();
+        let bytes = figures.iter().filter(|(name, ..)| *name == "listener_bytes_total");
+        let label = |name: &str| vec![("listener", name.to_owned())];
+        assert_eq!(
+            bytes.map(|(_, labels, value)| (labels.clone(), *value)).collect::<Vec<_>>(),
+            [(label("udp://x"), 7.0), (label("udp://y"), 10.0)]
+        );
+        let mut seen = std::collections::HashSet::new();
+        for (name, labels, _) in figures {
+            assert!(seen.insert((name, labels.clone())), "{name} {labels:?} comes twice");
+        }
     }
 
     #[test]

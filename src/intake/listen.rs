@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use anyhow::{Context, bail};
 use socket2::{Domain, Protocol, Type};
 
 use super::address::{ListenAddress, host_port};
+use super::socket_file::{SocketFile, make_way};
 use super::streams::Listening;
 use super::{Config, Untouched};
 use crate::sample::Dialect;
@@ -27,11 +28,11 @@ const BACKLOG: i32 = 1024;
 /// A listener that is open and not yet read.
 pub struct Opened {
     pub listener: Arc<telemetry::Listener>,
+    /// Stands before the socket: it is to be dropped first.
+    pub file: Option<SocketFile>,
     pub socket: Socket,
     pub dialect: Dialect,
     pub eol_required: bool,
-    /// The socket's file, to be removed at the end.
-    pub path: Option<PathBuf>,
 }
 
 /// An open socket.
@@ -53,28 +54,29 @@ pub fn open(
 ) -> anyhow::Result<Vec<Opened>> {
     let mut opening = Opening { config, telemetry, opened: Vec::new() };
     let mut failures = Vec::new();
+    let eol = |transport| config.eol_required.iter().any(|t| t == transport);
     if config.port != 0 {
         let address = format!("{}:{}", bind_host(config), config.port);
         let hint = "stop the other program, or set intake.port (DD_DOGSTATSD_PORT)";
         for _ in 0..config.udp_sockets.max(1) {
-            let result = opening.udp(&address, config.udp_sockets > 1, config.dialect, "udp");
+            let result = opening.udp(&address, config.udp_sockets > 1, config.dialect, eol("udp"));
             opening.lenient(result.context(hint), untouched.udp, &mut failures)?;
         }
     }
     if config.socket == "auto" {
-        let result = opening.auto_socket();
+        let result = opening.auto_socket(eol("uds"));
         opening.lenient(result, untouched.socket, &mut failures)?;
     } else if !config.socket.is_empty() {
         let path = Path::new(&config.socket);
         let hint =
             "set intake.socket (DD_DOGSTATSD_SOCKET) to a path that can be written, or to \"\"";
-        opening.unix_datagram(path, config.dialect, None).context(hint)?;
+        opening.unix_datagram(path, config.dialect, eol("uds")).context(hint)?;
     }
     if !config.stream_socket.is_empty() {
         let path = Path::new(&config.stream_socket);
         let hint =
             "set intake.stream_socket (DD_DOGSTATSD_STREAM_SOCKET) to a path that can be written";
-        opening.unix_stream(path, config.dialect, None).context(hint)?;
+        opening.unix_stream(path, config.dialect, eol("uds")).context(hint)?;
     }
     if config.tcp_port != 0 {
         let address = format!("{}:{}", bind_host(config), config.tcp_port);
@@ -89,10 +91,16 @@ pub fn open(
     Ok(opening.opened)
 }
 
-/// Looks a host name up; the first address wins.
+/// Looks a host name up.
 pub(super) fn resolve(host: &str, port: u16) -> io::Result<SocketAddr> {
-    let mut addresses = (host, port).to_socket_addrs()?;
-    addresses.next().ok_or_else(|| io::Error::new(ErrorKind::NotFound, "the name has no address"))
+    preferred((host, port).to_socket_addrs()?)
+        .ok_or_else(|| io::Error::new(ErrorKind::NotFound, "the name has no address"))
+}
+
+/// The first IPv4 address, as the Agent takes it, else the first of all. Most clients send to
+/// 127.0.0.1 where `localhost` has both.
+fn preferred(addresses: impl Iterator<Item = SocketAddr>) -> Option<SocketAddr> {
+    addresses.min_by_key(SocketAddr::is_ipv6)
 }
 
 fn bind_host(config: &Config) -> String {
@@ -131,24 +139,12 @@ impl Opening<'_> {
     }
 
     fn further(&mut self, listener: &super::Listener) -> anyhow::Result<()> {
-        let eol = Some(listener.eol_required);
+        let (dialect, eol) = (listener.dialect, listener.eol_required);
         match listener.address.parse().map_err(anyhow::Error::msg)? {
-            ListenAddress::Udp(address) => {
-                self.udp(&address, false, listener.dialect, "udp")?;
-                self.last_requires_eol(listener.eol_required);
-                Ok(())
-            }
-            ListenAddress::Tcp(address) => {
-                self.tcp(&address, listener.dialect, listener.eol_required)
-            }
-            ListenAddress::UnixDatagram(path) => self.unix_datagram(&path, listener.dialect, eol),
-            ListenAddress::UnixStream(path) => self.unix_stream(&path, listener.dialect, eol),
-        }
-    }
-
-    fn last_requires_eol(&mut self, required: bool) {
-        if let Some(last) = self.opened.last_mut() {
-            last.eol_required |= required;
+            ListenAddress::Udp(address) => self.udp(&address, false, dialect, eol),
+            ListenAddress::Tcp(address) => self.tcp(&address, dialect, eol),
+            ListenAddress::UnixDatagram(path) => self.unix_datagram(&path, dialect, eol),
+            ListenAddress::UnixStream(path) => self.unix_stream(&path, dialect, eol),
         }
     }
 
@@ -157,7 +153,7 @@ impl Opening<'_> {
         address: &str,
         shared: bool,
         dialect: Dialect,
-        transport: &str,
+        eol: bool,
     ) -> anyhow::Result<()> {
         let open = || {
             let address = socket_address(address)?;
@@ -176,7 +172,7 @@ impl Opening<'_> {
         let (socket, bound) =
             open().with_context(|| format!("cannot listen on udp://{address}"))?;
         let socket = Socket::Datagram(socket.into());
-        self.add(format!("udp://{bound}"), socket, dialect, self.eol(transport), None);
+        self.add(format!("udp://{bound}"), socket, dialect, eol, None);
         Ok(())
     }
 
@@ -203,14 +199,14 @@ impl Opening<'_> {
     }
 
     /// The Agent's path, or the first one below a runtime directory that works.
-    fn auto_socket(&mut self) -> anyhow::Result<()> {
+    fn auto_socket(&mut self, eol: bool) -> anyhow::Result<()> {
         let mut candidates = vec![PathBuf::from(AGENT_SOCKET)];
         let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
         candidates.extend(runtime.map(|folder| folder.join("tallyd/dsd.socket")));
         candidates.push(std::env::temp_dir().join("tallyd/dsd.socket"));
         let mut failures = Vec::new();
         for path in candidates {
-            match self.unix_datagram(&path, self.config.dialect, None) {
+            match self.unix_datagram(&path, self.config.dialect, eol) {
                 Ok(()) => return Ok(()),
                 Err(error) => failures.push(one_line(&error)),
             }
@@ -221,45 +217,35 @@ impl Opening<'_> {
         )
     }
 
-    fn unix_datagram(
-        &mut self,
-        path: &Path,
-        dialect: Dialect,
-        eol: Option<bool>,
-    ) -> anyhow::Result<()> {
+    fn unix_datagram(&mut self, path: &Path, dialect: Dialect, eol: bool) -> anyhow::Result<()> {
         let open = || {
             make_way(path, || UnixDatagram::unbound()?.connect(path))?;
             let socket = UnixDatagram::bind(path)?;
+            let file = SocketFile::new(path)?;
             socket.set_nonblocking(true)?;
             self.size_buffer(&socket2::SockRef::from(&socket))?;
             self.set_mode(path)?;
-            Ok::<_, io::Error>(socket)
+            Ok::<_, io::Error>((file, socket))
         };
         let name = format!("unixgram://{}", path.display());
-        let socket = open().with_context(|| format!("cannot listen on {name}"))?;
-        let eol = eol.unwrap_or_else(|| self.eol("uds"));
-        self.add(name, Socket::Datagram(socket.into()), dialect, eol, Some(path));
+        let (file, socket) = open().with_context(|| format!("cannot listen on {name}"))?;
+        self.add(name, Socket::Datagram(socket.into()), dialect, eol, Some(file));
         Ok(())
     }
 
-    fn unix_stream(
-        &mut self,
-        path: &Path,
-        dialect: Dialect,
-        eol: Option<bool>,
-    ) -> anyhow::Result<()> {
+    fn unix_stream(&mut self, path: &Path, dialect: Dialect, eol: bool) -> anyhow::Result<()> {
         let open = || {
             make_way(path, || UnixStream::connect(path).map(drop))?;
             let socket = UnixListener::bind(path)?;
+            let file = SocketFile::new(path)?;
             socket.set_nonblocking(true)?;
             self.set_mode(path)?;
-            Ok::<_, io::Error>(socket)
+            Ok::<_, io::Error>((file, socket))
         };
         let name = format!("unixstream://{}", path.display());
-        let socket = open().with_context(|| format!("cannot listen on {name}"))?;
+        let (file, socket) = open().with_context(|| format!("cannot listen on {name}"))?;
         let socket = Socket::Stream(Listening::Unix(mio::net::UnixListener::from_std(socket)));
-        let eol = eol.unwrap_or_else(|| self.eol("uds"));
-        self.add(name, socket, dialect, eol, Some(path));
+        self.add(name, socket, dialect, eol, Some(file));
         Ok(())
     }
 
@@ -269,16 +255,11 @@ impl Opening<'_> {
         socket: Socket,
         dialect: Dialect,
         eol_required: bool,
-        path: Option<&Path>,
+        file: Option<SocketFile>,
     ) {
         tracing::info!("listening on {name}");
         let listener = self.telemetry.listener(name);
-        let path = path.map(Path::to_path_buf);
-        self.opened.push(Opened { listener, socket, dialect, eol_required, path });
-    }
-
-    fn eol(&self, transport: &str) -> bool {
-        self.config.eol_required.iter().any(|t| t == transport)
+        self.opened.push(Opened { listener, file, socket, dialect, eol_required });
     }
 
     fn size_buffer(&self, socket: &socket2::Socket) -> io::Result<()> {
@@ -301,36 +282,6 @@ fn socket_address(address: &str) -> io::Result<SocketAddr> {
         io::Error::new(ErrorKind::InvalidInput, format!("{address}: {problem}"))
     })?;
     resolve(host, port)
-}
-
-/// Makes the folder, and removes a socket that nobody listens on any more. `connect` tells whether
-/// somebody does.
-fn make_way(path: &Path, connect: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(|error| {
-            let folder = folder.display();
-            io::Error::new(error.kind(), format!("cannot make the folder {folder}: {error}"))
-        })?;
-    }
-    let kind = match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-        Ok(metadata) => metadata.file_type(),
-    };
-    if !kind.is_socket() {
-        return Err(io::Error::new(
-            ErrorKind::AlreadyExists,
-            "something that is no socket is there",
-        ));
-    }
-    match connect() {
-        // A socket of the other type is in use as well.
-        Ok(()) => Err(io::Error::new(ErrorKind::AddrInUse, "another process listens there")),
-        Err(error) if error.raw_os_error() == Some(libc::EPROTOTYPE) => {
-            Err(io::Error::new(ErrorKind::AddrInUse, "another process listens there"))
-        }
-        Err(_) => fs::remove_file(path),
-    }
 }
 
 /// An error and its causes in one line.
@@ -376,6 +327,8 @@ mod tests {
         assert!(one_line(&error).contains("another process listens there"), "{error:#}");
 
         drop(live);
+        assert!(!path.exists(), "one that was closed in order leaves no file");
+        drop(UnixDatagram::bind(&path).expect("bind"));
         assert!(path.exists(), "the file stays behind a process that was killed");
         open_all(&config).expect("a stale socket is no obstacle");
     }
@@ -411,6 +364,66 @@ mod tests {
         let alone = Config { listeners: Vec::new(), ..config };
         let error = open(&alone, untouched, &Telemetry::default()).err().expect("nothing is left");
         assert!(error.to_string().starts_with("no listener could be opened"), "{error}");
+    }
+
+    #[test]
+    fn a_failed_start_leaves_no_file() {
+        let folder = tempfile::tempdir().expect("folder");
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+        let stream_socket = folder.path().join("stream").display().to_string();
+        let config = Config {
+            socket: folder.path().join("dsd.socket").display().to_string(),
+            stream_socket,
+            tcp_port: taken.local_addr().expect("address").port(),
+            ..config()
+        };
+        open_all(&config).expect_err("the port is taken");
+        let bad_mode = Config { socket_mode: "rwx".to_owned(), tcp_port: 0, ..config };
+        open_all(&bad_mode).expect_err("the mode is no number");
+        assert_eq!(fs::read_dir(folder.path()).expect("folder").count(), 0);
+    }
+
+    #[test]
+    fn newlines_are_required_by_transport_or_by_listener() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = |name| folder.path().join(name).display().to_string();
+        let further = |address: String, eol_required| super::super::Listener {
+            address,
+            dialect: Dialect::Datadog,
+            eol_required,
+        };
+        let udp = || "udp://127.0.0.1:0".to_owned();
+        let unix = |name| format!("unixgram://{}", path(name));
+        let config = Config {
+            socket: path("own"),
+            stream_socket: path("own_stream"),
+            eol_required: vec!["udp".to_owned(), "uds".to_owned()],
+            listeners: vec![
+                further(udp(), false),
+                further(udp(), true),
+                further(unix("a"), false),
+                further(unix("b"), true),
+            ],
+            ..config()
+        };
+        let untouched = Untouched { udp: false, socket: false, status: false };
+        let opened = open(&config, untouched, &Telemetry::default()).expect("open");
+        let required: Vec<_> = opened.iter().map(|one| one.eol_required).collect();
+        assert_eq!(required, [true, true, false, true, false, true]);
+    }
+
+    #[test]
+    fn a_name_with_both_families_is_taken_as_ipv4() {
+        let pick = |addresses: &[&str]| {
+            preferred(addresses.iter().map(|a| a.parse().expect("an address")))
+                .map(|address: SocketAddr| address.to_string())
+        };
+        assert_eq!(
+            pick(&["[::1]:1", "127.0.0.1:1", "127.0.0.2:1"]).as_deref(),
+            Some("127.0.0.1:1")
+        );
+        assert_eq!(pick(&["[::1]:1", "[::2]:1"]).as_deref(), Some("[::1]:1"));
+        assert_eq!(pick(&[]), None);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::{Events, Interest, Poll, Registry, Token};
 
 use crate::reader::Reader;
+use crate::sample::Reject;
 use crate::stream::Framer;
 use crate::time::Time;
 
@@ -44,9 +45,16 @@ struct Connection {
     listener: usize,
 }
 
+struct Listener {
+    listening: Listening,
+    reader: Reader,
+    /// Number of its connections that are open.
+    open: usize,
+}
+
 /// All stream listeners, their readers and their connections.
 pub(super) struct Streams {
-    listeners: Vec<(Listening, Reader)>,
+    listeners: Vec<Listener>,
     connections: HashMap<Token, Connection>,
     /// Connections with more to read than one turn allows.
     unfinished: Vec<Token>,
@@ -72,7 +80,10 @@ impl Streams {
     ) -> Self {
         Self {
             next: listeners.len(),
-            listeners,
+            listeners: listeners
+                .into_iter()
+                .map(|(listening, reader)| Listener { listening, reader, open: 0 })
+                .collect(),
             connections: HashMap::new(),
             unfinished: Vec::new(),
             accept_again: false,
@@ -83,8 +94,9 @@ impl Streams {
 
     /// Reads until `stopping`, then takes what still waits.
     pub(super) fn run(&mut self, mut poll: Poll, stopping: &AtomicBool) -> io::Result<()> {
-        for (number, (listening, _)) in self.listeners.iter_mut().enumerate() {
-            poll.registry().register(listening.source(), Token(number), Interest::READABLE)?;
+        for (number, one) in self.listeners.iter_mut().enumerate() {
+            let source = one.listening.source();
+            poll.registry().register(source, Token(number), Interest::READABLE)?;
         }
         let mut events = Events::with_capacity(256);
         while !stopping.load(Ordering::Acquire) {
@@ -141,11 +153,14 @@ impl Streams {
                 break;
             }
         }
+        for connection in self.connections.values_mut() {
+            connection.cut(&self.listeners[connection.listener].reader);
+        }
     }
 
     fn accept(&mut self, number: usize, registry: &Registry) {
         loop {
-            let (listening, reader) = &self.listeners[number];
+            let Listener { listening, reader, open } = &mut self.listeners[number];
             let listener = reader.listener();
             let mut stream = match listening.accept() {
                 Ok(stream) => stream,
@@ -157,7 +172,7 @@ impl Streams {
                     return;
                 }
             };
-            if self.connections.len() >= self.connections_max {
+            if *open >= self.connections_max {
                 listener.connections_refused.add(1);
                 continue;
             }
@@ -172,17 +187,19 @@ impl Streams {
                 continue;
             }
             listener.connections.add(1);
+            *open += 1;
             self.connections.insert(token, Connection { stream, framer, listener: number });
         }
     }
 
     fn read(&mut self, token: Token, registry: &Registry) {
         let Some(connection) = self.connections.get_mut(&token) else { return };
-        let reader = &mut self.listeners[connection.listener].1;
-        match connection.turn(reader) {
+        let listener = &mut self.listeners[connection.listener];
+        match connection.turn(&mut listener.reader) {
             Turn::Waits => {}
             Turn::Unfinished => self.unfinished.push(token),
             Turn::Over => {
+                listener.open -= 1;
                 if let Some(mut connection) = self.connections.remove(&token) {
                     // Closing it takes it out of the poll in any case.
                     let _ = registry.deregister(connection.stream.source());
@@ -215,6 +232,15 @@ impl Connection {
             return Turn::Over;
         }
         Turn::Unfinished
+    }
+
+    /// Ends a connection that its client has not ended. A line without its newline may be half a
+    /// line, which could be read as something else: it is refused, as half a frame is.
+    fn cut(&mut self, reader: &Reader) {
+        self.framer.end();
+        if self.framer.payload().is_some() {
+            reader.listener().rejects.of(Reject::Unterminated).add(1);
+        }
     }
 }
 
