@@ -64,7 +64,8 @@ pub struct Config {
     pub receive_buffer: usize,
     /// Simultaneous stream connections per listener; one more is closed and counted.
     pub connections_max: usize,
-    /// Heed the client's origin fields `c:`, `e:` and `card:`.
+    /// Read the client's origin fields `c:`, `e:` and `card:`. Nothing comes of them in this
+    /// version: tags by origin are to come.
     pub origin_fields: bool,
     /// Treat samples with a timestamp as finished points; otherwise the timestamp is ignored.
     pub timestamps: bool,

@@ -15,6 +15,7 @@ use socket2::{Domain, Protocol, Type};
 use super::address::{ListenAddress, host_port};
 use super::streams::Listening;
 use super::{Config, Untouched};
+use crate::logging::one_line;
 use crate::sample::Dialect;
 use crate::telemetry::{self, Telemetry};
 
@@ -328,18 +329,6 @@ fn make_way(path: &Path, connect: impl FnOnce() -> io::Result<()>) -> io::Result
         }
         Err(_) => fs::remove_file(path),
     }
-}
-
-/// An error and its causes in one line.
-pub fn one_line(error: &anyhow::Error) -> String {
-    // The outermost context is the remedy: the cause goes first.
-    let mut parts: Vec<String> = error.chain().map(ToString::to_string).collect();
-    let remedy = (parts.len() > 2).then(|| parts.remove(0));
-    let mut line = parts.join(": ");
-    if let Some(remedy) = remedy {
-        line = format!("{line}; {remedy}");
-    }
-    line
 }
 
 #[cfg(test)]
