@@ -9,6 +9,7 @@ mod corpora;
 mod datadog_payload;
 mod layers;
 mod parse_vectors;
+mod process;
 mod prometheus_scrape;
 mod scenarios;
 mod world;

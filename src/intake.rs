@@ -26,7 +26,7 @@ use crate::parse;
 use crate::reader::{Reader, Shared};
 use crate::sample::Dialect;
 
-pub use listen::{Opened, Socket, one_line, open};
+pub use listen::{Opened, Socket, open};
 
 /// Where samples come in.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
