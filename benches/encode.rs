@@ -43,7 +43,8 @@ fn bench(c: &mut Criterion) {
     each("datadog sketches, plain", sketches, &mut datadog(Route::Sketches, Compression::None));
 
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    let page = prometheus::Prometheus::new(&prometheus::Config::default(), "").expect("a page");
+    let page = prometheus::Prometheus::new(&prometheus::Config::default(), "", Arc::default())
+        .expect("a page");
     let payload = page.encode(&batch).payloads.remove(0);
     each("page, taking in a batch", SERIES, &mut || {
         runtime.block_on(page.send(0, &payload));

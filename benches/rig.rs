@@ -37,7 +37,7 @@ impl Rig {
     /// A bucket's worth of datagrams of at most `size` bytes. The series are known.
     pub fn new(series: u64, size: usize) -> Self {
         let telemetry = Arc::new(Telemetry::default());
-        let (plan, _) = Plan::from_config(&value::Config::default());
+        let plan = Plan::from_config(&value::Config::default());
         let aggregates = plan.aggregates.clone();
         let now = Time::from_seconds(1_800_000_000);
         // As on two processors, wherever this runs.
@@ -53,7 +53,8 @@ impl Rig {
             line_max: usize::MAX,
             spellings_max: usize::MAX,
         };
-        let flush = Flush { shards: shared.shards.clone(), telemetry, aggregates };
+        let blocklist = shared.rules.blocklist();
+        let flush = Flush { shards: shared.shards.clone(), telemetry, aggregates, blocklist };
         let listener = flush.telemetry.listener("bench".to_owned());
         let reader = Reader::new(shared, listener, Options::default(), false);
         let rounds = if series > MANY { ROUNDS_OF_MANY } else { ROUNDS };

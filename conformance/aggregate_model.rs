@@ -109,7 +109,7 @@ fn nothing_is_lost_between_readers_and_the_flush() {
         "flush.interval=1",
         "shard.context_expiry_seconds=1",
         "shard.counter_expiry_seconds=1",
-        "shard.contexts_max=60",
+        "shard.contexts_max=6",
         "shard.shards=2",
     ]);
     let clock = AtomicI64::new(1_000_000);

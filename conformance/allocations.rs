@@ -51,7 +51,7 @@ const START: Time = Time::from_seconds(1_800_000_000);
 
 fn reader(dialect: Dialect, contexts_max: usize) -> (Reader, Arc<Shards>) {
     let telemetry = Arc::new(Telemetry::default());
-    let (plan, _) = Plan::from_config(&value::Config::default());
+    let plan = Plan::from_config(&value::Config::default());
     let config = shard::Config { contexts_max, ..shard::Config::default() };
     let shards = Shards::new(config, plan, 10, "host".to_owned(), telemetry.clone(), START);
     let rules =

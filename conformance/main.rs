@@ -14,6 +14,7 @@ mod process;
 mod prometheus_scrape;
 mod real_clients;
 mod received;
+mod running;
 mod scenarios;
 mod start;
 mod test_intake;

@@ -90,7 +90,7 @@ fn rows() -> Vec<Row> {
 }
 
 async fn nasty_page() -> String {
-    let sink = Prometheus::new(&Config::default(), "own").unwrap();
+    let sink = Prometheus::new(&Config::default(), "own", Arc::default()).unwrap();
     let batch = Batch { flushed_at: 110, interval: 10, rows: rows(), ..Batch::default() };
     for payload in sink.encode(&Arc::new(batch)).payloads {
         sink.send(0, &payload).await;

@@ -30,7 +30,8 @@ impl World {
     /// Several readers of one aggregate.
     pub(crate) fn several(config: &Config, now: Time, count: usize) -> Vec<Self> {
         let telemetry = Arc::new(Telemetry::default());
-        let (plan, _) = Plan::from_config(&config.value);
+        let rules = Arc::new(Rules::new(&config.rules, HOST).expect("rules"));
+        let plan = Plan::from_config(&config.value);
         let aggregates = Arc::clone(&plan.aggregates);
         let shards = Arc::new(Shards::new(
             config.shard.clone(),
@@ -41,7 +42,7 @@ impl World {
             now,
         ));
         let shared = Shared {
-            rules: Arc::new(Rules::new(&config.rules, HOST).expect("rules")),
+            rules: Arc::clone(&rules),
             shards: Arc::clone(&shards),
             telemetry: Arc::clone(&telemetry),
             distribution_prefix: config
@@ -56,7 +57,12 @@ impl World {
             let listener = telemetry.listener(format!("{dialect:?}"));
             Reader::new(shared.clone(), listener, config.intake.options(dialect), false)
         };
-        let flush = Arc::new(Flush { shards, telemetry: Arc::clone(&telemetry), aggregates });
+        let flush = Arc::new(Flush {
+            shards,
+            telemetry: Arc::clone(&telemetry),
+            aggregates,
+            blocklist: rules.blocklist(),
+        });
         let world = |_| Self {
             telemetry: Arc::clone(&telemetry),
             flush: Arc::clone(&flush),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::context::Context;
+use crate::rules::Blocklist;
 use crate::sample::{AlertType, Priority, Status};
 use crate::value::Aggregate;
 
@@ -21,6 +22,8 @@ pub struct Batch {
     pub checks: Vec<ServiceCheck>,
     /// Which figures of a histogram are sent, in order. The same for every sink.
     pub aggregates: Arc<[Aggregate]>,
+    /// Which of them, and which percentiles, are not sent for a name after all.
+    pub blocklist: Arc<Blocklist>,
 }
 
 /// One point of one series: the value of a bucket, or of a timestamped sample.

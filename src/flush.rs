@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::Batch;
+use crate::rules::Blocklist;
 use crate::shard::Shards;
 use crate::telemetry::Telemetry;
 use crate::time::Time;
@@ -40,6 +41,8 @@ pub struct Flush {
     pub telemetry: Arc<Telemetry>,
     /// Which figures of a histogram are sent.
     pub aggregates: Arc<[Aggregate]>,
+    /// Which figures are not sent for a name.
+    pub blocklist: Arc<Blocklist>,
 }
 
 impl Flush {
@@ -55,6 +58,7 @@ impl Flush {
             events,
             checks,
             aggregates: Arc::clone(&self.aggregates),
+            blocklist: Arc::clone(&self.blocklist),
         };
         self.telemetry.flushes.add(1);
         self.telemetry.points.add(batch.points());

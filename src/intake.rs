@@ -26,7 +26,7 @@ use crate::parse;
 use crate::reader::{Reader, Shared};
 use crate::sample::Dialect;
 
-pub use listen::{Opened, Socket, one_line, open};
+pub use listen::{Opened, Socket, open};
 pub use socket_file::SocketFile;
 
 /// Where samples come in.
@@ -66,7 +66,8 @@ pub struct Config {
     pub receive_buffer: usize,
     /// Simultaneous stream connections per listener; one more is closed and counted.
     pub connections_max: usize,
-    /// Heed the client's origin fields `c:`, `e:` and `card:`.
+    /// Read the client's origin fields `c:`, `e:` and `card:`. Nothing comes of them in this
+    /// version: tags by origin are to come.
     pub origin_fields: bool,
     /// Treat samples with a timestamp as finished points; otherwise the timestamp is ignored.
     pub timestamps: bool,
@@ -294,7 +295,7 @@ mod tests {
             let telemetry = Arc::new(Telemetry::default());
             let shards = Shards::new(
                 shard::Config::default(),
-                Plan::from_config(&value::Config::default()).0,
+                Plan::from_config(&value::Config::default()),
                 10,
                 String::new(),
                 Arc::clone(&telemetry),

@@ -4,7 +4,8 @@
 //! lines where they lie, [`shard`] adds them up. The control plane is one tokio runtime: sinks,
 //! HTTP, signals. They meet once per flush, in an immutable [`batch::Batch`].
 //!
-//! The modules below stand in the order in which a datagram meets them.
+//! The modules below: who starts the rest, the vocabulary, then what a datagram meets on its way
+//! from the socket to the sinks, and last what serves them all.
 
 pub mod cli;
 pub mod config;

@@ -79,3 +79,15 @@ fn writer(config: &Config) -> anyhow::Result<BoxMakeWriter> {
         BoxMakeWriter::new(file)
     })
 }
+
+/// An error and its causes in one line.
+pub fn one_line(error: &anyhow::Error) -> String {
+    // The outermost context is the remedy: the cause goes first.
+    let mut parts: Vec<String> = error.chain().map(ToString::to_string).collect();
+    let remedy = (parts.len() > 2).then(|| parts.remove(0));
+    let mut line = parts.join(": ");
+    if let Some(remedy) = remedy {
+        line = format!("{line}; {remedy}");
+    }
+    line
+}

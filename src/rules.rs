@@ -5,6 +5,7 @@ mod mapper;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,7 @@ use crate::batch::{Event, ServiceCheck};
 use crate::context::{Context, Source};
 use crate::parse;
 use crate::sample::{CheckLine, Dialect, EventLine, Sample, split_tags};
+use crate::value::Suffix;
 
 /// What is done to names and tags before a series is stored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -23,7 +25,8 @@ pub struct Config {
     pub namespace: String,
     /// Names that begin with one of these get no namespace.
     pub namespace_blocklist: Vec<String>,
-    /// Metrics with one of these names (namespace included) are dropped and counted.
+    /// Metrics with one of these names (namespace included) are dropped and counted. A histogram's
+    /// figure can be named too, as name.max or name.95percentile: it is not sent.
     pub metric_blocklist: Vec<String>,
     /// The blocklist holds beginnings of names instead of whole names.
     pub metric_blocklist_match_prefix: bool,
@@ -115,11 +118,34 @@ pub struct Rules {
     /// Empty, or ends with a dot.
     namespace: String,
     namespace_blocklist: Vec<String>,
-    blocklist: BTreeSet<String>,
-    blocklist_is_prefixes: bool,
+    blocklist: Arc<Blocklist>,
     /// Sorted, without repetitions.
     tags: Vec<String>,
     mapper: Mapper,
+}
+
+/// Names that are not sent. Tested when a series is new, and again, as newer Agents do, for each
+/// figure of a histogram, whose name has a suffix.
+#[derive(Debug, Default)]
+pub struct Blocklist {
+    names: BTreeSet<String>,
+    are_prefixes: bool,
+}
+
+impl Blocklist {
+    /// `name` is a whole one, namespace and suffix included.
+    pub fn blocks(&self, name: &str) -> bool {
+        if self.are_prefixes {
+            self.names.iter().any(|start| name.starts_with(start))
+        } else {
+            self.names.contains(name)
+        }
+    }
+
+    /// Whether the figure with this suffix, of a histogram with this name, is not sent.
+    pub fn blocks_figure(&self, name: &str, suffix: Suffix) -> bool {
+        !self.names.is_empty() && self.blocks(&format!("{name}{suffix}"))
+    }
 }
 
 /// What the rules make of a sample.
@@ -155,11 +181,18 @@ impl Rules {
             hostname: hostname.to_owned(),
             namespace,
             namespace_blocklist: config.namespace_blocklist.clone(),
-            blocklist: config.metric_blocklist.iter().cloned().collect(),
-            blocklist_is_prefixes: config.metric_blocklist_match_prefix,
+            blocklist: Arc::new(Blocklist {
+                names: config.metric_blocklist.iter().cloned().collect(),
+                are_prefixes: config.metric_blocklist_match_prefix,
+            }),
             tags: sorted(config.tags.clone()),
             mapper: Mapper::new(&config.mapper_profiles, "rules.mapper_profiles")?,
         })
+    }
+
+    /// For the figures of histograms, which have no names before they are sent.
+    pub fn blocklist(&self) -> Arc<Blocklist> {
+        Arc::clone(&self.blocklist)
     }
 
     /// The series of a sample, by the Agent's rules in the Agent's order: mapper on the raw name,
@@ -184,7 +217,7 @@ impl Rules {
         }
         let magic = Magic::take(&mut tags);
         let name = self.in_namespace(name);
-        if self.blocks(&name) {
+        if self.blocklist.blocks(&name) {
             return Outcome::Blocked;
         }
         tags.extend_from_slice(&self.tags);
@@ -200,8 +233,8 @@ impl Rules {
     pub fn event(&self, line: &EventLine, arrival_seconds: i64) -> Event {
         let (host, tags) = self.host_and_tags(line.host, line.tags);
         Event {
-            title: text(line.title).replace("\\n", "\n"),
-            text: text(line.text).replace("\\n", "\n"),
+            title: text(&parse::unescape(line.title)).into_owned(),
+            text: text(&parse::unescape(line.text)).into_owned(),
             timestamp: time_or(line.timestamp, arrival_seconds),
             host,
             aggregation_key: text(line.aggregation_key).into_owned(),
@@ -242,14 +275,6 @@ impl Rules {
     fn in_namespace(&self, name: String) -> String {
         let exempt = || self.namespace_blocklist.iter().any(|start| name.starts_with(start));
         if self.namespace.is_empty() || exempt() { name } else { self.namespace.clone() + &name }
-    }
-
-    fn blocks(&self, name: &str) -> bool {
-        if self.blocklist_is_prefixes {
-            self.blocklist.iter().any(|start| name.starts_with(start))
-        } else {
-            self.blocklist.contains(name)
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Starts threads and tasks, and stops them in order.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,13 +13,13 @@ use tokio::time::Instant;
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::flush::{Flush, Ticker};
-use crate::intake::{self, Intake, Untouched};
+use crate::intake::{self, Intake, Opened, Untouched};
 use crate::reader::{Reader, Shared};
 use crate::rules::Rules;
 use crate::sample::Dialect;
 use crate::shard::Shards;
 use crate::sinks::deliver::Delivery;
-use crate::sinks::{self, Sinks};
+use crate::sinks::{self, Sink, Sinks};
 use crate::status::{self, Servers, Status};
 use crate::sys;
 use crate::telemetry::Telemetry;
@@ -28,6 +28,9 @@ use crate::value::Plan;
 
 /// Threads of the control plane: sinks and pages need little.
 const CONTROL_THREADS: usize = 2;
+
+/// Signals closer together than this are one wish to stop.
+const SAME_SIGNAL: Duration = Duration::from_millis(300);
 
 /// What requests under way get at the stop.
 const PAGES_GRACE: Duration = Duration::from_millis(500);
@@ -82,9 +85,8 @@ impl Server {
         let telemetry = Arc::new(Telemetry::default());
         let hostname = hostname(config);
         let rules = Arc::new(Rules::new(&config.rules, &hostname)?);
-        let (plan, warnings) = Plan::from_config(&config.value);
-        warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-        let aggregates = Arc::clone(&plan.aggregates);
+        let plan = Plan::from_config(&config.value);
+        let (aggregates, blocklist) = (Arc::clone(&plan.aggregates), rules.blocklist());
         let now = Time::now();
         let interval = config.flush.interval;
         let shards = Shards::new(
@@ -108,29 +110,24 @@ impl Server {
             line_max: config.intake.buffer_size,
             spellings_max: config.shard.contexts_max.saturating_mul(2),
         };
-        let sinks = Sinks::new(&config.sinks, &hostname)?;
+        let sinks = Sinks::new(&config.sinks, &hostname, &telemetry)?;
         let opened = intake::open(&config.intake, untouched, &telemetry)?;
+        let hint = hint(opened.iter().filter(|o| o.dialect == Dialect::Datadog));
         let proxy = telemetry.listener("http".to_owned());
-        let status = Arc::new(Status {
-            telemetry: Arc::clone(&telemetry),
-            prometheus: sinks.prometheus.clone(),
-            last: Mutex::default(),
-            proxy: Mutex::new(Reader::new(
-                shared.clone(),
-                proxy,
-                config.intake.options(Dialect::Datadog),
-                false,
-            )),
-        });
+        let options = config.intake.options(Dialect::Datadog);
+        let proxy = Reader::new(shared.clone(), proxy, options, false);
+        let status = Arc::new(Status::new(Arc::clone(&telemetry), sinks.prometheus.clone(), proxy));
         let servers =
             runtime.block_on(status::start(&config.status, untouched, Arc::clone(&status)))?;
+        announce(&sinks, servers.address, hint);
         let deliveries = {
             let _runtime = runtime.enter();
             sinks.start(&telemetry)
         };
         let outputs = Arc::new(Outputs { deliveries: Mutex::new(deliveries), status });
 
-        let flush = Arc::new(Flush { shards, telemetry: Arc::clone(&telemetry), aggregates });
+        let flush =
+            Arc::new(Flush { shards, telemetry: Arc::clone(&telemetry), aggregates, blocklist });
         let deliver = Arc::clone(&outputs);
         let ticker = Ticker::start(Arc::clone(&flush), move |batch| deliver.offer(batch))
             .context("cannot start the thread that flushes")?;
@@ -165,6 +162,7 @@ impl Server {
 
     /// Waits until the process is told to stop by SIGTERM or SIGINT, or standard input ends.
     pub fn wait(&self) {
+        tracing::info!("ready");
         let (mut signalled, mut stdin_ended) = (self.signalled.clone(), self.stdin_ended.clone());
         self.runtime.block_on(async move {
             tokio::select! {
@@ -180,6 +178,8 @@ impl Server {
     pub fn stop(self) {
         self.intake.stop();
         self.runtime.block_on(self.servers.stop(Instant::now() + PAGES_GRACE));
+        // A post that is still under way is refused rather than left out of the last flush.
+        self.outputs.status.close();
         self.ticker.stop();
         self.outputs.offer(self.flush.batch(Time::now(), self.flush_open_bucket));
         let deliveries =
@@ -197,10 +197,17 @@ impl Server {
 }
 
 /// Receives signals from now on, so that one that comes during the start ends in a proper stop as
-/// well. Tells the first SIGTERM or SIGINT; a second one ends the process at once.
+/// well. Tells the first SIGTERM or SIGINT; a second one ends the process at once. A SIGHUP, which
+/// others take for a wish to read their settings again, is answered in the log.
 fn signals() -> std::io::Result<watch::Receiver<Option<&'static str>>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            tracing::info!("SIGHUP is ignored: settings are read at the start only");
+        }
+    });
     let (told, signalled) = watch::channel(None);
     tokio::spawn(async move {
         let first = tokio::select! {
@@ -208,14 +215,66 @@ fn signals() -> std::io::Result<watch::Receiver<Option<&'static str>>> {
             _ = interrupt.recv() => "SIGINT",
         };
         told.send_replace(Some(first));
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+        // Whoever signals a process and its group means it once.
+        let meant_once = tokio::time::sleep(SAME_SIGNAL);
+        tokio::pin!(meant_once);
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => if meant_once.is_elapsed() { break },
+                _ = interrupt.recv() => if meant_once.is_elapsed() { break },
+                () = &mut meant_once, if !meant_once.is_elapsed() => {}
+            }
         }
         tracing::warn!("a second signal: ended without a last flush");
         std::process::exit(1);
     });
     Ok(signalled)
+}
+
+/// Says in the log where points go, and what a newcomer may try. Endpoints never hold a key.
+fn announce(sinks: &Sinks, pages: Option<SocketAddr>, hint: Option<String>) {
+    let place = |sink: &dyn Sink| match (sink.name(), pages) {
+        ("prometheus", Some(address)) => format!("prometheus page at http://{address}/metrics"),
+        ("prometheus", None) => "prometheus page, which status.listen does not serve".to_owned(),
+        ("console", _) => "console".to_owned(),
+        (name, _) => format!("{name} {}", sink.endpoints().join(" and ")),
+    };
+    let places: Vec<String> = sinks.all.iter().map(|(sink, _)| place(&**sink)).collect();
+    if places.is_empty() {
+        tracing::warn!("no sink is on, nothing is delivered: see sinks");
+    } else {
+        tracing::info!("delivering to {}", places.join(", "));
+    }
+    if let Some(hint) = hint.filter(|_| sinks.all.iter().any(|(sink, _)| sink.name() == "console"))
+    {
+        tracing::info!("no samples yet? try: {hint}");
+    }
+}
+
+/// A command that sends a sample to the first of these listeners that it can reach.
+fn hint<'a>(listeners: impl Iterator<Item = &'a Opened>) -> Option<String> {
+    let mut reachable = listeners.filter_map(|opened| destination(&opened.listener.name));
+    let to = reachable.next()?;
+    let usual = intake::Config::default();
+    let to = if to == format!("udp://{}:{}", usual.bind_host, usual.port) {
+        String::new()
+    } else {
+        format!(" --to {to}")
+    };
+    Some(format!("tallyd send gauge queue.depth 12 -t env:dev{to}"))
+}
+
+/// Where to send what a listener of this name is to get, if `tallyd send` can.
+fn destination(listener: &str) -> Option<String> {
+    if let Some(address) = listener.strip_prefix("udp://") {
+        let mut address: SocketAddr = address.parse().ok()?;
+        if address.ip().is_unspecified() {
+            // A socket for all addresses takes IPv4 as well.
+            address.set_ip(Ipv4Addr::LOCALHOST.into());
+        }
+        return Some(format!("udp://{address}"));
+    }
+    listener.starts_with("unixgram://").then(|| listener.to_owned())
 }
 
 /// The host that series without one of their own get.

@@ -180,7 +180,8 @@ impl Sketch {
                 } else if q >= 1.0 {
                     max
                 } else {
-                    low * weight + high * (1.0 - weight)
+                    // In this form rounding cannot make a higher rank's estimate the lower one.
+                    (high - low).mul_add(1.0 - weight, low)
                 });
             }
         }

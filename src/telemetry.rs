@@ -32,7 +32,7 @@ pub struct Telemetry {
     endpoints: RwLock<Vec<Arc<Endpoint>>>,
     /// Number of series held now.
     pub contexts: AtomicU64,
-    /// Values folded into the overflow series because `shard.contexts_max` was reached.
+    /// Lines folded into the overflow series because `shard.contexts_max` was reached.
     pub overflow: Counter,
     /// Samples dropped by `rules.metric_blocklist`.
     pub blocked: Counter,
@@ -48,6 +48,10 @@ pub struct Telemetry {
     pub timed_dropped: Counter,
     /// Events and service checks beyond `shard.events_max`.
     pub events_dropped: Counter,
+    /// Points of series for which the Prometheus page had no room.
+    pub page_left_out: Counter,
+    /// Points of counts below zero, which no counter of that page can take.
+    pub page_negative_counts: Counter,
     /// Flushes so far.
     pub flushes: Counter,
     /// Points that flushes handed to the sinks.
@@ -214,7 +218,7 @@ pub const OWN: &[Own] = &[
     gauge("contexts", "Series held now.", Read::Process(|t| t.contexts.load(Relaxed))),
     counter(
         "overflow_total",
-        "Values folded into the overflow series because shard.contexts_max was reached.",
+        "Lines folded into the overflow series because shard.contexts_max was reached.",
         Read::Process(|t| t.overflow.get()),
     ),
     counter(
@@ -251,6 +255,16 @@ pub const OWN: &[Own] = &[
         "events_dropped_total",
         "DATA LOSS. Events and checks beyond shard.events_max.",
         Read::Process(|t| t.events_dropped.get()),
+    ),
+    counter(
+        "page_left_out_total",
+        "Points of series that did not fit on the Prometheus page (sinks.prometheus.series_max).",
+        Read::Process(|t| t.page_left_out.get()),
+    ),
+    counter(
+        "page_negative_counts_total",
+        "Points of counts below zero, which no counter of the Prometheus page can take.",
+        Read::Process(|t| t.page_negative_counts.get()),
     ),
     counter("flushes_total", "Flushes.", Read::Process(|t| t.flushes.get())),
     counter("points_total", "Points handed to the sinks.", Read::Process(|t| t.points.get())),

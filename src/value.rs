@@ -75,6 +75,11 @@ impl Aggregate {
             Self::Sum => "sum",
         }
     }
+
+    /// The figure that a word of the configuration names.
+    pub fn of_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|aggregate| aggregate.word() == word)
+    }
 }
 
 /// The settings as the accumulators use them.
@@ -89,44 +94,30 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan, and a warning for each aggregate and percentile that is not understood and left
-    /// out, as the Agent does.
-    pub fn from_config(config: &Config) -> (Self, Vec<String>) {
-        let mut warnings = Vec::new();
+    /// Words and percentiles that are not understood are left out; a configuration that was loaded
+    /// has none.
+    pub fn from_config(config: &Config) -> Self {
         let mut aggregates = Vec::new();
-        for word in &config.histogram_aggregates {
-            match Aggregate::ALL.into_iter().find(|aggregate| aggregate.word() == word) {
-                Some(known) if aggregates.contains(&known) => {}
-                Some(new) => aggregates.push(new),
-                None => warnings.push(format!(
-                    "value.histogram_aggregates: {word:?} is left out: it is none of {}",
-                    Aggregate::ALL.map(Aggregate::word).join(", ")
-                )),
+        for aggregate in config.histogram_aggregates.iter().filter_map(|w| Aggregate::of_word(w)) {
+            if !aggregates.contains(&aggregate) {
+                aggregates.push(aggregate);
             }
         }
-        let mut percentiles = Vec::new();
-        for text in &config.histogram_percentiles {
-            match parse_percentile(text) {
-                Some(percentile) => percentiles.push(percentile),
-                None => warnings.push(format!(
-                    "value.histogram_percentiles: {text:?} is left out: it is no number from 0 to 1"
-                )),
-            }
-        }
+        let percentiles = config.histogram_percentiles.iter();
+        let mut percentiles: Vec<u8> = percentiles.filter_map(|p| parse_percentile(p)).collect();
         percentiles.sort_unstable();
         percentiles.dedup();
-        let plan = Self {
+        Self {
             aggregates: aggregates.into(),
             percentiles: percentiles.into(),
             samples_max: config.histogram_samples_max,
             members_max: config.set_members_max,
-        };
-        (plan, warnings)
+        }
     }
 }
 
-/// A fraction as whole per cent, rounded as the Agent does.
-fn parse_percentile(text: &str) -> Option<u8> {
+/// A fraction from 0 to 1 as whole per cent, rounded as the Agent does.
+pub fn parse_percentile(text: &str) -> Option<u8> {
     let fraction: f64 = text.parse().ok()?;
     (0.0..=1.0).contains(&fraction).then_some((fraction * 100.0 + 0.5) as u8)
 }
@@ -308,9 +299,7 @@ mod tests {
     use super::*;
 
     fn plan() -> Plan {
-        let (plan, warnings) = Plan::from_config(&Config::default());
-        assert!(warnings.is_empty());
-        plan
+        Plan::from_config(&Config::default())
     }
 
     fn closed(kind: Kind, samples: &[(f64, f64)]) -> Value {
@@ -400,11 +389,9 @@ mod tests {
             ]),
             ..Config::default()
         };
-        let (plan, warnings) = Plan::from_config(&config);
+        let plan = Plan::from_config(&config);
         assert_eq!(*plan.aggregates, [Aggregate::Min, Aggregate::Sum]);
         assert_eq!(*plan.percentiles, [0, 50, 99, 100]);
-        let named: Vec<_> = warnings.iter().map(|w| w.split('"').nth(1).unwrap()).collect();
-        assert_eq!(named, ["bogus", "Max", "1.5", "abc", "-0.1", "NaN", ""]);
 
         let mut cell = Cell::default();
         [3.0, 1.0, 4.0, 2.0].into_iter().for_each(|v| cell.add(Kind::Histogram, v, 1.0, &plan));

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 
 use crate::config::{self, Sources};
+use crate::status::Config;
 
 const TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -18,7 +19,7 @@ pub fn run(sources: &Sources, address: Option<String>) -> anyhow::Result<u8> {
     let address = match address {
         Some(address) => address,
         None => match config::load(sources) {
-            Ok(loaded) => loaded.config.status.listen,
+            Ok(loaded) => configured(&loaded.config.status),
             Err(error) => {
                 eprintln!("error: {error}");
                 return Ok(config::EXIT_CODE);
@@ -26,10 +27,9 @@ pub fn run(sources: &Sources, address: Option<String>) -> anyhow::Result<u8> {
         },
     };
     if address.is_empty() {
-        bail!("status.listen is empty: there is no server to ask");
+        bail!("status.listen and status.health_listen are empty: there is no server to ask");
     }
-    // A server that listens everywhere is asked on the loopback.
-    let address = address.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:");
+    let address = on_loopback(&address);
     let answer =
         ask(&address).with_context(|| format!("no answer from http://{address}/health"))?;
     if !answer.starts_with("HTTP/1.1 200") && !answer.starts_with("HTTP/1.0 200") {
@@ -37,6 +37,21 @@ pub fn run(sources: &Sources, address: Option<String>) -> anyhow::Result<u8> {
     }
     println!("ok");
     Ok(0)
+}
+
+/// The server that answers for the process, if there is any.
+fn configured(status: &Config) -> String {
+    let Config { listen, health_listen, .. } = status;
+    if listen.is_empty() { health_listen.clone() } else { listen.clone() }
+}
+
+/// A server that listens everywhere is asked on the loopback.
+fn on_loopback(address: &str) -> String {
+    match address.rsplit_once(':') {
+        Some(("0.0.0.0", port)) => format!("127.0.0.1:{port}"),
+        Some(("[::]", port)) => format!("[::1]:{port}"),
+        _ => address.to_owned(),
+    }
 }
 
 fn ask(address: &str) -> anyhow::Result<String> {
@@ -48,4 +63,28 @@ fn ask(address: &str) -> anyhow::Result<String> {
     let mut answer = Vec::new();
     stream.take(ANSWER_MAX).read_to_end(&mut answer)?;
     Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configured_server_is_asked() {
+        for (listen, health_listen, expected) in [
+            ("127.0.0.1:8127", "", "127.0.0.1:8127"),
+            ("0.0.0.0:8127", "0.0.0.0:5555", "127.0.0.1:8127"),
+            ("", "0.0.0.0:5555", "127.0.0.1:5555"),
+            ("", "[::]:5555", "[::1]:5555"),
+            ("10.0.0.0:8127", "", "10.0.0.0:8127"),
+            ("", "", ""),
+        ] {
+            let config = Config {
+                listen: listen.to_owned(),
+                health_listen: health_listen.to_owned(),
+                ..Config::default()
+            };
+            assert_eq!(on_loopback(&configured(&config)), expected);
+        }
+    }
 }

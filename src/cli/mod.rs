@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::Sources;
-use crate::intake::one_line;
+use crate::logging::one_line;
 
 /// A statsd and DogStatsD compatible aggregation server. Without a command it runs.
 #[derive(Debug, Parser)]

@@ -10,7 +10,7 @@ use std::fmt::Write;
 use super::convert::{Manner, quoted, truth};
 use super::load::{Assignment, ConfigError, Source};
 use super::tree::{Entry, Node, Shape};
-use super::validate::{AGGREGATES, is_percentile};
+use crate::value::{Aggregate, parse_percentile};
 
 /// What the Agent's settings came to.
 #[derive(Debug, Default)]
@@ -141,7 +141,6 @@ static KEYS: &[Key] = &[
     sets("dogstatsd_buffer_size", "intake.buffer_size"),
     sets("dogstatsd_so_rcvbuf", "intake.receive_buffer"),
     sets("dogstatsd_eol_required", "intake.eol_required"),
-    sets("dogstatsd_origin_detection_client", "intake.origin_fields"),
     sets("dogstatsd_no_aggregation_pipeline", "intake.timestamps"),
     sets("statsd_forward_host", "intake.forward_host"),
     sets("statsd_forward_port", "intake.forward_port"),
@@ -190,12 +189,16 @@ static KEYS: &[Key] = &[
         "replaces statsd_metric_blocklist unless empty",
     ),
     sets("metric_filterlist_match_prefix", "rules.metric_blocklist_match_prefix"),
-    sets("dogstatsd_mapper_profiles", "rules.mapper_profiles"),
+    Key {
+        name: "dogstatsd_mapper_profiles",
+        effect: Effect::Sets("rules.mapper_profiles"),
+        remark: "a profile that is wrong stops the start; in the Agent it turns the mapper off",
+    },
     converts(
         "histogram_aggregates",
         &["value.histogram_aggregates"],
         |node, notes| {
-            let known = |word: &str| AGGREGATES.contains(&word);
+            let known = |word: &str| Aggregate::of_word(word).is_some();
             let kept = keep(node, "histogram_aggregates", notes, known)?;
             Ok(vec![("value.histogram_aggregates", kept)])
         },
@@ -205,7 +208,8 @@ static KEYS: &[Key] = &[
         "histogram_percentiles",
         &["value.histogram_percentiles"],
         |node, notes| {
-            let kept = keep(node, "histogram_percentiles", notes, is_percentile)?;
+            let known = |text: &str| parse_percentile(text).is_some();
+            let kept = keep(node, "histogram_percentiles", notes, known)?;
             Ok(vec![("value.histogram_percentiles", kept)])
         },
         "what is not a fraction from 0 to 1 is left out, with a note",
@@ -267,6 +271,7 @@ static KEYS: &[Key] = &[
     ),
     // What this version does not do.
     not_yet("dogstatsd_origin_detection", ORIGIN),
+    not_yet("dogstatsd_origin_detection_client", ORIGIN),
     not_yet("origin_detection_unified", ORIGIN),
     not_yet("dogstatsd_origin_optout_enabled", ORIGIN),
     not_yet("dogstatsd_tag_cardinality", ORIGIN),
@@ -796,7 +801,6 @@ mod tests {
         ("dogstatsd_buffer_size", "65536", "intake.buffer_size", "65536"),
         ("dogstatsd_so_rcvbuf", "1000", "intake.receive_buffer", "1000"),
         ("dogstatsd_eol_required", "[\"udp\"]", "intake.eol_required", "[\"udp\"]"),
-        ("dogstatsd_origin_detection_client", "true", "intake.origin_fields", "true"),
         ("dogstatsd_no_aggregation_pipeline", "false", "intake.timestamps", "false"),
         ("statsd_forward_host", "h", "intake.forward_host", "\"h\""),
         ("statsd_forward_port", "1", "intake.forward_port", "1"),
@@ -1007,6 +1011,10 @@ mod tests {
             (
                 "api_key: ENC[s3cret]",
                 "d:1: sinks.datadog.api_key: is a reference to a secret (ENC[...]), which tallyd does not resolve: give the key itself",
+            ),
+            (
+                "dogstatsd_mapper_profiles:\n  - {name: a, prefix: a, mappings: [{match: 'a(', name: b, match_type: regex}]}",
+                "d:1: rules.mapper_profiles[0].mappings[0].match: unclosed group; correct the pattern",
             ),
             (
                 "dogstatsd_port: x",

@@ -79,29 +79,34 @@ pub fn is_secret(path: &str) -> bool {
     .contains(&path)
 }
 
-/// A value as it may be shown: keys as stars, addresses without their password.
+/// A value as it may be shown: keys as stars, addresses without their password and query.
 pub fn masked(path: &str, value: &Value) -> Value {
     if !is_secret(path) {
         return value.clone();
     }
     match value {
-        Value::String(text) if text.contains("://") => Value::String(without_password(text)),
+        Value::String(text) if text.contains("://") => Value::String(without_secrets(text)),
         Value::String(text) if !text.is_empty() => Value::String("***".to_owned()),
         Value::Object(map) => map
             .iter()
-            .map(|(address, keys)| (without_password(address), masked(path, keys)))
+            .map(|(address, keys)| (without_secrets(address), masked(path, keys)))
             .collect(),
         Value::Array(items) => items.iter().map(|item| masked(path, item)).collect(),
         Value::String(_) | Value::Null | Value::Bool(_) | Value::Number(_) => value.clone(),
     }
 }
 
-fn without_password(url: &str) -> String {
+/// An address as it may be shown: a query or fragment may hold a key.
+fn without_secrets(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    let authority = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (rest, behind) = match rest.find(['?', '#']) {
+        Some(at) => (&rest[..at], &format!("{}***", &rest[at..=at])[..]),
+        None => (rest, ""),
+    };
+    let authority = rest.find('/').unwrap_or(rest.len());
     match rest[..authority].rfind('@') {
-        Some(at) => format!("{scheme}://***{}", &rest[at..]),
-        None => url.to_owned(),
+        Some(at) => format!("{scheme}://***{}{behind}", &rest[at..]),
+        None => format!("{scheme}://{rest}{behind}"),
     }
 }
 
@@ -251,6 +256,17 @@ mod tests {
             ),
             ("sinks.datadog.http.proxy_http", json!("http://h:1"), json!("http://h:1")),
             ("sinks.datadog.http.proxy_https", json!("u:p@h:1"), json!("***")),
+            (
+                "sinks.datadog.dd_url",
+                json!("https://u:p@h/x?api_key=k#f"),
+                json!("https://***@h/x?***"),
+            ),
+            ("sinks.datadog.dd_url", json!("https://h#k@x"), json!("https://h#***")),
+            (
+                "sinks.datadog.additional_endpoints",
+                json!({"https://h?k": ["k1"]}),
+                json!({"https://h?***": ["***"]}),
+            ),
         ] {
             assert_eq!(masked(path, &value), expected);
         }

@@ -7,6 +7,8 @@ use std::ops::RangeInclusive;
 use super::Config;
 use super::convert::{one_of, quoted};
 use crate::intake::address::{ListenAddress, host_port, is_host, socket_path};
+use crate::rules::Rules;
+use crate::value::{Aggregate, parse_percentile};
 use crate::{intake, logging, rules, shard, sinks, status, value};
 
 /// A setting with a value that it cannot have.
@@ -16,9 +18,6 @@ pub(super) struct Invalid {
     pub path: String,
     pub message: String,
 }
-
-/// The figures that a histogram can be sent as.
-pub(super) const AGGREGATES: [&str; 6] = ["max", "median", "avg", "count", "min", "sum"];
 
 type Outcome = Result<(), Invalid>;
 
@@ -100,42 +99,31 @@ fn intake(config: &intake::Config) -> Outcome {
     host("intake.forward_host", &config.forward_host)
 }
 
+/// Compiles the rules, as the start does, and throws the result away.
 fn rules(config: &rules::Config) -> Outcome {
-    for (i, profile) in config.mapper_profiles.iter().enumerate() {
-        let path = format!("rules.mapper_profiles[{i}]");
-        filled(format!("{path}.name"), &profile.name)?;
-        filled(format!("{path}.prefix"), &profile.prefix)?;
-        for (i, mapping) in profile.mappings.iter().enumerate() {
-            let path = format!("{path}.mappings[{i}]");
-            filled(format!("{path}.match"), &mapping.pattern)?;
-            filled(format!("{path}.name"), &mapping.name)?;
-            word(format!("{path}.match_type"), &mapping.match_type, &["wildcard", "regex", ""])?;
-        }
-    }
-    Ok(())
+    let compiled = Rules::new(config, "");
+    compiled.map(drop).map_err(|error| Invalid { path: error.path, message: error.problem })
 }
 
 fn shard(config: &shard::Config) -> Outcome {
     within("shard.contexts_max", config.contexts_max, 1..=1_000_000_000)?;
+    within("shard.counter_expiry_seconds", config.counter_expiry_seconds, 0..=86_400)?;
+    within("shard.context_expiry_seconds", config.context_expiry_seconds, 1..=86_400)?;
     within("shard.shards", config.shards, 0..=64)
 }
 
 fn value(config: &value::Config) -> Outcome {
-    words("value.histogram_aggregates", &config.histogram_aggregates, &AGGREGATES)?;
+    let known = Aggregate::ALL.map(Aggregate::word);
+    words("value.histogram_aggregates", &config.histogram_aggregates, &known)?;
     for (i, text) in config.histogram_percentiles.iter().enumerate() {
         check(
-            is_percentile(text),
+            parse_percentile(text).is_some(),
             format!("value.histogram_percentiles[{i}]"),
             expected("a fraction from 0 to 1", text),
         )?;
     }
     within("value.histogram_samples_max", config.histogram_samples_max, 1..=1_000_000_000)?;
     within("value.set_members_max", config.set_members_max, 1..=1_000_000_000)
-}
-
-/// Whether a text is a fraction that names a percentile.
-pub(super) fn is_percentile(text: &str) -> bool {
-    text.parse::<f64>().is_ok_and(|fraction| (0.0..=1.0).contains(&fraction))
 }
 
 fn datadog(config: &sinks::datadog::Config) -> Outcome {
@@ -250,10 +238,6 @@ fn words(path: &str, found: &[String], known: &[&str]) -> Outcome {
     found.iter().enumerate().try_for_each(|(i, text)| word(format!("{path}[{i}]"), text, known))
 }
 
-fn filled(path: String, text: &str) -> Outcome {
-    check(!text.is_empty(), path, "is missing")
-}
-
 fn host(path: &str, text: &str) -> Outcome {
     let valid = is_host(text) || text.parse::<IpAddr>().is_ok();
     check(valid, path, expected("an address or a host name", text))
@@ -339,14 +323,31 @@ mod tests {
                  unixstream:///PATH, found \"http://h:1\"",
             ),
             ("intake.forward_host", "a b", ": expected an address or a host name, found \"a b\""),
-            ("rules.mapper_profiles", "[{prefix: a}]", "[0].name: is missing"),
+            (
+                "rules.mapper_profiles",
+                "[{prefix: a}]",
+                "[0].name: missing; give the profile a name",
+            ),
             (
                 "rules.mapper_profiles",
                 "[{name: a, prefix: a, mappings: [{match: a, name: b, match_type: glob}]}]",
-                "[0].mappings[0].match_type: expected wildcard or regex, found \"glob\"",
+                "[0].mappings[0].match_type: \"glob\" is unknown; use wildcard or regex",
+            ),
+            (
+                "rules.mapper_profiles",
+                "[{name: a, prefix: a, mappings: [{match: 'a(', name: b, match_type: regex}]}]",
+                "[0].mappings[0].match: unclosed group; correct the pattern",
+            ),
+            (
+                "rules.mapper_profiles",
+                "[{name: a, prefix: a, mappings: [{match: 'a.**', name: b}]}]",
+                "[0].mappings[0].match: consecutive stars; write one",
             ),
             ("origin.hostname", "a b", ": expected a host name, found \"a b\""),
             ("shard.contexts_max", "0", ": expected 1 to 1000000000, found 0"),
+            ("shard.counter_expiry_seconds", "86401", ": expected 0 to 86400, found 86401"),
+            ("shard.context_expiry_seconds", "0", ": expected 1 to 86400, found 0"),
+            ("shard.context_expiry_seconds", "86401", ": expected 1 to 86400, found 86401"),
             (
                 "value.histogram_aggregates",
                 "[max, mode]",

@@ -16,6 +16,7 @@ use super::address::{ListenAddress, host_port};
 use super::socket_file::{SocketFile, make_way};
 use super::streams::Listening;
 use super::{Config, Untouched};
+use crate::logging::one_line;
 use crate::sample::Dialect;
 use crate::telemetry::{self, Telemetry};
 
@@ -282,18 +283,6 @@ fn socket_address(address: &str) -> io::Result<SocketAddr> {
         io::Error::new(ErrorKind::InvalidInput, format!("{address}: {problem}"))
     })?;
     resolve(host, port)
-}
-
-/// An error and its causes in one line.
-pub fn one_line(error: &anyhow::Error) -> String {
-    // The outermost context is the remedy: the cause goes first.
-    let mut parts: Vec<String> = error.chain().map(ToString::to_string).collect();
-    let remedy = (parts.len() > 2).then(|| parts.remove(0));
-    let mut line = parts.join(": ");
-    if let Some(remedy) = remedy {
-        line = format!("{line}; {remedy}");
-    }
-    line
 }
 
 #[cfg(test)]

@@ -80,7 +80,7 @@ impl Compiled {
             "" | "wildcard" => wildcard(&mapping.pattern).map_err(|p| error(path, "match", p))?,
             "regex" => ascii_classes(&mapping.pattern),
             other => {
-                let problem = format!("`{other}` is unknown; use wildcard or regex");
+                let problem = format!("{other:?} is unknown; use wildcard or regex");
                 return Err(error(path, "match_type", problem));
             }
         };
@@ -299,7 +299,7 @@ mod tests {
             ),
             (
                 profile("*", vec![mapping("a", "glob", "b", &[])]),
-                "m[1].mappings[0].match_type: `glob` is unknown; use wildcard or regex",
+                "m[1].mappings[0].match_type: \"glob\" is unknown; use wildcard or regex",
             ),
             (
                 profile("*", vec![mapping("a.**", "", "b", &[])]),

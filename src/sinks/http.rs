@@ -13,7 +13,7 @@ use tracing::warn;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Seconds until a connection must stand; 0 sets no bound.
+    /// Seconds until a connection must stand.
     pub connect_timeout: u64,
     /// Seconds for a whole request; 0 sets no bound.
     pub timeout: u64,
@@ -26,7 +26,7 @@ pub struct Config {
     pub no_proxy: Vec<String>,
     /// Accept any certificate. Dangerous.
     pub skip_ssl_validation: bool,
-    /// tlsv1.2 or tlsv1.3; older ones are taken as tlsv1.2.
+    /// The oldest version of TLS that is used: tlsv1.2 or tlsv1.3.
     pub min_tls_version: String,
 }
 
@@ -84,12 +84,10 @@ fn builder(config: &Config, proxies: &[Proxy], tls: Version) -> impl Fn() -> Cli
         let mut builder = Client::builder()
             .redirect(redirect::Policy::none())
             .tcp_keepalive(KEEPALIVE)
+            .connect_timeout(Duration::from_secs(config.connect_timeout))
             .tls_version_min(tls)
             .tls_danger_accept_invalid_certs(config.skip_ssl_validation)
             .no_proxy();
-        if config.connect_timeout > 0 {
-            builder = builder.connect_timeout(Duration::from_secs(config.connect_timeout));
-        }
         if config.timeout > 0 {
             builder = builder.timeout(Duration::from_secs(config.timeout));
         }
@@ -98,13 +96,9 @@ fn builder(config: &Config, proxies: &[Proxy], tls: Version) -> impl Fn() -> Cli
 }
 
 fn tls_version_min(word: &str) -> anyhow::Result<Version> {
-    match word.to_ascii_lowercase().as_str() {
+    match word {
         "tlsv1.2" => Ok(Version::TLS_1_2),
         "tlsv1.3" => Ok(Version::TLS_1_3),
-        "tlsv1.0" | "tlsv1.1" => {
-            warn!("min_tls_version: {word} is taken as tlsv1.2, the oldest there is");
-            Ok(Version::TLS_1_2)
-        }
         _ => bail!("min_tls_version: {word:?} is neither tlsv1.2 nor tlsv1.3"),
     }
 }
@@ -208,11 +202,7 @@ mod tests {
 
     #[test]
     fn versions_of_tls() {
-        for (word, version) in [
-            ("tlsv1.0", Version::TLS_1_2),
-            ("tlsv1.2", Version::TLS_1_2),
-            ("TLSv1.3", Version::TLS_1_3),
-        ] {
+        for (word, version) in [("tlsv1.2", Version::TLS_1_2), ("tlsv1.3", Version::TLS_1_3)] {
             assert_eq!(tls_version_min(word).unwrap(), version);
         }
     }

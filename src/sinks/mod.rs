@@ -15,6 +15,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::Batch;
+use crate::telemetry::Telemetry;
 
 pub use crate::encode::{Body, Encoded, Payload};
 use console::Switch;
@@ -57,7 +58,11 @@ pub struct Sinks {
 impl Sinks {
     /// # Errors
     /// One line that begins with the path of the setting that cannot be used.
-    pub fn new(config: &Config, hostname: &str) -> anyhow::Result<Self> {
+    pub fn new(
+        config: &Config,
+        hostname: &str,
+        telemetry: &Arc<Telemetry>,
+    ) -> anyhow::Result<Self> {
         let mut sinks = Self { all: Vec::new(), prometheus: None, datadog: None };
         if !config.datadog.api_key.is_empty() {
             let datadog = Arc::new(datadog::Datadog::new(&config.datadog, hostname)?);
@@ -75,7 +80,9 @@ impl Sinks {
             sinks.all.push((Arc::new(console), LOCAL_QUEUE_BYTES));
         }
         if config.prometheus.enabled {
-            let prometheus = Arc::new(prometheus::Prometheus::new(&config.prometheus, hostname)?);
+            let telemetry = Arc::clone(telemetry);
+            let prometheus = prometheus::Prometheus::new(&config.prometheus, hostname, telemetry)?;
+            let prometheus = Arc::new(prometheus);
             sinks.all.push((prometheus.clone(), LOCAL_QUEUE_BYTES));
             sinks.prometheus = Some(prometheus);
         }

@@ -14,8 +14,10 @@ use crate::context::Context;
 use crate::encode::exposition::{
     Labels, Type, metric_name, write_quantile, write_sample, write_type,
 };
+use crate::rules::Blocklist;
 use crate::sample::Kind;
-use crate::value::Summary;
+use crate::telemetry::Telemetry;
+use crate::value::{Aggregate, Suffix, Summary};
 
 /// The page at `/metrics`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -54,10 +56,12 @@ pub struct QuantileError {
 ///
 /// Counts are counters since the start, gauges and sets are gauges, the rest are summaries whose
 /// quantiles are those of the newest bucket while `_sum` and `_count` run since the start.
-/// Timestamps are not shown: of a gauge's points the newest is, and those of a count add up.
+/// Timestamps are not shown: of a gauge's points within one batch the newest is, and those of a
+/// count add up. A batch always wins over the one before, whatever its points' times, so neither a
+/// point of the far future nor a clock that was set back holds a gauge.
 ///
-/// A bucket in which a count came to less than zero is left out of its counter, and counted in
-/// [`Prometheus::negative_counts`]: Prometheus takes any decrease for a restart from zero.
+/// A bucket in which a count came to less than zero is left out of its counter, and counted:
+/// Prometheus takes any decrease for a restart from zero.
 #[derive(Debug)]
 pub struct Prometheus {
     page: Arc<Mutex<Page>>,
@@ -65,8 +69,12 @@ pub struct Prometheus {
 
 impl Prometheus {
     /// `hostname` is the own host, which the page does not repeat with every series.
-    pub fn new(config: &Config, hostname: &str) -> Result<Self, QuantileError> {
-        let page = Page::new(config, hostname)?;
+    pub fn new(
+        config: &Config,
+        hostname: &str,
+        telemetry: Arc<Telemetry>,
+    ) -> Result<Self, QuantileError> {
+        let page = Page::new(config, hostname, telemetry)?;
         Ok(Self { page: Arc::new(Mutex::new(page)) })
     }
 
@@ -81,16 +89,6 @@ impl Prometheus {
         let mut out = String::new();
         self.render(&mut out);
         out
-    }
-
-    /// Points, since the start, of series for which the page had no room.
-    pub fn left_out(&self) -> u64 {
-        lock(&self.page).left_out
-    }
-
-    /// Points of counts, since the start, that were negative and so are in no counter.
-    pub fn negative_counts(&self) -> u64 {
-        lock(&self.page).negative_counts
     }
 }
 
@@ -143,8 +141,9 @@ struct Page {
     families: BTreeMap<FamilyKey, Family>,
     /// Names of samples in use, those with a suffix included.
     names: HashSet<String, RandomState>,
-    left_out: u64,
-    negative_counts: u64,
+    /// Batches folded so far.
+    batches: u64,
+    telemetry: Arc<Telemetry>,
 }
 
 /// The valid form of a name, before a clash of kinds is resolved.
@@ -173,14 +172,18 @@ struct Shown {
     count: f64,
     /// Of a summary: quantile and value, ascending.
     quantiles: Vec<(f64, f64)>,
-    /// Time of the newest point, Unix seconds.
-    newest: i64,
+    /// The batch of the newest point, by its number, and the point's time in Unix seconds.
+    newest: (u64, i64),
     /// Time of the last flush that had a point, Unix seconds.
     last_seen: i64,
 }
 
 impl Page {
-    fn new(config: &Config, hostname: &str) -> Result<Self, QuantileError> {
+    fn new(
+        config: &Config,
+        hostname: &str,
+        telemetry: Arc<Telemetry>,
+    ) -> Result<Self, QuantileError> {
         let mut quantiles = config.quantiles.clone();
         if let Some(index) = quantiles.iter().position(|q| !(0.0..=1.0).contains(q)) {
             return Err(QuantileError { index, value: quantiles[index] });
@@ -196,23 +199,24 @@ impl Page {
             places: HashMap::default(),
             families: BTreeMap::new(),
             names: HashSet::default(),
-            left_out: 0,
-            negative_counts: 0,
+            batches: 0,
+            telemetry,
         })
     }
 
     fn fold(&mut self, batch: &Batch) {
+        self.batches += 1;
         for rows in batch.series() {
-            self.fold_series(rows, batch.flushed_at);
+            self.fold_series(rows, batch);
         }
-        self.expire(batch.flushed_at.saturating_sub(self.expiry_seconds.into()));
+        self.expire(batch.flushed_at);
     }
 
-    fn fold_series(&mut self, rows: &[Row], now: i64) {
-        let context = &rows[0].context;
+    fn fold_series(&mut self, rows: &[Row], batch: &Batch) {
+        let (context, now) = (&rows[0].context, batch.flushed_at);
         if !self.places.contains_key(context) {
             if self.places.len() >= self.series_max {
-                self.left_out += rows.len() as u64;
+                self.telemetry.page_left_out.add(rows.len() as u64);
                 return;
             }
             self.add(context.clone());
@@ -223,19 +227,21 @@ impl Page {
         let shown = family.series.get_mut(&place.labels).expect("a place's series exists");
         shown.last_seen = now;
         for row in rows {
+            let at = (self.batches, row.time);
             match &row.value {
                 Value::Count(sum) if *sum >= 0.0 => shown.value += sum,
-                Value::Count(_) => self.negative_counts += 1,
-                Value::Gauge(value) => shown.set(*value, row.time),
-                Value::Set(members) => shown.set(*members as f64, row.time),
+                Value::Count(_) => self.telemetry.page_negative_counts.add(1),
+                Value::Gauge(value) => shown.set(*value, at),
+                Value::Set(members) => shown.set(*members as f64, at),
                 Value::Histogram(summary) => {
-                    shown.observe(summary.sum, summary.count, quantiles_of(summary), row.time);
+                    let quantiles = quantiles_of(summary, context.name(), &batch.blocklist);
+                    shown.observe(summary.sum, summary.count, quantiles, at);
                 }
                 Value::Distribution(sketch) => {
                     let quantiles =
                         self.quantiles.iter().filter_map(|q| Some((*q, sketch.quantile(*q)?)));
                     let count = sketch.count() as f64;
-                    shown.observe(sketch.sum(), count, quantiles.collect(), row.time);
+                    shown.observe(sketch.sum(), count, quantiles.collect(), at);
                 }
             }
         }
@@ -264,11 +270,18 @@ impl Page {
         names.find(is_free).expect("there are more numbers than families")
     }
 
-    /// Removes what was not seen since `horizon`, and gives its names free.
-    fn expire(&mut self, horizon: i64) {
-        self.places.retain(|_, place| place.last_seen >= horizon);
+    /// Removes what has been idle for too long, and gives its names free. A series leaves no
+    /// earlier than the places that show as it, since it was seen with each of them.
+    fn expire(&mut self, now: i64) {
+        let horizon = now.saturating_sub(self.expiry_seconds.into());
+        let stays = |last_seen: &mut i64| {
+            // Seen in the future: the clock was set back, and the idle time counts from then on.
+            *last_seen = now.min(*last_seen);
+            *last_seen >= horizon
+        };
+        self.places.retain(|_, place| stays(&mut place.last_seen));
         self.families.retain(|(_, kind), family| {
-            family.series.retain(|_, shown| shown.last_seen >= horizon);
+            family.series.retain(|_, shown| stays(&mut shown.last_seen));
             if family.series.is_empty() {
                 names_of(&family.name, *kind).for_each(|name| _ = self.names.remove(&name));
             }
@@ -300,21 +313,21 @@ impl Page {
 
 impl Shown {
     fn new() -> Self {
-        Self { value: 0.0, count: 0.0, quantiles: Vec::new(), newest: i64::MIN, last_seen: 0 }
+        Self { value: 0.0, count: 0.0, quantiles: Vec::new(), newest: (0, 0), last_seen: 0 }
     }
 
     /// Of two points of one time the one that arrived last is shown.
-    fn set(&mut self, value: f64, time: i64) {
-        if time >= self.newest {
-            (self.value, self.newest) = (value, time);
+    fn set(&mut self, value: f64, at: (u64, i64)) {
+        if at >= self.newest {
+            (self.value, self.newest) = (value, at);
         }
     }
 
-    fn observe(&mut self, sum: f64, count: f64, quantiles: Vec<(f64, f64)>, time: i64) {
+    fn observe(&mut self, sum: f64, count: f64, quantiles: Vec<(f64, f64)>, at: (u64, i64)) {
         self.value += sum;
         self.count += count;
-        if time >= self.newest {
-            (self.quantiles, self.newest) = (quantiles, time);
+        if at >= self.newest {
+            (self.quantiles, self.newest) = (quantiles, at);
         }
     }
 }
@@ -323,11 +336,13 @@ fn names_of(family: &str, kind: Kind) -> impl Iterator<Item = String> {
     Type::of(kind).suffixes().iter().map(move |suffix| format!("{family}{suffix}"))
 }
 
-/// The percentiles and, unless it is among them, the median.
-fn quantiles_of(summary: &Summary) -> Vec<(f64, f64)> {
-    let percentiles = summary.percentiles.iter();
+/// The percentiles and, unless it is among them, the median; without those that are blocked.
+fn quantiles_of(summary: &Summary, name: &str, blocklist: &Blocklist) -> Vec<(f64, f64)> {
+    let sent = |suffix| !blocklist.blocks_figure(name, suffix);
+    let percentiles = summary.percentiles.iter().filter(|(p, _)| sent(Suffix::Percentile(*p)));
     let mut out: Vec<_> = percentiles.map(|(p, value)| (f64::from(*p) / 100.0, *value)).collect();
-    if !out.iter().any(|(quantile, _)| *quantile == 0.5) {
+    let median = Suffix::Aggregate(Aggregate::Median);
+    if !out.iter().any(|(quantile, _)| *quantile == 0.5) && sent(median) {
         out.push((0.5, summary.median));
     }
     out.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -345,12 +360,13 @@ mod tests {
 
     use super::*;
     use crate::context::Source;
+    use crate::rules;
     use crate::sketch::Sketch;
 
     fn page_with(change: impl FnOnce(&mut Config)) -> Page {
         let mut config = Config::default();
         change(&mut config);
-        Page::new(&config, "own").unwrap()
+        Page::new(&config, "own", Arc::default()).unwrap()
     }
 
     fn context(name: &str, kind: Kind, tags: &[&str]) -> Arc<Context> {
@@ -457,7 +473,7 @@ users 7
         assert_eq!(others, expected);
         for bad in [-0.1, 1.5, f64::NAN] {
             let config = Config { quantiles: vec![0.5, bad], ..Config::default() };
-            assert_eq!(Page::new(&config, "").unwrap_err().index, 1);
+            assert_eq!(Page::new(&config, "", Arc::default()).unwrap_err().index, 1);
         }
     }
 
@@ -479,12 +495,58 @@ users 7
         let mut late = summary();
         late.median = 0.0;
         let late = row("h", Kind::Histogram, &[], Value::Histogram(Box::new(late)));
-        page.fold(&batch(130, vec![at(99, late)]));
+        page.fold(&batch(130, vec![at(99, late), histogram("h", Kind::Histogram, &[])]));
         let text = rendered(&page);
-        for line in ["c 5\n", "g 5\n", "h{quantile=\"0.5\"} 4\n", "h_sum 41\n", "h_count 8\n"] {
+        for line in ["c 5\n", "g 5\n", "h{quantile=\"0.5\"} 4\n", "h_sum 61.5\n", "h_count 12\n"] {
             assert!(text.contains(line), "{line} is missing in {text}");
         }
-        assert_eq!(page.negative_counts, 1);
+        assert_eq!(page.telemetry.page_negative_counts.get(), 1);
+    }
+
+    #[test]
+    fn blocked_quantiles_are_not_shown() {
+        let blocked = ["h.median", "h.95percentile"].map(String::from).to_vec();
+        let config = rules::Config { metric_blocklist: blocked, ..rules::Config::default() };
+        let blocklist = rules::Rules::new(&config, "").unwrap().blocklist();
+        let mut page = page_with(|_| ());
+        page.fold(&Batch { blocklist, ..batch(110, vec![histogram("h", Kind::Timer, &[])]) });
+        let text = "# TYPE h summary\nh{quantile=\"0.99\"} 10\nh_sum 20.5\nh_count 4\n";
+        assert_eq!(rendered(&page), text);
+    }
+
+    #[test]
+    fn neither_the_future_nor_the_past_holds_a_series() {
+        let mut page = page_with(|_| ());
+        let at = |time, row| Row { time, ..row };
+        // Milliseconds in place of seconds.
+        let future = 1_700_000_000_000;
+        let rows = vec![
+            at(future, gauge("g", &[], 5.0)),
+            at(future, histogram("h", Kind::Timer, &[])),
+            at(100, gauge("g", &[], 4.0)),
+        ];
+        page.fold(&batch(110, rows));
+        assert!(rendered(&page).contains("g 5\n"));
+        let mut next = summary();
+        next.median = 0.0;
+        let next = row("h", Kind::Timer, &[], Value::Histogram(Box::new(next)));
+        page.fold(&batch(120, vec![at(110, gauge("g", &[], 6.0)), at(110, next)]));
+        let text = rendered(&page);
+        assert!(text.contains("g 6\n") && text.contains("h{quantile=\"0.5\"} 0\n"), "{text}");
+        // The clock is set back.
+        page.fold(&batch(20, vec![at(10, gauge("g", &[], 7.0))]));
+        assert!(rendered(&page).contains("g 7\n"));
+    }
+
+    #[test]
+    fn a_clock_set_back_leaves_no_place_without_its_series() {
+        let mut page = page_with(|_| ());
+        page.fold(&batch(10_000, vec![gauge("a.b", &[], 1.0)]));
+        page.fold(&batch(1000, vec![gauge("a_b", &[], 2.0)]));
+        page.fold(&batch(1400, vec![]));
+        assert_eq!((rendered(&page).as_str(), page.places.len()), ("", 0));
+        page.fold(&batch(1410, vec![gauge("a.b", &[], 3.0)]));
+        assert_eq!(rendered(&page), "# TYPE a_b gauge\na_b 3\n");
     }
 
     #[test]
@@ -553,12 +615,14 @@ users 7
         let rows = || vec![gauge("a", &[], 1.0), gauge("a", &["k:"], 2.0), gauge("b", &[], 3.0)];
         page.fold(&batch(110, rows()));
         page.fold(&batch(120, rows()));
-        assert_eq!((rendered(&page).as_str(), page.left_out), ("# TYPE a gauge\na 2\n", 2));
+        assert_eq!(rendered(&page), "# TYPE a gauge\na 2\n");
+        assert_eq!(page.telemetry.page_left_out.get(), 2);
     }
 
     #[tokio::test]
     async fn the_sink_folds_what_it_encodes() {
-        let sink = Prometheus::new(&Config::default(), "own").unwrap();
+        let telemetry = Arc::new(Telemetry::default());
+        let sink = Prometheus::new(&Config::default(), "own", Arc::clone(&telemetry)).unwrap();
         let batch = Arc::new(batch(110, vec![count("c", &[], 2.0), count("n", &[], -1.0)]));
         for _ in 0..2 {
             let encoded = sink.encode(&batch);
@@ -566,7 +630,7 @@ users 7
             assert_eq!(sink.send(0, &encoded.payloads[0]).await, Verdict::Delivered);
         }
         assert_eq!(sink.page(), "# TYPE c counter\nc 4\n# TYPE n counter\nn 0\n");
-        assert_eq!((sink.left_out(), sink.negative_counts()), (0, 2));
+        assert_eq!((telemetry.page_left_out.get(), telemetry.page_negative_counts.get()), (0, 2));
     }
 
     fn nasty_rows() -> Vec<Row> {

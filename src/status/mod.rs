@@ -4,18 +4,19 @@ pub mod series;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Query, State};
+use axum::extract::{DefaultBodyLimit, FromRequest, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use crate::batch::Batch;
@@ -52,18 +53,48 @@ impl Default for Config {
     }
 }
 
-/// What the pages show.
+/// Posts under way at once, and as many pages: each holds a body, and its work waits for locks on
+/// threads that the sinks need too. One more gets a 503.
+const UNDER_WAY_MAX: usize = 16;
+
+/// How long a body may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the pages show, and where posts go.
 pub struct Status {
-    pub telemetry: Arc<Telemetry>,
-    /// `None` when that sink is off.
-    pub prometheus: Option<Arc<Prometheus>>,
+    telemetry: Arc<Telemetry>,
+    prometheus: Option<Arc<Prometheus>>,
     /// The last flush.
-    pub last: Mutex<Arc<Batch>>,
-    /// Takes in what is posted.
-    pub proxy: Mutex<Reader>,
+    last: Mutex<Arc<Batch>>,
+    /// Takes in what is posted; `None` once nothing more is taken.
+    proxy: Mutex<Option<Reader>>,
+    posts: Arc<Semaphore>,
+    pages: Arc<Semaphore>,
 }
 
 impl Status {
+    /// `prometheus` is `None` when that sink is off; `proxy` takes in what is posted.
+    pub fn new(
+        telemetry: Arc<Telemetry>,
+        prometheus: Option<Arc<Prometheus>>,
+        proxy: Reader,
+    ) -> Self {
+        Self {
+            telemetry,
+            prometheus,
+            last: Mutex::default(),
+            proxy: Mutex::new(Some(proxy)),
+            posts: Arc::new(Semaphore::new(UNDER_WAY_MAX)),
+            pages: Arc::new(Semaphore::new(UNDER_WAY_MAX)),
+        }
+    }
+
+    /// Takes in nothing more: a post that is not in yet gets a 503, so its client knows. Waits for
+    /// the one that is being read.
+    pub fn close(&self) {
+        *self.proxy.lock().expect("no panic under this lock") = None;
+    }
+
     /// Shows this batch from now on.
     pub fn show(&self, batch: Arc<Batch>) {
         *self.last.lock().expect("no panic under this lock") = batch;
@@ -78,14 +109,6 @@ impl Status {
         let mut page = String::new();
         if let Some(prometheus) = &self.prometheus {
             prometheus.render(&mut page);
-            let gauge = |page: &mut String, name, help, value: u64| {
-                let sample = (Labels::new([]), value as f64);
-                exposition::write_own(page, name, help, Type::Gauge, [sample]);
-            };
-            let help = "Series that did not fit on this page (sinks.prometheus.series_max).";
-            gauge(&mut page, "tallyd_page_left_out", help, prometheus.left_out());
-            let help = "Negative sums that could not be added to a counter of this page.";
-            gauge(&mut page, "tallyd_page_negative_counts", help, prometheus.negative_counts());
         }
         let figures = self.telemetry.figures();
         for own in OWN {
@@ -206,34 +229,187 @@ fn proxy(config: &Config, status: &Arc<Status>) -> Router {
 }
 
 /// What a tracer posts: lines of DogStatsD, as the Agent's trace port takes them.
-async fn take_in(State(status): State<Arc<Status>>, body: Bytes) -> Response {
-    let taken = tokio::task::spawn_blocking(move || {
-        let mut reader = status.proxy.lock().expect("no panic under this lock");
-        reader.datagram(&body, false, Time::now());
-    });
-    match taken.await {
-        Ok(()) => StatusCode::OK.into_response(),
-        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
-    }
+async fn take_in(State(status): State<Arc<Status>>, request: Request) -> Response {
+    // Before the body is read: it is what takes memory.
+    let Ok(permit) = Arc::clone(&status.posts).try_acquire_owned() else { return busy() };
+    let body = match tokio::time::timeout(BODY_TIMEOUT, Bytes::from_request(request, &())).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(rejection)) => return rejection.into_response(),
+        Err(_) => return StatusCode::REQUEST_TIMEOUT.into_response(),
+    };
+    elsewhere(permit, move || {
+        match status.proxy.lock().expect("no panic under this lock").as_mut() {
+            Some(reader) => {
+                reader.datagram(&body, false, Time::now());
+                StatusCode::OK.into_response()
+            }
+            None => (StatusCode::SERVICE_UNAVAILABLE, "tallyd is stopping\n").into_response(),
+        }
+    })
+    .await
 }
 
-async fn metrics(State(status): State<Arc<Status>>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], status.metrics())
+async fn metrics(State(status): State<Arc<Status>>) -> Response {
+    let Ok(permit) = Arc::clone(&status.pages).try_acquire_owned() else { return busy() };
+    let page = move || {
+        ([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], status.metrics()).into_response()
+    };
+    elsewhere(permit, page).await
 }
 
 async fn api_series(
     State(status): State<Arc<Status>>,
     query: Result<Query<series::Query>, axum::extract::rejection::QueryRejection>,
 ) -> Response {
-    match query {
-        Ok(Query(query)) => axum::Json(series::document(&status.last(), &query)).into_response(),
+    let query = match query {
+        Ok(Query(query)) => query,
         Err(error) => {
             let problem = format!("{error}; known are name, tag, limit\n");
-            (StatusCode::BAD_REQUEST, problem).into_response()
+            return (StatusCode::BAD_REQUEST, problem).into_response();
         }
-    }
+    };
+    let Ok(permit) = Arc::clone(&status.pages).try_acquire_owned() else { return busy() };
+    let page = move || axum::Json(series::document(&status.last(), &query)).into_response();
+    elsewhere(permit, page).await
+}
+
+/// Does what takes a while, or waits for a lock, away from the control plane's own threads. The
+/// permit is held until it is done, even if the client has gone.
+async fn elsewhere(
+    permit: OwnedSemaphorePermit,
+    work: impl FnOnce() -> Response + Send + 'static,
+) -> Response {
+    let done = tokio::task::spawn_blocking(move || {
+        let _permit = permit;
+        work()
+    });
+    done.await.unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
+}
+
+fn busy() -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, "too many requests under way\n").into_response()
 }
 
 async fn index() -> Html<&'static str> {
     Html(include_str!("index.html"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use axum::body::{Body, to_bytes};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::reader::Shared;
+    use crate::rules::Rules;
+    use crate::sample::Dialect;
+    use crate::shard::Shards;
+    use crate::value::Plan;
+    use crate::{intake, rules, shard, value};
+
+    fn status() -> Arc<Status> {
+        let telemetry = Arc::new(Telemetry::default());
+        let (plan, now) = (Plan::from_config(&value::Config::default()), Time::from_seconds(1000));
+        let host = "own".to_owned();
+        let config = shard::Config::default();
+        let shards = Shards::new(config, plan, 10, host, Arc::clone(&telemetry), now);
+        let shared = Shared {
+            rules: Arc::new(Rules::new(&rules::Config::default(), "own").unwrap()),
+            shards: Arc::new(shards),
+            telemetry: Arc::clone(&telemetry),
+            distribution_prefix: None,
+            log_rejects: false,
+            line_max: 8192,
+            spellings_max: 10,
+        };
+        let options = intake::Config::default().options(Dialect::Datadog);
+        let reader = Reader::new(shared, telemetry.listener("http".to_owned()), options, false);
+        Arc::new(Status::new(telemetry, None, reader))
+    }
+
+    fn samples(status: &Status) -> u64 {
+        status.telemetry.listeners()[0].samples.get()
+    }
+
+    #[tokio::test]
+    async fn what_comes_after_the_close_is_refused() {
+        let status = status();
+        let post = || take_in(State(Arc::clone(&status)), Request::new(Body::from("a:1|c")));
+        assert_eq!(post().await.status(), StatusCode::OK);
+        assert_eq!(samples(&status), 1);
+        status.close();
+        assert_eq!(post().await.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(samples(&status), 1);
+    }
+
+    #[tokio::test]
+    async fn pages_are_written_away_from_the_control_threads() {
+        let status = status();
+        let (locked, is_locked) = mpsc::channel();
+        let (release, released) = mpsc::channel();
+        let holder = std::thread::spawn({
+            let status = Arc::clone(&status);
+            move || {
+                let _held = status.last.lock();
+                locked.send(()).unwrap();
+                released.recv_timeout(Duration::from_secs(5)).is_ok()
+            }
+        });
+        is_locked.recv().unwrap();
+        let query = Ok(Query(series::Query::default()));
+        let page = tokio::spawn(api_series(State(Arc::clone(&status)), query));
+        // This thread is the only one: were it to wait for the lock, nobody would release it.
+        tokio::task::yield_now().await;
+        let _ = release.send(());
+        assert!(holder.join().unwrap(), "the request waited on the control thread");
+        assert_eq!(page.await.unwrap().status(), StatusCode::OK);
+        let page = metrics(State(Arc::clone(&status))).await;
+        assert_eq!(page.headers()[header::CONTENT_TYPE], exposition::CONTENT_TYPE);
+        let page = to_bytes(page.into_body(), 1 << 20).await.unwrap();
+        assert!(page.starts_with(b"# HELP tallyd_listener_datagrams_total "));
+        assert_eq!(status.pages.available_permits(), UNDER_WAY_MAX);
+    }
+
+    #[tokio::test]
+    async fn one_request_too_many_is_refused() {
+        let status = status();
+        let router = everything(&Config::default(), &status);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let begin = async || {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            let head = "POST /dogstatsd/v2/proxy HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+                        Content-Length: 5\r\n\r\n";
+            client.write_all(head.as_bytes()).await.unwrap();
+            client
+        };
+        let end = async |mut client: TcpStream| {
+            // The server may have closed the connection already.
+            let _ = client.write_all(b"a:1|c").await;
+            let mut answer = String::new();
+            let _ = client.read_to_string(&mut answer).await;
+            answer.lines().next().unwrap_or_default().to_owned()
+        };
+        let mut clients = Vec::new();
+        for _ in 0..UNDER_WAY_MAX {
+            clients.push(begin().await);
+        }
+        let all_are_under_way = async {
+            while status.posts.available_permits() > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), all_are_under_way).await.unwrap();
+        let mut answer = [0; 12];
+        begin().await.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 503");
+        for client in clients {
+            assert_eq!(end(client).await, "HTTP/1.1 200 OK");
+        }
+        assert_eq!((samples(&status), status.posts.available_permits()), (16, UNDER_WAY_MAX));
+    }
 }

@@ -1,7 +1,8 @@
 //! Bodies for the Datadog intake: series, sketches, events and service checks.
 //!
 //! Points are counted as the intake sees them: a histogram's bucket is one point for each of its
-//! figures. What is encoded plus what is dropped is all there was, save the routes that are off.
+//! figures. What is encoded plus what is dropped is all there was, save the routes that are off and
+//! the figures that are blocked.
 
 mod checks;
 mod events;
@@ -148,6 +149,7 @@ mod tests {
     use super::datadog_payload::*;
     use super::*;
     use crate::batch::{Event, Row, ServiceCheck, Value};
+    use crate::rules;
     use crate::sample::{AlertType, Kind, Priority, Status};
     use crate::value::{Aggregate, Summary};
 
@@ -294,6 +296,27 @@ mod tests {
         let expected =
             [("h.sum", 100.0), ("h.min", 10.0), ("h.5percentile", 11.0), ("h.99percentile", 40.0)];
         assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn blocked_figures_are_not_sent() {
+        let h = context("h", Kind::Histogram, "", &[]);
+        for (blocked, prefix, expected) in [
+            (&["h.max", "h.95percentile"][..], false, &["h.median", "h.avg", "h.count"][..]),
+            (&["h.m"], false, &["h.max", "h.median", "h.avg", "h.count", "h.95percentile"]),
+            (&["h.m"], true, &["h.avg", "h.count", "h.95percentile"]),
+        ] {
+            let config = rules::Config {
+                metric_blocklist: blocked.iter().map(|name| (*name).to_owned()).collect(),
+                metric_blocklist_match_prefix: prefix,
+                ..rules::Config::default()
+            };
+            let mut batch = batch(vec![row(&h, 10, summary())]);
+            batch.blocklist = rules::Rules::new(&config, "").unwrap().blocklist();
+            let series = series(&batch);
+            let names: Vec<_> = figures(&series).iter().map(|f| f.0).collect();
+            assert_eq!(names, expected);
+        }
     }
 
     #[test]

@@ -31,13 +31,17 @@ pub fn expand(batch: &Batch, points_max: usize, mut each: impl FnMut(&Series<'_>
     let mut points = Vec::new();
     for rows in batch.series() {
         let context = &*rows[0].context;
-        let mut index = 0;
-        while let Some(Number { suffix, rate, .. }) = number(&rows[0], index, batch) {
+        for index in 0.. {
+            let Some(Number { suffix, rate, .. }) = number(&rows[0], index, batch) else { break };
             name.clear();
             name.push_str(context.name());
             if let Some(suffix) = suffix {
                 // Writing to a string does not fail.
                 let _ = write!(name, "{suffix}");
+            }
+            // A name without a suffix was tested when it came in.
+            if suffix.is_some() && batch.blocklist.blocks(&name) {
+                continue;
             }
             points.clear();
             points.extend(
@@ -51,7 +55,6 @@ pub fn expand(batch: &Batch, points_max: usize, mut each: impl FnMut(&Series<'_>
                 let interval = batch.interval;
                 each(&Series { context, name: &name, rate, unit, interval, points });
             }
-            index += 1;
         }
     }
     dropped
