@@ -9,7 +9,7 @@ const LAYERS: [&[&str]; 10] = [
     &["context", "sketch", "telemetry"],
     &["batch", "grammar", "origin", "parse", "rules", "stream", "value"],
     &["encode", "shard"],
-    &["flush", "reader", "sinks"],
+    &["flush", "reader", "sinks", "spellings"],
     &["intake", "status"],
     &["config"],
     &["server"],

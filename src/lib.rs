@@ -17,6 +17,7 @@ pub mod time;
 
 pub mod intake;
 pub mod reader;
+pub mod spellings;
 pub mod stream;
 
 pub mod grammar;

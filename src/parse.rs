@@ -9,7 +9,7 @@ mod statsd;
 
 use std::borrow::Cow;
 
-use memchr::{memchr, memmem};
+use memchr::{memchr, memchr2, memmem};
 
 use crate::sample::{
     AlertType, CheckLine, Dialect, EventLine, Kind, Message, OriginFields, Priority, Reject,
@@ -95,16 +95,23 @@ pub fn line<'a>(line: &'a [u8], options: Options) -> Result<Message<'a>, Reject>
 // name:1:2|ms|@0.5|#a:b,c|T1700000000|c:ci-1|e:pu-2|card:low
 fn metric<'a>(line: &'a [u8], options: Options) -> Result<Sample<'a>, Reject> {
     // name:1:2|ms|...
-    // ^^^^^^^^
-    let (head, rest) = split_once(line, b'|').ok_or(Reject::NoPipe)?;
-    let (name, text) = split_once(head, b':').ok_or(Reject::NameValue)?;
+    // ^^^^
+    let colon = match memchr2(b':', b'|', line) {
+        Some(at) if line[at] == b':' => at,
+        Some(_) => return Err(Reject::NameValue),
+        None => return Err(Reject::NoPipe),
+    };
+    // name:1:2|ms|...
+    //      ^^^
+    let (name, rest) = (&line[..colon], &line[colon + 1..]);
+    let value = value_length(rest).ok_or(Reject::NoPipe)?;
+    let (text, rest) = (&rest[..value], &rest[value + 1..]);
     if name.is_empty() || text.is_empty() {
         return Err(Reject::NameValue);
     }
     // name:1:2|ms|...
     //          ^^
-    let mut fields = Parts { rest: Some(rest), separator: b'|' };
-    let kind = fields.next().and_then(kind).ok_or(Reject::Type)?;
+    let (kind, rest) = kind(rest).ok_or(Reject::Type)?;
     let mut sample = Sample {
         name,
         kind,
@@ -116,7 +123,7 @@ fn metric<'a>(line: &'a [u8], options: Options) -> Result<Sample<'a>, Reject> {
     };
     // name:1:2|ms|...
     //             ^^^
-    for field in fields {
+    for field in (Parts { rest, separator: b'|' }) {
         match field {
             [b'@', rate @ ..] => sample.rate = number(rate).ok_or(Reject::SampleRate)?,
             [b'#', tags @ ..] => sample.tags = tags,
@@ -130,14 +137,28 @@ fn metric<'a>(line: &'a [u8], options: Options) -> Result<Sample<'a>, Reject> {
     Ok(sample)
 }
 
-fn kind(text: &[u8]) -> Option<Kind> {
-    match text {
-        b"c" => Some(Kind::Count),
-        b"g" => Some(Kind::Gauge),
-        b"h" => Some(Kind::Histogram),
-        b"ms" => Some(Kind::Timer),
-        b"d" => Some(Kind::Distribution),
-        b"s" => Some(Kind::Set),
+/// How far it is to the next `|`. Values are short, so looking at each byte beats a search that has
+/// to get ready; a long one is a set's member.
+fn value_length(text: &[u8]) -> Option<usize> {
+    const SHORT: usize = 16;
+    let near = text.iter().take(SHORT).position(|&b| b == b'|');
+    near.or_else(|| Some(SHORT + memchr(b'|', text.get(SHORT..)?)?))
+}
+
+/// The kind, and the fields behind it if a `|` follows.
+fn kind(text: &[u8]) -> Option<(Kind, Option<&[u8]>)> {
+    let (kind, rest) = match text {
+        [b'c', rest @ ..] => (Kind::Count, rest),
+        [b'g', rest @ ..] => (Kind::Gauge, rest),
+        [b'h', rest @ ..] => (Kind::Histogram, rest),
+        [b'm', b's', rest @ ..] => (Kind::Timer, rest),
+        [b'd', rest @ ..] => (Kind::Distribution, rest),
+        [b's', rest @ ..] => (Kind::Set, rest),
+        _ => return None,
+    };
+    match rest {
+        [] => Some((kind, None)),
+        [b'|', fields @ ..] => Some((kind, Some(fields))),
         _ => None,
     }
 }
@@ -152,6 +173,10 @@ fn values(kind: Kind, text: &[u8]) -> Result<Values<'_>, Reject> {
 }
 
 fn numbers(text: &[u8]) -> Result<Values<'_>, Reject> {
+    // Most values are one short number; a colon is in no number.
+    if let Some(value) = number::plain(text) {
+        return Ok(Values::One(value));
+    }
     if memchr(b':', text).is_none() {
         return number(text).map(Values::One).ok_or(Reject::Value);
     }

@@ -1,31 +1,29 @@
 //! What a reader does with a datagram: lines, samples, series.
 //!
 //! For a known series nothing is copied or allocated here: the sample is a handful of slices of the
-//! datagram, its bytes as sent (the *spelling*) are hashed, and the reader's own table of spellings
-//! says where the series is kept. Only a new spelling is mapped, tagged and looked up by its
-//! canonical [`Context`](crate::context::Context).
+//! datagram, and its bytes as sent (the *spelling*) say in the reader's own table where the series
+//! is kept. Only a new spelling is mapped, tagged and looked up by its canonical
+//! [`Context`](crate::context::Context).
 //!
-//! A spelling is known by 128 keyed bits alone, with keys drawn at random at the start. Two
-//! spellings out of `n` share them with a probability below `n^2 / 2^129`: for ten million
-//! spellings that is 1.5e-25.
+//! Samples go in runs, so that nothing waits for memory: all lines of a run are parsed while the
+//! cache fetches their places in the table; all are looked up while it fetches their cells; then
+//! they are added.
 
-use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
-use ahash::RandomState;
-use hashbrown::HashTable;
 use smallvec::SmallVec;
 
 use crate::parse;
 use crate::rules::{Outcome, Rules};
 use crate::sample::{Dialect, Kind, Message, Reject, Sample, Values};
-use crate::shard::{Handle, Shards};
+use crate::shard::Shards;
+use crate::spellings::{Print, Series, Spellings};
 use crate::stream::{FrameError, Framer};
 use crate::telemetry::{Listener, Telemetry};
 use crate::time::Time;
 use crate::value::WEIGHT_MAX;
 
-/// Samples that are looked up before a shard is locked for them.
+/// Samples of a run: enough to hide the memory's latency, few enough to stay in the cache.
 const RUN: usize = 64;
 
 /// Longest part of a refused line that is shown in the log.
@@ -56,13 +54,17 @@ pub struct Reader {
     spellings: Spellings,
 }
 
-/// A sample whose series is known, waiting for its shard's lock.
+/// A sample on its way to its series.
 struct Pending<'a> {
     sample: Sample<'a>,
+    print: Print,
+    /// Known after the look-up.
     series: Series,
     /// Epoch in which the series was last used.
     used: u32,
 }
+
+type Run<'a> = SmallVec<[Pending<'a>; RUN]>;
 
 impl Reader {
     pub fn new(
@@ -98,7 +100,7 @@ impl Reader {
                 (cut.complete, cut.tail.map(|tail| (reason, tail)))
             }
         };
-        let mut run = SmallVec::<[Pending<'_>; RUN]>::new();
+        let mut run = Run::new();
         let (mut samples, mut events, mut checks) = (0, 0, 0);
         for line in parse::lines(text) {
             // Only a body posted by HTTP can hold such a line.
@@ -110,9 +112,9 @@ impl Reader {
             parse::messages(line, options, |message| match message {
                 Ok(Message::Metric(sample)) => {
                     samples += 1;
-                    self.look_up(sample, now, &mut run);
+                    self.queue(sample, &mut run);
                     if run.len() == RUN {
-                        self.apply(&mut run, now);
+                        self.take(&mut run, now);
                     }
                 }
                 Ok(Message::Event(event)) => {
@@ -128,7 +130,7 @@ impl Reader {
                 Err(reason) => self.reject(reason, line, now),
             });
         }
-        self.apply(&mut run, now);
+        self.take(&mut run, now);
         self.listener.samples.add(samples);
         self.listener.events.add(events);
         self.listener.checks.add(checks);
@@ -157,32 +159,44 @@ impl Reader {
         true
     }
 
-    /// Finds the series of a sample and queues the sample for its shard.
-    fn look_up<'a>(
-        &mut self,
-        sample: Sample<'a>,
-        now: Time,
-        run: &mut SmallVec<[Pending<'a>; RUN]>,
-    ) {
+    /// Puts a sample into the run, unless it has no value.
+    fn queue<'a>(&self, sample: Sample<'a>, run: &mut Run<'a>) {
         if let Values::One(value) | Values::Delta(value) = sample.values
             && !value.is_finite()
         {
             return self.shared.telemetry.non_finite.add(1);
         }
-        let epoch = self.shared.shards.epoch();
         let print = self.spellings.print(&sample, self.options.dialect);
-        let known = self.spellings.find(print, epoch, &self.shared.shards, now);
-        let (series, used) = known.unwrap_or_else(|| {
-            let series = self.resolve(&sample, now);
-            self.spellings.insert(print, series, epoch);
-            (series, epoch)
-        });
-        if series.handle.is_some() {
-            self.shared.telemetry.overflow.add(series.overflow.into());
-            run.push(Pending { sample, series, used });
-        } else {
-            self.shared.telemetry.blocked.add(1);
+        self.spellings.prefetch(print);
+        run.push(Pending { sample, print, series: Series::default(), used: 0 });
+    }
+
+    /// Takes the samples of a run to their series.
+    fn take(&mut self, run: &mut Run<'_>, now: Time) {
+        self.look_up(run, now);
+        self.apply(run, now);
+        run.clear();
+    }
+
+    fn look_up(&mut self, run: &mut Run<'_>, now: Time) {
+        let epoch = self.shared.shards.epoch();
+        let (mut overflow, mut blocked, mut rate_out_of_range) = (0, 0, 0);
+        for pending in run {
+            let Pending { sample, print, .. } = pending;
+            let known = self.spellings.find(*print, epoch, &self.shared.shards, now);
+            let (series, used) = known.unwrap_or_else(|| {
+                let series = self.resolve(sample, now);
+                self.spellings.insert(*print, series, epoch);
+                (series, epoch)
+            });
+            overflow += u64::from(series.overflow);
+            blocked += u64::from(series.handle.is_none());
+            rate_out_of_range += u64::from(sample.rate != 1.0 && out_of_range(sample));
+            (pending.series, pending.used) = (series, used);
         }
+        self.shared.telemetry.overflow.add(overflow);
+        self.shared.telemetry.blocked.add(blocked);
+        self.shared.telemetry.rate_out_of_range.add(rate_out_of_range);
     }
 
     /// The slow way from a spelling to its series, taken once per spelling while it is in use.
@@ -208,49 +222,44 @@ impl Reader {
     }
 
     /// Adds a run of samples, shard by shard and within each in the order of arrival.
-    fn apply(&mut self, run: &mut SmallVec<[Pending<'_>; RUN]>, now: Time) {
+    fn apply(&mut self, run: &Run<'_>, now: Time) {
         let shards = Arc::clone(&self.shared.shards);
         let mut again = SmallVec::<[(usize, Kind); 4]>::new();
         for number in 0..shards.len() {
-            let mut locked = None;
+            let here = || {
+                run.iter().enumerate().flat_map(move |(i, pending)| {
+                    let handles = pending.series.handles(pending.sample.kind);
+                    let here = handles.filter(move |(handle, _)| handle.shard() == number);
+                    here.map(move |(handle, kind)| (i, pending, handle, kind))
+                })
+            };
+            if here().next().is_none() {
+                continue;
+            }
+            let mut shard = shards.lock(number, now);
+            here().for_each(|(.., handle, _)| shard.prefetch(handle));
             let mut stale = false;
-            for (i, pending) in run.iter().enumerate() {
-                for (handle, kind) in pending.series.handles(pending.sample.kind) {
-                    if handle.shard() != number {
-                        continue;
-                    }
-                    let shard = locked.get_or_insert_with(|| shards.lock(number, now));
-                    // Behind a sample that has to wait the others wait too: they may be of its
-                    // series.
-                    stale =
-                        stale || shard.add(handle, pending.used, kind, &pending.sample).is_err();
-                    if stale {
-                        again.push((i, kind));
-                    }
+            for (i, pending, handle, kind) in here() {
+                // Behind a sample that has to wait the others wait too: they may be of its series.
+                stale = stale || shard.add(handle, pending.used, kind, &pending.sample).is_err();
+                if stale {
+                    again.push((i, kind));
                 }
             }
         }
-        let bounded = |kind| matches!(kind, Kind::Histogram | Kind::Timer | Kind::Distribution);
-        for Pending { sample, .. } in run.iter() {
-            let weight = sample.weight();
-            if weight.is_none_or(|weight| weight > WEIGHT_MAX && bounded(sample.kind)) {
-                self.shared.telemetry.rate_out_of_range.add(1);
-            }
-        }
         for (i, kind) in again {
-            self.add_again(&run[i].sample, kind, now);
+            self.add_again(&run[i], kind, now);
         }
-        run.clear();
     }
 
     /// The series of this kind expired between its look-up and its shard's lock, while this thread
     /// was held up for two flushes: looks it up anew, as often as that happens.
-    fn add_again(&mut self, sample: &Sample<'_>, kind: Kind, now: Time) {
-        let print = self.spellings.print(sample, self.options.dialect);
+    fn add_again(&mut self, pending: &Pending<'_>, kind: Kind, now: Time) {
+        let sample = &pending.sample;
         loop {
             let epoch = self.shared.shards.epoch();
             let series = self.resolve(sample, now);
-            self.spellings.insert(print, series, epoch);
+            self.spellings.insert(pending.print, series, epoch);
             let Some((handle, _)) = series.handles(sample.kind).find(|(_, k)| *k == kind) else {
                 return;
             };
@@ -276,111 +285,8 @@ impl Reader {
     }
 }
 
-/// Where the samples of one spelling go.
-#[derive(Clone, Copy, Debug, Default)]
-struct Series {
-    /// `None` when the name is blocked.
-    handle: Option<Handle>,
-    /// The copy of a histogram as a distribution.
-    copy: Option<Handle>,
-    /// There was no room for one of them, so it is the overflow series: for this epoch only, since
-    /// there may be room later.
-    overflow: bool,
-}
-
-impl Series {
-    /// The rows to add to, each with the kind of its series.
-    fn handles(self, kind: Kind) -> impl Iterator<Item = (Handle, Kind)> {
-        let handle = self.handle.map(|handle| (handle, kind));
-        handle.into_iter().chain(self.copy.map(|handle| (handle, Kind::Distribution)))
-    }
-}
-
-/// 128 keyed bits that stand for a spelling.
-type Print = [u64; 2];
-
-/// A reader's memory of spellings. It may forget at any time: a spelling is then resolved again.
-struct Spellings {
-    table: HashTable<Spelling>,
-    keys: [RandomState; 2],
-    max: usize,
-    /// Number at which idle spellings are looked for next.
-    sweep_at: usize,
-}
-
-struct Spelling {
-    print: Print,
-    series: Series,
-    used: u32,
-}
-
-/// Epochs after which an idle spelling is forgotten when the table is swept.
-const IDLE_EPOCHS: u32 = 32;
-const SWEEP_MIN: usize = 4096;
-
-impl Spellings {
-    fn new(max: usize) -> Self {
-        let keys = [RandomState::new(), RandomState::new()];
-        Self { table: HashTable::new(), keys, max, sweep_at: SWEEP_MIN }
-    }
-
-    /// Hashes everything of a sample that decides which series it belongs to.
-    fn print(&self, sample: &Sample<'_>, dialect: Dialect) -> Print {
-        self.keys.each_ref().map(|key| {
-            let mut hasher = key.build_hasher();
-            hasher.write_u8(sample.kind as u8 | (dialect as u8) << 4);
-            // The length keeps name and tags apart.
-            hasher.write_usize(sample.name.len());
-            hasher.write(sample.name);
-            hasher.write(sample.tags);
-            hasher.finish()
-        })
-    }
-
-    /// Where the samples of a spelling go, and the epoch in which its series was last used. A
-    /// series that was not used for longer than its handle can be trusted is asked for at its
-    /// shard; `None` when it has expired.
-    fn find(
-        &mut self,
-        print: Print,
-        epoch: u32,
-        shards: &Shards,
-        now: Time,
-    ) -> Option<(Series, u32)> {
-        let spelling = self.table.find_mut(print[0], |s| s.print == print)?;
-        let Series { handle, copy, overflow } = spelling.series;
-        let used = std::mem::replace(&mut spelling.used, epoch);
-        match epoch.wrapping_sub(used) {
-            0 => Some((spelling.series, used)),
-            _ if overflow => None,
-            1 => Some((spelling.series, used)),
-            _ => {
-                let alive = handle.into_iter().chain(copy).all(|h| shards.revive(h, now));
-                alive.then_some((spelling.series, epoch))
-            }
-        }
-    }
-
-    fn insert(&mut self, print: Print, series: Series, epoch: u32) {
-        if let Some(known) = self.table.find_mut(print[0], |s| s.print == print) {
-            (known.series, known.used) = (series, epoch);
-            return;
-        }
-        if self.table.len() >= self.sweep_at {
-            self.sweep(epoch);
-        }
-        self.table.insert_unique(print[0], Spelling { print, series, used: epoch }, |s| s.print[0]);
-    }
-
-    /// Forgets what is idle; if that is not enough, everything.
-    fn sweep(&mut self, epoch: u32) {
-        self.table.retain(|s| epoch.wrapping_sub(s.used) <= IDLE_EPOCHS);
-        if self.table.len() >= self.max {
-            self.table.retain(|s| s.used == epoch);
-        }
-        if self.table.len() >= self.max {
-            self.table.clear();
-        }
-        self.sweep_at = (self.table.len() * 2).clamp(SWEEP_MIN.min(self.max), self.max);
-    }
+/// Whether the sample rate is not in (0, 1], or so small that weights are cut.
+fn out_of_range(sample: &Sample<'_>) -> bool {
+    let cut = matches!(sample.kind, Kind::Histogram | Kind::Timer | Kind::Distribution);
+    sample.weight().is_none_or(|weight| cut && weight > WEIGHT_MAX)
 }

@@ -31,6 +31,7 @@ use crate::batch::{Event, Row, ServiceCheck, Value};
 use crate::context::{Context, Source};
 use crate::parse;
 use crate::sample::{Kind, Sample, Values};
+use crate::sys;
 use crate::telemetry::Telemetry;
 use crate::time::Time;
 use crate::value::{Cell, Plan};
@@ -84,6 +85,9 @@ pub struct Handle {
 }
 
 impl Handle {
+    /// A handle of no series.
+    pub const NONE: Self = Self { shard: u16::MAX, generation: 0, row: u32::MAX };
+
     /// The index of the shard to lock.
     pub const fn shard(self) -> usize {
         self.shard as usize
@@ -400,6 +404,13 @@ pub struct Locked<'a> {
 }
 
 impl Locked<'_> {
+    /// Has the cell of a series fetched into the cache.
+    pub fn prefetch(&self, handle: Handle) {
+        if let Some(cell) = self.shard.open.cells.get(handle.row as usize) {
+            sys::prefetch(cell);
+        }
+    }
+
     /// Adds the values of a sample to the series behind `handle`, which was last used in epoch
     /// `used`. `kind` is the series' own: a copy of a histogram is a distribution.
     ///

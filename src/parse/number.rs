@@ -15,7 +15,7 @@ const POWERS: [f64; 20] = [
 
 /// Short decimals without an exponent, as nearly all are. Both sides of the division are exact, so
 /// its result is the nearest float.
-fn plain(text: &[u8]) -> Option<f64> {
+pub(super) fn plain(text: &[u8]) -> Option<f64> {
     let (negative, digits) = match text {
         [b'-', rest @ ..] => (true, rest),
         [b'+', rest @ ..] => (false, rest),

@@ -1,0 +1,416 @@
+//! A reader's memory of spellings: where the samples go whose bytes were seen before.
+//!
+//! A spelling is everything of a sample that decides which series it belongs to, as it was sent:
+//! kind, name, tags in their order. It is known by 128 bits alone, made by two hashes of 64 bits
+//! under keys drawn at random at the start, so that a client can neither guess nor choose them.
+//!
+//! The table is its own so that its slots can be fetched into the cache ahead of their use: a
+//! reader asks for the slots of a whole run of lines before it looks at the first.
+
+use ahash::RandomState;
+use hashbrown::HashMap;
+
+use crate::sample::{Dialect, Kind, Sample};
+use crate::shard::{Handle, Shards};
+use crate::sys;
+use crate::time::Time;
+
+/// 128 keyed bits that stand for a spelling.
+pub type Print = [u64; 2];
+
+/// Where the samples of one spelling go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Series {
+    /// `None` when the name is blocked.
+    pub handle: Option<Handle>,
+    /// The copy of a histogram as a distribution.
+    pub copy: Option<Handle>,
+    /// There was no room for one of them, so it is the overflow series: for this epoch only, since
+    /// there may be room later.
+    pub overflow: bool,
+}
+
+impl Series {
+    /// The rows to add to, each with the kind of its series.
+    pub fn handles(self, kind: Kind) -> impl Iterator<Item = (Handle, Kind)> {
+        let handle = self.handle.map(|handle| (handle, kind));
+        handle.into_iter().chain(self.copy.map(|handle| (handle, Kind::Distribution)))
+    }
+}
+
+/// Epochs after which an idle spelling is forgotten when the table is swept.
+const IDLE_EPOCHS: u32 = 32;
+
+/// Slots of the smallest table.
+const SLOTS_MIN: usize = 1024;
+
+/// It may forget at any time: a spelling is then resolved again.
+pub struct Spellings {
+    /// Open addressing by the print's first half; a power of two, at most two thirds in use.
+    slots: Box<[Slot]>,
+    len: usize,
+    max: usize,
+    keys: [u64; 6],
+    /// Copies are rare, and would make every slot larger.
+    copies: HashMap<Print, Handle, RandomState>,
+}
+
+/// Half a cache line.
+#[derive(Clone, Copy)]
+#[repr(align(32))]
+struct Slot {
+    print: Print,
+    handle: Handle,
+    used: u32,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Empty,
+    Blocked,
+    Overflow,
+    Kept,
+    /// Kept, with a copy.
+    Copied,
+}
+
+const _: () = assert!(size_of::<Slot>() == 32);
+
+const EMPTY: Slot = Slot { print: [0; 2], handle: Handle::NONE, used: 0, state: State::Empty };
+
+impl Spellings {
+    /// Remembers at most `max` spellings.
+    pub fn new(max: usize) -> Self {
+        let random = || RandomState::new().hash_one(0_u8);
+        Self {
+            slots: vec![EMPTY; SLOTS_MIN].into_boxed_slice(),
+            len: 0,
+            max,
+            keys: std::array::from_fn(|_| random()),
+            copies: HashMap::default(),
+        }
+    }
+
+    /// Hashes everything of a sample that decides which series it belongs to.
+    pub fn print(&self, sample: &Sample<'_>, dialect: Dialect) -> Print {
+        let kind = (sample.kind as u64) << 8 | dialect as u64;
+        // The lengths keep name and tags apart, and the tails of both from their padding.
+        let lengths = (sample.name.len() as u64) << 32 ^ sample.tags.len() as u64;
+        let mut hash = Hash { lanes: [self.keys[0], self.keys[1]], keys: &self.keys };
+        hash.block(kind, lengths);
+        hash.bytes(sample.name);
+        hash.bytes(sample.tags);
+        hash.finish()
+    }
+
+    /// Has the place of a spelling fetched into the cache.
+    pub fn prefetch(&self, print: Print) {
+        sys::prefetch(&self.slots[self.home(print)]);
+    }
+
+    /// Where the samples of a spelling go, and the epoch in which its series was last used. A
+    /// series that was not used for longer than its handle can be trusted is asked for at its
+    /// shard; `None` when it has expired.
+    pub fn find(
+        &mut self,
+        print: Print,
+        epoch: u32,
+        shards: &Shards,
+        now: Time,
+    ) -> Option<(Series, u32)> {
+        let at = self.position(print).ok()?;
+        let slot = &mut self.slots[at];
+        let used = std::mem::replace(&mut slot.used, epoch);
+        let (age, handle, state) = (epoch.wrapping_sub(used), slot.handle, slot.state);
+        let copy = (state == State::Copied).then(|| self.copies.get(&print).copied()).flatten();
+        let series = match state {
+            State::Empty => return None,
+            State::Blocked => return Some((Series::default(), epoch)),
+            State::Overflow if age > 0 => return None,
+            State::Overflow => Series { handle: Some(handle), copy, overflow: true },
+            State::Kept | State::Copied => Series { handle: Some(handle), copy, overflow: false },
+        };
+        if age <= 1 {
+            return Some((series, used));
+        }
+        let alive = [Some(handle), copy].into_iter().flatten().all(|h| shards.revive(h, now));
+        alive.then_some((series, epoch))
+    }
+
+    /// Remembers, or corrects, where the samples of a spelling go.
+    pub fn insert(&mut self, print: Print, series: Series, epoch: u32) {
+        let state = match series {
+            Series { handle: None, .. } => State::Blocked,
+            // The copy of an overflow series is looked up anew in any case.
+            Series { overflow: true, copy: None, .. } => State::Overflow,
+            Series { overflow: true, copy: Some(_), .. } => return self.forget(print),
+            Series { copy: Some(copy), .. } => {
+                self.copies.insert(print, copy);
+                State::Copied
+            }
+            Series { .. } => State::Kept,
+        };
+        let slot =
+            Slot { print, handle: series.handle.unwrap_or(Handle::NONE), used: epoch, state };
+        match self.position(print) {
+            Ok(at) => self.slots[at] = slot,
+            Err(at) if self.len < self.room() => {
+                self.slots[at] = slot;
+                self.len += 1;
+            }
+            Err(_) => {
+                self.make_room(epoch);
+                if let Err(at) = self.position(print) {
+                    self.slots[at] = slot;
+                    self.len += 1;
+                }
+            }
+        }
+    }
+
+    /// Makes the next look-up of a spelling fail.
+    fn forget(&mut self, print: Print) {
+        if let Ok(at) = self.position(print) {
+            // Not emptied: others may lie behind it. An old overflow is never found.
+            self.slots[at].state = State::Overflow;
+            self.slots[at].used = self.slots[at].used.wrapping_sub(1);
+        }
+    }
+
+    /// The slot of a spelling, or the empty one it would get.
+    fn position(&self, print: Print) -> Result<usize, usize> {
+        let mask = self.slots.len() - 1;
+        let mut at = self.home(print);
+        loop {
+            let slot = &self.slots[at];
+            if slot.state == State::Empty {
+                return Err(at);
+            }
+            if slot.print == print {
+                return Ok(at);
+            }
+            at = (at + 1) & mask;
+        }
+    }
+
+    fn home(&self, print: Print) -> usize {
+        print[0] as usize & (self.slots.len() - 1)
+    }
+
+    fn room(&self) -> usize {
+        (self.slots.len() / 3 * 2).min(self.max)
+    }
+
+    /// Forgets what is idle; if much is left, takes twice the slots, or at the limit forgets what
+    /// was not used in this epoch, and if need be everything.
+    fn make_room(&mut self, epoch: u32) {
+        let age = |slot: &Slot| epoch.wrapping_sub(slot.used);
+        self.retain(|slot| age(slot) <= IDLE_EPOCHS, self.slots.len());
+        if self.len * 2 < self.room() {
+            return;
+        }
+        if self.room() < self.max {
+            return self.retain(|_| true, self.slots.len() * 2);
+        }
+        self.retain(|slot| age(slot) == 0, self.slots.len());
+        if self.len * 2 >= self.room() {
+            self.retain(|_| false, self.slots.len());
+        }
+    }
+
+    fn retain(&mut self, keep: impl Fn(&Slot) -> bool, slots: usize) {
+        let old = std::mem::replace(&mut self.slots, vec![EMPTY; slots].into_boxed_slice());
+        self.len = 0;
+        for slot in old.iter().filter(|slot| slot.state != State::Empty) {
+            if keep(slot) {
+                if let Err(at) = self.position(slot.print) {
+                    self.slots[at] = *slot;
+                    self.len += 1;
+                }
+            } else if !self.copies.is_empty() {
+                self.copies.remove(&slot.print);
+            }
+        }
+    }
+}
+
+/// Two hashes of 64 bits over the same bytes, each under keys of its own. A block of 16 bytes is
+/// multiplied into each: both halves of the product of 128 bits, one folded onto the other.
+struct Hash<'a> {
+    lanes: [u64; 2],
+    keys: &'a [u64; 6],
+}
+
+impl Hash<'_> {
+    fn block(&mut self, x: u64, y: u64) {
+        let [a, b] = self.lanes;
+        let k = self.keys;
+        self.lanes = [fold(x ^ k[2], y ^ a), fold(x ^ b, y ^ k[3])];
+    }
+
+    /// The length is hashed beforehand, so the last bytes may be taken twice or padded.
+    fn bytes(&mut self, bytes: &[u8]) {
+        let (blocks, tail) = bytes.as_chunks::<16>();
+        for block in blocks {
+            let [x, y] = halves(block);
+            self.block(x, y);
+        }
+        if tail.is_empty() {
+            return;
+        }
+        if let Some(last) = bytes.last_chunk::<16>() {
+            let [x, y] = halves(last);
+            self.block(x, y);
+        } else {
+            let mut padded = [0; 16];
+            padded[..tail.len()].copy_from_slice(tail);
+            let [x, y] = halves(&padded);
+            self.block(x, y);
+        }
+    }
+
+    fn finish(self) -> Print {
+        let [a, b] = self.lanes;
+        [fold(a ^ self.keys[4], b), fold(b ^ self.keys[5], a)]
+    }
+}
+
+fn halves(block: &[u8; 16]) -> [u64; 2] {
+    let whole = u128::from_le_bytes(*block);
+    [whole as u64, (whole >> 64) as u64]
+}
+
+fn fold(x: u64, y: u64) -> u64 {
+    let product = u128::from(x) * u128::from(y);
+    product as u64 ^ (product >> 64) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::context::{Context, Source};
+    use crate::parse;
+    use crate::sample::Message;
+    use crate::shard;
+    use crate::telemetry::Telemetry;
+    use crate::value::{self, Plan};
+
+    fn print(spellings: &Spellings, line: &str, dialect: Dialect) -> Print {
+        match parse::line(line.as_bytes(), parse::Options::default()) {
+            Ok(Message::Metric(sample)) => spellings.print(&sample, dialect),
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    fn shards() -> Shards {
+        let plan = Plan::from_config(&value::Config::default());
+        let telemetry = Arc::new(Telemetry::default());
+        let (config, now) = (shard::Config::default(), Time::from_seconds(1000));
+        Shards::new(config, plan, 10, "h".to_owned(), telemetry, now)
+    }
+
+    #[test]
+    fn what_makes_a_series_makes_a_print() {
+        let spellings = Spellings::new(1000);
+        let mut seen = HashSet::new();
+        let tags: String = (0..40).map(|n| format!("tag{n}:value,")).collect();
+        for name in 1..80 {
+            for tags in 0..tags.len().min(100) {
+                let line = format!("{}:1|c|#{}", "n".repeat(name), &"t".repeat(tags));
+                assert!(seen.insert(print(&spellings, &line, Dialect::Datadog)), "{line}");
+            }
+        }
+        for (line, dialect) in [
+            ("a:1|c|#bc", Dialect::Datadog),
+            ("a:1|g|#bc", Dialect::Datadog),
+            ("ab:1|c|#c", Dialect::Datadog),
+            ("a:1|c|#bc", Dialect::Statsd),
+            ("a:1|c|#bc\0", Dialect::Datadog),
+            ("a\0:1|c|#bc", Dialect::Datadog),
+        ] {
+            assert!(seen.insert(print(&spellings, line, dialect)), "{line:?}");
+        }
+        assert_eq!(
+            print(&spellings, "a:1|c|#b|@0.5", Dialect::Datadog),
+            print(&spellings, "a:2:3|c|#b|T17", Dialect::Datadog),
+            "values, rate and time make no series"
+        );
+        let other = Spellings::new(1000);
+        assert!(seen.insert(print(&other, "a:1|c|#bc", Dialect::Datadog)), "keys are random");
+    }
+
+    #[test]
+    fn every_bit_of_the_input_changes_half_of_the_print() {
+        let spellings = Spellings::new(1000);
+        let name = *b"a.name.of.some.length.and.a.tail";
+        let of = |name: &[u8]| {
+            let mut hash = Hash { lanes: [1, 2], keys: &spellings.keys };
+            hash.bytes(name);
+            hash.finish()
+        };
+        let base = of(&name);
+        for bit in 0..name.len() * 8 {
+            let mut changed = name;
+            changed[bit / 8] ^= 1 << (bit % 8);
+            for (a, b) in of(&changed).into_iter().zip(base) {
+                let differing = (a ^ b).count_ones();
+                assert!((10..=54).contains(&differing), "bit {bit}: {differing} of 64 differ");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_remembered_is_found_until_it_is_idle_or_there_is_no_room() {
+        let shards = shards();
+        let now = Time::from_seconds(1000);
+        let context =
+            |n: u64| Context::new(&format!("n{n}"), Kind::Count, "", Vec::new(), Source::default());
+        let mut spellings = Spellings::new(5000);
+        let kept = |n| Series {
+            handle: Some(shards.intern(context(n), false, now).handle),
+            ..Series::default()
+        };
+        for n in 0..3000 {
+            spellings.insert([n * 7, n], kept(n), 0);
+        }
+        for n in 0..3000 {
+            assert_eq!(spellings.find([n * 7, n], 1, &shards, now), Some((kept(n), 0)));
+            assert_eq!(spellings.find([n * 7, n], 1, &shards, now), Some((kept(n), 1)));
+        }
+        assert_eq!(spellings.find([1, 1], 1, &shards, now), None);
+        // Beyond the limit the oldest go, and the new ones are there.
+        for n in 3000..9000 {
+            spellings.insert([n * 7, n], kept(n), 50);
+            assert!(spellings.len <= 5000);
+        }
+        assert_eq!(spellings.find([8999 * 7, 8999], 50, &shards, now), Some((kept(8999), 50)));
+        assert_eq!(spellings.find([0, 0], 50, &shards, now), None);
+    }
+
+    #[test]
+    fn blocked_copied_and_overflowing_series_are_told_apart() {
+        let shards = shards();
+        let now = Time::from_seconds(1000);
+        let handle = |name: &str| {
+            let context = Context::new(name, Kind::Histogram, "", Vec::new(), Source::default());
+            Some(shards.intern(context, false, now).handle)
+        };
+        let mut spellings = Spellings::new(1000);
+        let copied = Series { handle: handle("a"), copy: handle("b"), overflow: false };
+        let overflow = Series { handle: handle("c"), copy: None, overflow: true };
+        spellings.insert([1, 1], Series::default(), 5);
+        spellings.insert([2, 2], copied, 5);
+        spellings.insert([3, 3], overflow, 5);
+        spellings.insert([4, 4], copied, 5);
+        spellings.insert([4, 4], Series { overflow: true, ..copied }, 5);
+        assert_eq!(spellings.find([1, 1], 9, &shards, now), Some((Series::default(), 9)));
+        assert_eq!(spellings.find([2, 2], 6, &shards, now), Some((copied, 5)));
+        assert_eq!(spellings.find([3, 3], 5, &shards, now), Some((overflow, 5)));
+        assert_eq!(spellings.find([3, 3], 6, &shards, now), None, "there may be room again");
+        assert_eq!(spellings.find([4, 4], 5, &shards, now), None);
+    }
+}
