@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use crate::blocklist::Blocklist;
 use crate::context::Context;
-use crate::rules::Blocklist;
 use crate::sample::{AlertType, Priority, Status};
 use crate::value::Aggregate;
 

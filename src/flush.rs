@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::Batch;
-use crate::rules::Blocklist;
+use crate::blocklist::Blocklist;
 use crate::shard::Shards;
 use crate::telemetry::Telemetry;
 use crate::time::Time;

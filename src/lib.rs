@@ -20,6 +20,7 @@ pub mod reader;
 pub mod spellings;
 pub mod stream;
 
+pub mod blocklist;
 pub mod grammar;
 pub mod parse;
 pub mod rules;

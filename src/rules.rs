@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 
 use self::mapper::Mapper;
 use crate::batch::{Event, ServiceCheck};
+use crate::blocklist::Blocklist;
 use crate::context::{Context, Source};
 use crate::parse;
 use crate::sample::{CheckLine, Dialect, EventLine, Sample, split_tags};
-use crate::value::Suffix;
 
 /// What is done to names and tags before a series is stored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -124,30 +124,6 @@ pub struct Rules {
     mapper: Mapper,
 }
 
-/// Names that are not sent. Tested when a series is new, and again, as newer Agents do, for each
-/// figure of a histogram, whose name has a suffix.
-#[derive(Debug, Default)]
-pub struct Blocklist {
-    names: BTreeSet<String>,
-    are_prefixes: bool,
-}
-
-impl Blocklist {
-    /// `name` is a whole one, namespace and suffix included.
-    pub fn blocks(&self, name: &str) -> bool {
-        if self.are_prefixes {
-            self.names.iter().any(|start| name.starts_with(start))
-        } else {
-            self.names.contains(name)
-        }
-    }
-
-    /// Whether the figure with this suffix, of a histogram with this name, is not sent.
-    pub fn blocks_figure(&self, name: &str, suffix: Suffix) -> bool {
-        !self.names.is_empty() && self.blocks(&format!("{name}{suffix}"))
-    }
-}
-
 /// What the rules make of a sample.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -181,10 +157,10 @@ impl Rules {
             hostname: hostname.to_owned(),
             namespace,
             namespace_blocklist: config.namespace_blocklist.clone(),
-            blocklist: Arc::new(Blocklist {
-                names: config.metric_blocklist.iter().cloned().collect(),
-                are_prefixes: config.metric_blocklist_match_prefix,
-            }),
+            blocklist: Arc::new(Blocklist::new(
+                config.metric_blocklist.iter().cloned(),
+                config.metric_blocklist_match_prefix,
+            )),
             tags: sorted(config.tags.clone()),
             mapper: Mapper::new(&config.mapper_profiles, "rules.mapper_profiles")?,
         })

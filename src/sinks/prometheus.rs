@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{Body, Encoded, Payload, Sending, Sink, Verdict};
 use crate::batch::{Batch, Row, Value};
+use crate::blocklist::Blocklist;
 use crate::context::Context;
 use crate::encode::exposition::{
     Labels, Type, metric_name, write_quantile, write_sample, write_type,
 };
-use crate::rules::Blocklist;
 use crate::sample::Kind;
 use crate::telemetry::Telemetry;
 use crate::value::{Aggregate, Suffix, Summary};
