@@ -126,11 +126,6 @@ fn sidecar_compose() {
     let document = yaml("sidecar/compose.yaml").remove(0);
     let mut given = Given::default();
     given.container(&document["services"]["tallyd"]);
-    let mounted = document["services"]["tallyd"]["configs"].as_array().unwrap();
-    for config in mounted {
-        let content = &document["configs"][config["source"].as_str().unwrap()]["content"];
-        given.texts.push(content.as_str().unwrap().to_owned());
-    }
     assert_changed(
         &given.check("compose.yaml"),
         &[
