@@ -4,7 +4,7 @@
 mod mapper;
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use schemars::JsonSchema;
@@ -349,6 +349,8 @@ fn sanitised(text: &str, sanitise: fn(&[u8], &mut String)) -> String {
 mod tests {
     use proptest::prelude::*;
     use serde_json::Value;
+
+    use std::collections::BTreeSet;
 
     use super::*;
     use crate::sample::{AlertType, Kind, OriginFields, Priority, Status, Values};

@@ -1,10 +1,10 @@
 //! `tallyd health`: for health checks of containers, which have no other client at hand.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 
 use crate::config::{self, Sources};
 use crate::status::Config;
@@ -61,7 +61,11 @@ fn ask(address: &str) -> anyhow::Result<String> {
     stream.set_write_timeout(Some(TIMEOUT))?;
     write!(stream, "GET /health HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
     let mut answer = Vec::new();
-    stream.take(ANSWER_MAX).read_to_end(&mut answer)?;
+    stream.take(ANSWER_MAX).read_to_end(&mut answer).map_err(|error| match error.kind() {
+        // What a read time-out is called by the system says nothing to people.
+        ErrorKind::WouldBlock => anyhow!("not within {} s", TIMEOUT.as_secs()),
+        _ => error.into(),
+    })?;
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 

@@ -156,7 +156,9 @@ pub async fn start(
         }
         Err(error) => return Err(error),
     }
-    servers.open("status.health_listen", &config.health_listen, health()).await?;
+    // The Agent's health port answers every path.
+    let health_alone = health().fallback(get(|| async { "ok\n" }));
+    servers.open("status.health_listen", &config.health_listen, health_alone).await?;
     servers.open("status.trace_listen", &config.trace_listen, proxy(config, &status)).await?;
     Ok(servers)
 }
