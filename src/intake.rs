@@ -8,6 +8,7 @@
 pub mod address;
 mod datagrams;
 mod listen;
+mod pace;
 mod socket_file;
 mod stdin;
 mod streams;
@@ -62,7 +63,8 @@ pub struct Config {
     pub eol_required: Vec<String>,
     /// Bytes of a datagram or frame that are read; what is longer is cut and counted.
     pub buffer_size: usize,
-    /// Size asked for the kernel's receive buffer of each socket, in bytes; 0 leaves the system's.
+    /// Size asked for the kernel's receive buffer of each socket, in bytes; 0 asks for 4 MiB. The
+    /// kernel gives no more than net.core.rmem_max allows.
     pub receive_buffer: usize,
     /// Simultaneous stream connections per listener; one more is closed and counted.
     pub connections_max: usize,
@@ -173,11 +175,13 @@ impl Intake {
             let options = config.options(one.dialect);
             let reader = Reader::new(shared.clone(), one.listener, options, one.eol_required);
             intake.files.extend(one.file);
+            // The queue of a Unix socket is short, and its senders drop when it is full.
+            let pace = matches!(one.socket, Socket::Udp(_)).then(pace::Pace::default);
             match one.socket {
-                Socket::Datagram(socket) => {
+                Socket::Udp(socket) | Socket::UnixDatagram(socket) => {
                     let forward = forward_socket(config)?;
                     let size = config.buffer_size;
-                    let mut run = datagrams::Datagrams::new(socket, reader, forward, size);
+                    let mut run = datagrams::Datagrams::new(socket, reader, forward, pace, size);
                     intake.spawn(&format!("intake-{number}"), move |poll, stopping| {
                         run.run(poll, stopping)
                     })?;

@@ -86,14 +86,26 @@ pub fn prefetch<T>(place: &T) {
     let _ = place;
 }
 
-/// Number of datagrams the kernel has dropped at this socket since it was opened, because its
-/// buffer was full (`SO_MEMINFO`, Linux 4.12). Wraps at 2^32. Unix sockets never drop: their
-/// senders wait or are told.
+/// The receive buffer of a socket, as the kernel accounts for it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Buffer {
+    /// Bytes in use, the kernel's own for each datagram included.
+    pub fill: u32,
+    /// Bytes it may use.
+    pub capacity: u32,
+    /// Datagrams dropped since the socket was opened, because the buffer was full. Wraps at 2^32.
+    /// Unix sockets never drop: their senders wait or are told.
+    pub drops: u32,
+}
+
+/// Looks at the receive buffer of a socket (`SO_MEMINFO`, Linux 4.12).
 ///
 /// # Errors
 /// Where the kernel does not know the option.
-pub fn kernel_drops(socket: BorrowedFd<'_>) -> io::Result<u32> {
+pub fn buffer(socket: BorrowedFd<'_>) -> io::Result<Buffer> {
     const SO_MEMINFO: libc::c_int = 55;
+    const FILL: usize = 0;
+    const CAPACITY: usize = 1;
     const DROPS: usize = 8;
     let mut info = [0_u32; 9];
     let mut length = size_of_val(&info) as libc::socklen_t;
@@ -113,7 +125,7 @@ pub fn kernel_drops(socket: BorrowedFd<'_>) -> io::Result<u32> {
     if (length as usize) < size_of_val(&info) {
         return Err(io::Error::from(io::ErrorKind::Unsupported));
     }
-    Ok(info[DROPS])
+    Ok(Buffer { fill: info[FILL], capacity: info[CAPACITY], drops: info[DROPS] })
 }
 
 /// The host name that the system goes by, or `None` where it is not text.
@@ -167,10 +179,13 @@ mod tests {
         socket2::SockRef::from(&receiver).set_recv_buffer_size(4096).expect("buffer size");
         let sender = UdpSocket::bind("127.0.0.1:0").expect("bind");
         let to = receiver.local_addr().expect("address");
-        assert_eq!(kernel_drops(receiver.as_fd()).expect("SO_MEMINFO"), 0);
+        let before = buffer(receiver.as_fd()).expect("SO_MEMINFO");
+        assert_eq!((before.fill, before.drops), (0, 0));
         for _ in 0..200 {
             sender.send_to(&[0; 1000], to).expect("send");
         }
+        let full = buffer(receiver.as_fd()).expect("SO_MEMINFO");
+        assert!(full.fill > full.capacity / 2, "{full:?}");
         let mut batch = Receiver::new(1024);
         let mut received = 0;
         let deadline = Instant::now() + Duration::from_secs(5);
@@ -181,7 +196,7 @@ mod tests {
                 Err(_) => {}
             }
         }
-        assert_eq!(received + kernel_drops(receiver.as_fd()).expect("SO_MEMINFO"), 200);
+        assert_eq!(received + buffer(receiver.as_fd()).expect("SO_MEMINFO").drops, 200);
     }
 
     #[test]

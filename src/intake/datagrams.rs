@@ -4,11 +4,12 @@ use std::io::{self, ErrorKind};
 use std::net::UdpSocket;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
+use super::pace::Pace;
 use crate::reader::Reader;
 use crate::sys::{self, BATCH, Receiver};
 use crate::time::Time;
@@ -26,6 +27,8 @@ pub(super) struct Datagrams {
     receiver: Receiver,
     /// Where raw copies go.
     forward: Option<UdpSocket>,
+    /// Lets datagrams gather, on sockets whose queue is long enough.
+    pace: Option<Pace>,
     /// The kernel's own count of drops, as it was last read.
     drops: u32,
     /// When drops were last read, in Unix seconds.
@@ -39,10 +42,11 @@ impl Datagrams {
         socket: OwnedFd,
         reader: Reader,
         forward: Option<UdpSocket>,
+        pace: Option<Pace>,
         buffer_size: usize,
     ) -> Self {
         let receiver = Receiver::new(buffer_size);
-        Self { socket, reader, receiver, forward, drops: 0, drops_read: 0, drops_logged: 0 }
+        Self { socket, reader, receiver, forward, pace, drops: 0, drops_read: 0, drops_logged: 0 }
     }
 
     /// Reads until `stopping`, then takes what still waits.
@@ -56,6 +60,7 @@ impl Datagrams {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             }
+            self.gather();
             // Readiness is told once: read until there is nothing.
             while self.take_batch(Time::now()) == BATCH && !stopping.load(Ordering::Acquire) {}
         }
@@ -65,6 +70,20 @@ impl Datagrams {
             }
         }
         Ok(())
+    }
+
+    /// Waits for more datagrams to come, if the pace and the room for them allow it.
+    fn gather(&mut self) {
+        let Some(pace) = &mut self.pace else { return };
+        let Ok(before) = sys::buffer(self.socket.as_fd()) else { return };
+        let nap = pace.nap(before, Instant::now());
+        if !nap.is_zero() {
+            // Nobody unparks this thread; if somebody did, it would only read earlier.
+            std::thread::park_timeout(nap);
+        }
+        if let Ok(now) = sys::buffer(self.socket.as_fd()) {
+            pace.read(now, Instant::now());
+        }
     }
 
     /// Takes one batch and returns the number of its datagrams.
@@ -97,7 +116,7 @@ impl Datagrams {
     }
 
     fn count_drops(&mut self, now: Time) {
-        let Ok(drops) = sys::kernel_drops(self.socket.as_fd()) else { return };
+        let Ok(sys::Buffer { drops, .. }) = sys::buffer(self.socket.as_fd()) else { return };
         let new = drops.wrapping_sub(self.drops);
         self.drops = drops;
         let listener = self.reader.listener();

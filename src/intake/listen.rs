@@ -23,6 +23,10 @@ use crate::telemetry::{self, Telemetry};
 /// Where the Agent's clients look for the socket.
 const AGENT_SOCKET: &str = "/var/run/datadog/dsd.socket";
 
+/// Bytes of receive buffer asked for when the configuration does not say: a longer queue lets the
+/// reader wake up less often.
+const RECEIVE_BUFFER: usize = 4 << 20;
+
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
 
@@ -38,7 +42,8 @@ pub struct Opened {
 
 /// An open socket.
 pub enum Socket {
-    Datagram(OwnedFd),
+    Udp(OwnedFd),
+    UnixDatagram(OwnedFd),
     Stream(Listening),
 }
 
@@ -172,7 +177,7 @@ impl Opening<'_> {
         };
         let (socket, bound) =
             open().with_context(|| format!("cannot listen on udp://{address}"))?;
-        let socket = Socket::Datagram(socket.into());
+        let socket = Socket::Udp(socket.into());
         self.add(format!("udp://{bound}"), socket, dialect, eol, None);
         Ok(())
     }
@@ -230,7 +235,7 @@ impl Opening<'_> {
         };
         let name = format!("unixgram://{}", path.display());
         let (file, socket) = open().with_context(|| format!("cannot listen on {name}"))?;
-        self.add(name, Socket::Datagram(socket.into()), dialect, eol, Some(file));
+        self.add(name, Socket::UnixDatagram(socket.into()), dialect, eol, Some(file));
         Ok(())
     }
 
@@ -265,7 +270,8 @@ impl Opening<'_> {
 
     fn size_buffer(&self, socket: &socket2::Socket) -> io::Result<()> {
         match self.config.receive_buffer {
-            0 => Ok(()),
+            // The kernel gives what it allows, as a rule twice its default.
+            0 => socket.set_recv_buffer_size(RECEIVE_BUFFER.max(socket.recv_buffer_size()? / 2)),
             size => socket.set_recv_buffer_size(size),
         }
     }
