@@ -167,10 +167,10 @@ fn print_machine(seconds: u64) -> Result<()> {
     let model = processors.lines().find_map(|line| line.strip_prefix("model name"));
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     println!(
-        "{}, {} processors of{}, Linux {}, load average {}, {seconds} s a case",
+        "{}, {} processors ({}), Linux {}, load average {}, {seconds} s a case",
         httpdate::fmt_http_date(SystemTime::now()),
         processors.lines().filter(|line| line.starts_with("processor")).count(),
-        model.unwrap_or(": unknown").trim_start_matches(['\t', ' ', ':'].as_slice()),
+        model.unwrap_or("unknown").trim_start_matches(['\t', ' ', ':'].as_slice()),
         kernel.trim(),
         fs::read_to_string("/proc/loadavg")?.split(' ').next().unwrap_or_default(),
     );
@@ -235,7 +235,10 @@ impl Case {
         let after = process.usage()?;
 
         let counted = process.account_for(load.sent)?;
-        self.check(&process, &counted, load.sent)?;
+        self.check(&counted)?;
+        if let (Some(earlier), Some(later)) = (counted_before.flushes, counted.flushes) {
+            ensure!(later > earlier || seconds < INTERVAL, "no flush in {seconds} s");
+        }
         let received = (counted.lines - counted_before.lines) as f64;
         let sent = (load.sent.lines - sent_before.lines) as f64;
         Ok(Measured {
@@ -256,11 +259,11 @@ impl Case {
     }
 
     /// That what was measured is what the case says.
-    fn check(&self, process: &Process, counted: &Counts, sent: Sent) -> Result<()> {
+    fn check(&self, counted: &Counts) -> Result<()> {
         if matches!(self.via, Via::Unix) {
-            ensure!(counted.lines == sent.lines, "{} of {} lines", counted.lines, sent.lines);
+            ensure!(counted.drops == 0, "{} datagrams dropped", counted.drops);
         }
-        if process.pages.is_some() {
+        if counted.flushes.is_some() {
             ensure!(counted.refused == 0, "{} lines or datagrams refused", counted.refused);
             ensure!(counted.series == self.series, "{} series", counted.series);
         }
@@ -295,7 +298,7 @@ struct Measured {
     rss_highest: f64,
 }
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Sent {
     datagrams: u64,
     lines: u64,
@@ -363,7 +366,7 @@ impl<'a> Load<'a> {
 }
 
 /// What a process says it has received.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Counts {
     datagrams: u64,
     lines: u64,
@@ -372,6 +375,8 @@ struct Counts {
     /// Lines and datagrams that were not understood, or folded into an overflow series.
     refused: u64,
     series: u64,
+    /// Of a server.
+    flushes: Option<u64>,
 }
 
 struct Usage {
@@ -507,21 +512,18 @@ impl Process {
         })
     }
 
-    /// Waits until every datagram that was sent has been counted as received or as dropped.
+    /// Waits until every datagram that was sent has been counted as received or as dropped, and
+    /// every line if none was dropped.
     fn account_for(&mut self, sent: Sent) -> Result<Counts> {
         let deadline = Instant::now() + ACCOUNT;
         loop {
             let counts = self.counts()?;
-            if counts.datagrams + counts.drops == sent.datagrams {
+            if counts.datagrams + counts.drops == sent.datagrams
+                && (counts.drops > 0 || counts.lines == sent.lines)
+            {
                 return Ok(counts);
             }
-            ensure!(
-                Instant::now() < deadline,
-                "{} datagrams sent, but {} received and {} dropped at the socket",
-                sent.datagrams,
-                counts.datagrams,
-                counts.drops
-            );
+            ensure!(Instant::now() < deadline, "{sent:?}, but {counts:?}");
             thread::sleep(Duration::from_millis(300));
         }
     }
@@ -553,7 +555,6 @@ fn scrape(pages: &str, listener: &str) -> Result<Counts> {
     stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
     let listener = format!("listener=\"{listener}\"");
     let mut counts = Counts::default();
-    let mut ended = false;
     for line in BufReader::new(stream).lines() {
         let line = line?;
         // The users' series come before, and may be many.
@@ -565,10 +566,7 @@ fn scrape(pages: &str, listener: &str) -> Result<Counts> {
         let count = match name {
             "overflow_total" => &mut counts.refused,
             "contexts" => &mut counts.series,
-            "flushes_total" => {
-                ended = true;
-                continue;
-            }
+            "flushes_total" => counts.flushes.insert(0),
             _ if !labels.contains(&listener) => continue,
             "listener_datagrams_total" => &mut counts.datagrams,
             "listener_samples_total" => &mut counts.lines,
@@ -578,8 +576,8 @@ fn scrape(pages: &str, listener: &str) -> Result<Counts> {
         };
         *count += value.parse::<f64>()? as u64;
     }
-    // A figure that stands behind all of these.
-    ensure!(ended, "not the whole page");
+    // It stands behind the others.
+    ensure!(counts.flushes.is_some(), "the page is cut off");
     Ok(counts)
 }
 
@@ -671,8 +669,7 @@ fn start() -> Result<()> {
         }
         times.push(begun.elapsed().as_secs_f64() * 1000.0);
         process.wait_until_ready()?;
-        let counts = process.account_for(load.sent)?;
-        ensure!(counts.lines == 1, "{} lines", counts.lines);
+        process.account_for(load.sent)?;
     }
     times.sort_by(f64::total_cmp);
     println!(
