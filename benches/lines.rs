@@ -44,6 +44,12 @@ pub struct Datagram {
     pub lines: u64,
 }
 
+impl AsRef<[u8]> for Datagram {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 /// Numbers that look random (splitmix64).
 pub struct Random(pub u64);
 
@@ -83,9 +89,33 @@ pub fn line(series: u64, random: &mut Random) -> String {
     line
 }
 
+/// One line without tags of the series with this number, whose kind is one of `kinds` in turn.
+pub fn plain_line(kinds: &[&str], series: u64, random: &mut Random) -> String {
+    let mut own = Random(series);
+    let mut pick = |list: &[&'static str]| list[own.below(list.len() as u64) as usize];
+    let (component, measure) = (pick(&COMPONENTS), pick(&MEASURES));
+    let kind = kinds[(series % kinds.len() as u64) as usize];
+    let mut line = format!("{component}.{measure}.{series:03}:");
+    let _ = match kind {
+        "c" => write!(line, "{}", 1 + random.below(9)),
+        _ => write!(line, "{}.{:02}", random.below(1000), random.below(100)),
+    };
+    line + "|" + kind
+}
+
 /// `rounds` lines of each of `series` series, every round in an order of its own, in datagrams of
 /// at most `size` bytes.
 pub fn datagrams(series: u64, rounds: u64, size: usize) -> Vec<Datagram> {
+    rounds_of(line, series, rounds, size)
+}
+
+/// The same of other lines.
+pub fn rounds_of(
+    line: impl Fn(u64, &mut Random) -> String,
+    series: u64,
+    rounds: u64,
+    size: usize,
+) -> Vec<Datagram> {
     let mut random = Random(1);
     let mut order: Vec<_> = (0..series).collect();
     let mut lines = Vec::new();
@@ -98,7 +128,8 @@ pub fn datagrams(series: u64, rounds: u64, size: usize) -> Vec<Datagram> {
     packed(lines.iter(), size)
 }
 
-/// Lines of any sort in datagrams of at most `size` bytes.
+/// Lines of any sort in datagrams of at most `size` bytes, or of one line each where that is less
+/// than a line.
 pub fn packed<'a>(lines: impl Iterator<Item = &'a String>, size: usize) -> Vec<Datagram> {
     let mut datagrams: Vec<Datagram> = Vec::new();
     for line in lines {

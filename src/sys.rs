@@ -86,6 +86,65 @@ pub fn prefetch<T>(place: &T) {
     let _ = place;
 }
 
+/// Sends these datagrams, but at most [`BATCH`] of them, on a connected socket in one call, which
+/// waits for room where the socket is a blocking one. Returns how many were sent. tallyd itself
+/// sends nothing: this is for the load program.
+///
+/// # Errors
+/// What `sendmmsg` says of the first datagram.
+#[doc(hidden)]
+pub fn send(socket: BorrowedFd<'_>, datagrams: &[impl AsRef<[u8]>]) -> io::Result<usize> {
+    let nothing = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+    let mut slices = [nothing; BATCH];
+    // SAFETY: mmsghdr is plain data for which all zeroes is a valid value.
+    let mut headers: [libc::mmsghdr; BATCH] = unsafe { std::mem::zeroed() };
+    for ((header, slice), datagram) in headers.iter_mut().zip(&mut slices).zip(datagrams) {
+        let bytes = datagram.as_ref();
+        // The kernel does not write here, though the type would let it.
+        slice.iov_base = bytes.as_ptr().cast_mut().cast();
+        slice.iov_len = bytes.len();
+        header.msg_hdr.msg_iov = slice;
+        header.msg_hdr.msg_iovlen = 1;
+    }
+    // SAFETY: each header that is counted holds one slice, which is one of the datagrams. They are
+    // borrowed, and `slices` is not touched, until the call is over.
+    let count = unsafe {
+        libc::sendmmsg(
+            socket.as_raw_fd(),
+            headers.as_mut_ptr(),
+            datagrams.len().min(BATCH) as libc::c_uint,
+            0,
+        )
+    };
+    if count < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(count as usize)
+}
+
+/// Keeps the calling thread, and whatever it starts from now on, on this processor. For the load
+/// program.
+///
+/// # Errors
+/// When there is no such processor, or it is not this process's to use.
+#[doc(hidden)]
+pub fn pin(processor: usize) -> io::Result<()> {
+    if processor >= libc::CPU_SETSIZE as usize {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    // SAFETY: a set of processors is plain data for which all zeroes is the empty set; the number
+    // was checked against its size, and the kernel only reads it.
+    let result = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(processor, &mut set);
+        libc::sched_setaffinity(0, size_of_val(&set), &raw const set)
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// The receive buffer of a socket, as the kernel accounts for it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Buffer {
@@ -197,6 +256,49 @@ mod tests {
             }
         }
         assert_eq!(received + buffer(receiver.as_fd()).expect("SO_MEMINFO").drops, 200);
+    }
+
+    #[test]
+    fn sends_a_batch_in_order_and_says_how_many_had_room() {
+        let (sender, receiver) = UnixDatagram::pair().expect("socket pair");
+        sender.set_nonblocking(true).expect("nonblocking");
+        let none: [&[u8]; 0] = [];
+        assert_eq!(send(sender.as_fd(), &none).expect("nothing to do"), 0);
+        assert_eq!(send(sender.as_fd(), &["one", "", "three"]).expect("send"), 3);
+        let mut batch = Receiver::new(8);
+        let mut received = || -> Vec<Vec<u8>> {
+            let datagrams = batch.receive(receiver.as_fd()).expect("receive");
+            datagrams.map(|d| d.bytes.to_vec()).collect()
+        };
+        assert_eq!(received(), [&b"one"[..], b"", b"three"]);
+
+        // The queue is short: what has no room is not counted as sent.
+        let many: Vec<Vec<u8>> = (0..=BATCH as u8).map(|i| vec![i]).collect();
+        sender.set_nonblocking(false).expect("blocking");
+        sender.set_write_timeout(Some(Duration::from_millis(10))).expect("timeout");
+        let sent = send(sender.as_fd(), &many).expect("send");
+        assert!((1..=BATCH).contains(&sent), "{sent} sent");
+        assert_eq!(received(), many[..sent]);
+
+        drop(receiver);
+        assert!(send(sender.as_fd(), &["to nobody"]).is_err());
+    }
+
+    #[test]
+    fn a_pinned_thread_stays_on_its_processor() {
+        let allowed = || {
+            let status = std::fs::read_to_string("/proc/thread-self/status").expect("status");
+            let list = status.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:"));
+            list.expect("a list").trim().to_owned()
+        };
+        let pinned = std::thread::spawn(move || {
+            let before = allowed();
+            let first = before.split([',', '-']).next().expect("a number").to_owned();
+            pin(first.parse().expect("a number")).expect("pinned");
+            assert_eq!(allowed(), first);
+        });
+        pinned.join().expect("the thread");
+        assert!(pin(usize::MAX).is_err());
     }
 
     #[test]
