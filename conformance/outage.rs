@@ -1,8 +1,11 @@
 //! Outages of the intake, the process and the disk: what was flushed arrives, once.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use super::datadog_payload::Body;
 use super::process::{DEADLINE, KEY, Launch, Tallyd, UDP};
@@ -232,14 +235,87 @@ fn a_spool_that_cannot_be_is_done_without_until_it_can() {
     tallyd.send(["g0:0|g"]);
     assert_gauges(&intake, &[0]);
     assert!(figure(&tallyd, "spool_errors_total") >= 1.0);
+    assert_eq!(figure(&tallyd, "spool_failing"), 1.0);
     fs::remove_file(&obstacle).unwrap();
     tallyd.send(["g1:0|g"]);
     tallyd.wait_for_stderr("works again");
     assert_gauges(&intake, &[0, 1]);
+    assert_eq!(figure(&tallyd, "spool_failing"), 0.0);
     tallyd.wait_until("it is counted", |tallyd| {
         figure(tallyd, "delivered_points_total") == 2.0 && figure(tallyd, "spooled_points") == 0.0
     });
     assert_conserved(&tallyd);
     let finished = tallyd.stop();
     assert_eq!(finished.stderr.matches("payloads wait in memory").count(), 1);
+}
+
+#[test]
+fn an_intake_that_says_nothing_is_tried_again() {
+    let world = World::new();
+    let intake = world.up();
+    let mut silent = true;
+    intake.respond_with(move |request| {
+        let silent = request.method != "GET" && std::mem::take(&mut silent);
+        let delay = if silent { DEADLINE } else { std::time::Duration::ZERO };
+        Response { delay, ..Response::status(202) }
+    });
+    let tallyd = world.launch().set("sinks.datadog.http.silence_timeout", "1").start();
+    tallyd.send(["g0:0|g"]);
+    tallyd.wait_for_stderr("fails: no answer within 1 s; points wait on disk");
+    tallyd.wait_until("it is delivered", |tallyd| figure(tallyd, "delivered_points_total") == 1.0);
+    assert_conserved(&tallyd);
+    tallyd.stop();
+}
+
+/// Reads one request, and gives back the bytes of its body; none if the client gave up.
+fn read_request(stream: &mut impl BufRead) -> Option<usize> {
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        if stream.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        let line = line.trim().to_ascii_lowercase();
+        if let Some(value) = line.strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap();
+        }
+        if line.is_empty() {
+            let mut body = vec![0; length];
+            stream.read_exact(&mut body).ok()?;
+            return Some(length);
+        }
+    }
+}
+
+#[test]
+fn connections_that_break_cost_nothing() {
+    let world = World::new();
+    let listener = TcpListener::bind(world.address).unwrap();
+    let answered = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&answered);
+    // The first connection is reset in the middle of a request, the others are closed after one
+    // answer that promised to keep them.
+    std::thread::spawn(move || {
+        for (number, stream) in listener.incoming().enumerate() {
+            let mut stream = stream.unwrap();
+            if number == 0 {
+                stream.read_exact(&mut [0; 40]).unwrap();
+                continue;
+            }
+            if read_request(&mut BufReader::new(&stream)).is_some() {
+                counter.fetch_add(1, Relaxed);
+                stream.write_all(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n").unwrap();
+            }
+        }
+    });
+    let tallyd = world.launch().set("sinks.datadog.validate_key", "false").start();
+    for n in 1..=3 {
+        tallyd.send([format!("g{n}:{n}|g").as_str()]);
+        tallyd.wait_until("it is delivered", |tallyd| {
+            figure(tallyd, "delivered_points_total") == f64::from(n)
+        });
+    }
+    assert_eq!((answered.load(Relaxed), figure(&tallyd, "retries_total")), (3, 1.0));
+    assert_conserved(&tallyd);
+    tallyd.stop();
 }

@@ -3,7 +3,7 @@
 //! There is one [`Telemetry`] per process, made at the start and handed to whoever counts. A
 //! counter is a relaxed atomic; readers add to it once per batch of datagrams, not per line.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, RwLock};
 
 use crate::sample::Reject;
@@ -130,6 +130,8 @@ pub struct Endpoint {
     pub found: Counter,
     /// File operations of the spool that failed.
     pub spool_errors: Counter,
+    /// The last one did.
+    pub spool_failing: AtomicBool,
     /// Files of the spool that were set aside.
     pub set_aside: Counter,
     /// Points waiting in memory now.
@@ -345,6 +347,11 @@ pub const OWN: &[Own] = &[
         "sink_spool_errors_total",
         "File operations of the spool that failed, by sink and endpoint.",
         Read::Endpoint(|e| e.spool_errors.get()),
+    ),
+    gauge(
+        "sink_spool_failing",
+        "1 while payloads wait in memory because the disk fails, by sink and endpoint.",
+        Read::Endpoint(|e| u64::from(e.spool_failing.load(Relaxed))),
     ),
     counter(
         "sink_spool_set_aside_total",

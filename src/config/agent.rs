@@ -114,7 +114,11 @@ static KEYS: &[Key] = &[
         },
         "0, the Agent's default, turns the spool off; here it is on by default",
     ),
-    sets("forwarder_storage_max_disk_ratio", "sinks.spool.max_disk_ratio"),
+    Key {
+        name: "forwarder_storage_max_disk_ratio",
+        effect: Effect::Sets("sinks.spool.max_disk_ratio"),
+        remark: "0.8 in the Agent",
+    },
     sets("run_path", "state.run_path"),
     converts(
         "proxy.http",

@@ -176,7 +176,12 @@ fn queues(
         let rate = spools.as_ref().map_or(f64::INFINITY, |(spools, _)| spools.config.backlog_rate);
         Arc::new(Queue::new(endpoint, queue_bytes, spool, rate))
     };
-    names.into_iter().enumerate().map(queue).collect()
+    let queues: Vec<_> = names.into_iter().enumerate().map(queue).collect();
+    if let Some((spools, _)) = spools {
+        let known = queues.iter().filter_map(|queue| queue.spool.as_ref());
+        spool::warn_of_strangers(&spools.root.join(sink.name()), &known.collect::<Vec<_>>());
+    }
+    queues
 }
 
 async fn encode(
@@ -402,7 +407,8 @@ impl Queue {
         }
     }
 
-    /// Puts what could not be sent back to where it was.
+    /// Puts what could not be sent back to where it was. Other kinds have their turn first: it may
+    /// be only this one that the endpoint cannot take. Within a kind the order stays.
     fn put_back(&self, item: Item, fresh: bool) {
         let mut waiting = self.waiting();
         waiting.sending = None;
@@ -416,7 +422,13 @@ impl Queue {
             }
             (item, _) => {
                 waiting.bytes += item.memory();
-                waiting.fresh.push_front(item);
+                let kind = item.kind();
+                let fresh = waiting.fresh.drain(..);
+                let (same, mut others): (VecDeque<_>, VecDeque<_>) =
+                    fresh.partition(|other| other.kind() == kind);
+                others.push_back(item);
+                others.extend(same);
+                waiting.fresh = others;
             }
         }
     }
@@ -481,6 +493,13 @@ impl Queue {
 }
 
 impl Item {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Held(payload, ..) => payload.kind,
+            Self::Spooled(entry) => entry.kind,
+        }
+    }
+
     /// What it weighs against the bound of the memory; more than nothing for those in it.
     fn memory(&self) -> usize {
         match self {
@@ -1066,6 +1085,43 @@ mod tests {
         delivery.stop(Instant::now() + Duration::from_secs(1)).await;
         assert_eq!((spooled(&endpoint), endpoint.stopped.get()), (15, 0));
         assert!(receipts.iter().all(|receipt| Arc::strong_count(receipt) == 1));
+    }
+
+    /// Cannot take one kind.
+    struct Picky;
+
+    impl Sink for Picky {
+        fn name(&self) -> &'static str {
+            "picky"
+        }
+
+        fn endpoints(&self) -> Vec<String> {
+            vec!["endpoint".to_owned()]
+        }
+
+        fn encode(&self, _: &Arc<Batch>) -> Encoded {
+            let payloads = vec![Payload { kind: "bad", ..payload(1) }, payload(1)];
+            Encoded { payloads, dropped: 0 }
+        }
+
+        fn send<'a>(&'a self, _: usize, payload: &'a Payload) -> Sending<'a> {
+            let verdict = if payload.kind == "bad" { retry() } else { Verdict::Delivered };
+            Box::pin(std::future::ready(verdict))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_kind_that_fails_does_not_hold_up_another() {
+        let telemetry = Telemetry::default();
+        let delivery = Delivery::start(Arc::new(Picky), 10_000, None, &telemetry);
+        let endpoint = &telemetry.endpoints()[0];
+        let begun = Instant::now();
+        for flush in 1..=20 {
+            delivery.offer(batch(2), Receipt::default());
+            settle(endpoint, |e| e.delivered.get() == flush).await;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20 * 20), "{:?}", begun.elapsed());
+        assert_eq!(endpoint.held.load(Relaxed), 20);
     }
 
     #[tokio::test(start_paused = true)]

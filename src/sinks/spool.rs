@@ -66,7 +66,7 @@ impl Default for Config {
 const INDEX_MAX: usize = 50_000;
 
 /// The oldest payloads that one listing finds for dropping.
-const DOOMED_MAX: usize = 1000;
+const DOOMED_MAX: usize = 20_000;
 
 /// Delivered payloads whose file could not be removed yet.
 const UNREMOVED_MAX: usize = 10_000;
@@ -141,7 +141,6 @@ pub struct Spool {
     next: AtomicU64,
     index: Mutex<Index>,
     loaded: AtomicBool,
-    failing: AtomicBool,
 }
 
 /// The payloads that nobody has taken, oldest first. All files are in here or with whoever took
@@ -182,7 +181,6 @@ impl Spool {
             next: AtomicU64::new(1),
             index: Mutex::default(),
             loaded: AtomicBool::new(false),
-            failing: AtomicBool::new(false),
         };
         spool.note(spool.load().err());
         spool
@@ -547,7 +545,7 @@ impl Spool {
     fn note(&self, error: Option<io::Error>) {
         let failed = error.is_some();
         self.endpoint.spool_errors.add(u64::from(failed));
-        if self.failing.swap(failed, Relaxed) == failed {
+        if self.endpoint.spool_failing.swap(failed, Relaxed) == failed {
             return;
         }
         let (sink, folder) = (self.endpoint.sink, self.folder.display());
@@ -562,6 +560,19 @@ impl Spool {
 
     fn index(&self) -> std::sync::MutexGuard<'_, Index> {
         self.index.lock().expect("no panic under this lock")
+    }
+}
+
+/// Says which folders of a sink belong to none of these spools: their endpoints are no longer set.
+pub fn warn_of_strangers(folder: &Path, known: &[&Spool]) {
+    let folders = fs::read_dir(folder).into_iter().flatten().flatten();
+    for path in folders.map(|folder| folder.path()) {
+        if known.iter().all(|spool| spool.folder != path) {
+            tracing::warn!(
+                "the spool in {} belongs to no endpoint that is set now: it stays as it is",
+                path.display()
+            );
+        }
     }
 }
 
