@@ -323,8 +323,8 @@ impl Queue {
     fn drop_oldest_held(&self, waiting: &mut Waiting) -> bool {
         let mut held = (0..waiting.fresh.len()).filter(|&at| waiting.fresh[at].memory() > 0);
         let (Some(oldest), Some(_)) = (held.next(), held.next()) else { return false };
+        waiting.bytes -= waiting.fresh[oldest].memory();
         let Some(Item::Held(payload, ..)) = waiting.fresh.remove(oldest) else { return false };
-        waiting.bytes -= payload.bytes();
         self.endpoint.held.fetch_sub(payload.points, Relaxed);
         self.endpoint.queue_full.add(payload.points);
         true

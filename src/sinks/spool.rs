@@ -269,12 +269,12 @@ impl Spool {
 
     /// Makes room for so many bytes more.
     fn room(&self, bytes: u64) -> io::Result<()> {
+        if bytes > self.max_bytes {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
         while self.is_over(bytes) {
             let Some(oldest) = self.oldest() else { break };
             self.drop_payload(oldest);
-        }
-        if bytes > self.max_bytes {
-            return Err(io::ErrorKind::QuotaExceeded.into());
         }
         // A disk that does not tell is found out by the write.
         if let Ok((free, total)) = sys::disk_space(&self.folder)
@@ -387,14 +387,19 @@ impl Spool {
         self.forget(&entry);
         let mut unremoved = std::mem::take(&mut self.index().unremoved);
         unremoved.push(entry);
-        unremoved.retain(|entry| match self.remove_file(&self.path(entry)) {
-            Ok(()) => false,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-            Err(error) => {
-                self.note(Some(error));
-                true
+        let mut failed = None;
+        unremoved.retain(|entry| {
+            // What fails for one fails for the others.
+            if failed.is_some() {
+                return true;
             }
+            let removed = self.remove_file(&self.path(entry));
+            failed = removed.err().filter(|error| error.kind() != io::ErrorKind::NotFound);
+            failed.is_some()
         });
+        if failed.is_some() {
+            self.note(failed);
+        }
         unremoved.truncate(UNREMOVED_MAX);
         self.index().unremoved.append(&mut unremoved);
     }
@@ -663,6 +668,8 @@ fn word(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use proptest::prelude::*;
+
     use super::*;
 
     const KINDS: &[&str] = &["series", "events"];
@@ -775,8 +782,10 @@ mod tests {
         assert_eq!(spool.endpoint.spool_full_payloads.get(), 2);
         assert_eq!(waiting(&spool), [3, 12, 3 * SIZE]);
         assert_eq!(drain(&spool), [5, 4, 3]);
+        put(&spool, 6);
         let large = Payload { body: Body::Bytes(vec![0; 4 * SIZE as usize]), ..payload(1) };
         assert!(spool.put(&large, 0).is_none());
+        assert_eq!(drain(&spool), [6], "nothing is dropped for what never fits");
 
         world.config.max_disk_ratio = 0.0;
         let spool = world.open();
@@ -888,6 +897,39 @@ mod tests {
         let aside = fs::read_dir(spool.folder.join(BAD)).unwrap().count();
         assert_eq!(aside, 3 + contents.len());
         assert_eq!(waiting(&spool), [0, 0, 0]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+        #[test]
+        fn only_what_was_written_is_read(
+            body in prop::collection::vec(any::<u8>(), 0..100),
+            points: u64,
+            at: prop::sample::Index,
+            flip in 1..=255_u8,
+            noise in prop::collection::vec(any::<u8>(), 0..60),
+        ) {
+            let payload =
+                Payload { kind: "events", points, coding: Coding::Gzip, body: Body::Bytes(body.clone()) };
+            let mut file = header(&payload, &body);
+            file.extend_from_slice(&body);
+            let read = parse(&file, KINDS).unwrap();
+            prop_assert_eq!((read.kind, read.points, read.coding), ("events", points, Coding::Gzip));
+            prop_assert!(matches!(read.body, Body::Bytes(read) if read == body));
+            for end in 0..file.len() {
+                prop_assert!(parse(&file[..end], KINDS).is_err());
+            }
+            let at = at.index(file.len());
+            file[at] ^= flip;
+            // The header's own length is for later versions.
+            prop_assert!((10..12).contains(&at) || parse(&file, KINDS).is_err());
+            // Even a right checksum vouches for nothing.
+            let mut forged = MAGIC.to_vec();
+            forged.extend_from_slice(&[1, 0, 0, 0]);
+            forged.extend_from_slice(&crc32fast::hash(&noise).to_le_bytes());
+            forged.extend_from_slice(&noise);
+            prop_assert!(parse(&forged, KINDS).is_err());
+        }
     }
 
     #[test]

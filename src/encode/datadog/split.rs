@@ -172,6 +172,7 @@ fn half<T>(list: &mut Vec<T>) -> Option<Vec<T>> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use prost::Message;
 
     use super::*;
@@ -309,5 +310,18 @@ mod tests {
             ..payload(Route::Checks, 2, Compression::None, b"[1,2]")
         };
         assert!(split(&torn, Compression::Zlib).is_none());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+        #[test]
+        fn nothing_is_too_odd(raw in prop::collection::vec(any::<u8>(), 0..40), points: u64) {
+            for route in Route::ALL {
+                let whole = payload(route, points, Compression::None, &raw);
+                let sum = split(&whole, Compression::None)
+                    .map(|halves| halves.iter().map(|half| half.points).sum::<u64>());
+                prop_assert!(sum.is_none_or(|sum| sum == points));
+            }
+        }
     }
 }
