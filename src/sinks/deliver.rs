@@ -15,7 +15,7 @@
 //!
 //! **Fresh first.** The payloads of the last flushes are sent oldest first, so the points of a
 //! series keep their order. What an outage leaves behind becomes the backlog: it is sent only while
-//! nothing fresh waits, at a bounded rate, newest first. So charts are complete up to now at once
+//! nothing fresh waits, at a bounded rate, newest first; one that fails comes last. So charts are complete up to now at once
 //! and fill up backwards, and what is lost if the spool overflows meanwhile is the oldest. Points
 //! carry their times, so the intake does not mind the order of the backlog.
 //!
@@ -413,7 +413,7 @@ impl Queue {
         let mut waiting = self.waiting();
         waiting.sending = None;
         match (item, &self.spool) {
-            (Item::Spooled(entry), Some(spool)) if !fresh => spool.release(entry),
+            (Item::Spooled(entry), Some(spool)) if !fresh => spool.defer(entry),
             (Item::Held(payload, ..), _)
                 if waiting.bytes > 0 && waiting.bytes + payload.bytes() > self.bytes_max =>
             {
@@ -945,6 +945,8 @@ mod tests {
     struct Keeper {
         fails: AtomicBool,
         too_large: u64,
+        /// Payloads of so many points always fail.
+        poison: u64,
         got: Mutex<Vec<u64>>,
     }
 
@@ -972,7 +974,7 @@ mod tests {
 
         fn send<'a>(&'a self, _: usize, payload: &'a Payload) -> Sending<'a> {
             Box::pin(async move {
-                if self.fails.load(Relaxed) {
+                if self.fails.load(Relaxed) || payload.points == self.poison {
                     return retry();
                 }
                 if payload.points > self.too_large {
@@ -990,7 +992,8 @@ mod tests {
     }
 
     fn keeper(fails: bool, too_large: u64) -> Arc<Keeper> {
-        Arc::new(Keeper { fails: AtomicBool::new(fails), too_large, got: Mutex::default() })
+        let (fails, got) = (AtomicBool::new(fails), Mutex::default());
+        Arc::new(Keeper { fails, too_large, poison: 7, got })
     }
 
     fn spooling(
@@ -1022,22 +1025,40 @@ mod tests {
         let sink = keeper(true, 1000);
         let (delivery, endpoint) = spooling(&sink, root.path(), &broken, 1);
         let payloads = FRESH_MAX as u64 + 20;
-        for points in 1..=payloads {
+        for points in 101..=100 + payloads {
             let receipt = Receipt::default();
             let pending = Arc::downgrade(&receipt);
             delivery.offer(batch(points as usize), receipt);
-            settle(&endpoint, |e| spooled(e) == (1..=points).sum::<u64>()).await;
+            settle(&endpoint, |e| spooled(e) == (101..=points).sum::<u64>()).await;
             settle(&endpoint, |_| pending.strong_count() == 0).await;
         }
         assert_eq!(endpoint.held.load(Relaxed), 0);
         sink.fails.store(false, Relaxed);
         settle(&endpoint, |e| spooled(e) == 0).await;
-        // In order what was fresh, save one that a try at the backlog may have moved; then back.
+        // In order what was fresh, then back in time.
         let got = sink.got.lock().unwrap().clone();
-        let fresh: Vec<u64> = (payloads - FRESH_MAX as u64 + 1..=payloads).collect();
-        assert_eq!(got[..FRESH_MAX], fresh);
-        assert_eq!(got[FRESH_MAX..], (1..=20).rev().collect::<Vec<u64>>());
-        assert_eq!(endpoint.delivered.get(), (1..=payloads).sum::<u64>());
+        assert_eq!(got[..FRESH_MAX], (121..=100 + payloads).collect::<Vec<_>>());
+        assert_eq!(got[FRESH_MAX..], (101..=120).rev().collect::<Vec<_>>());
+        assert_eq!(endpoint.delivered.get(), (101..=100 + payloads).sum::<u64>());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_always_fails_does_not_hold_up_the_backlog() {
+        let (root, broken) = (tempfile::tempdir().unwrap(), Arc::default());
+        let (delivery, endpoint) = spooling(&keeper(true, 1000), root.path(), &broken, 1);
+        let points = [1, 2, 7, 3, 4];
+        for (n, &points) in points.iter().enumerate() {
+            delivery.offer(batch(points), Receipt::default());
+            settle(&endpoint, |e| e.spooled.payloads.load(Relaxed) == n as u64 + 1).await;
+        }
+        delivery.stop(Instant::now()).await;
+
+        let sink = keeper(false, 1000);
+        let (delivery, endpoint) = spooling(&sink, root.path(), &broken, 1);
+        settle(&endpoint, |e| e.retries.get() == 3).await;
+        assert_eq!(*sink.got.lock().unwrap(), [4, 3, 2, 1]);
+        delivery.stop(Instant::now()).await;
+        assert_eq!(spooled(&endpoint), 7);
     }
 
     #[tokio::test(start_paused = true)]
@@ -1129,9 +1150,9 @@ mod tests {
         let (root, broken) = (tempfile::tempdir().unwrap(), Arc::default());
         let sink = keeper(false, 2);
         let (delivery, endpoint) = spooling(&sink, root.path(), &broken, 1);
-        delivery.offer(batch(7), Receipt::default());
-        settle(&endpoint, |e| e.delivered.get() == 7).await;
-        assert_eq!(*sink.got.lock().unwrap(), [1, 2, 2, 2]);
+        delivery.offer(batch(6), Receipt::default());
+        settle(&endpoint, |e| e.delivered.get() == 6).await;
+        assert_eq!(*sink.got.lock().unwrap(), [1, 2, 1, 2]);
         assert_eq!((spooled(&endpoint), endpoint.held.load(Relaxed)), (0, 0));
 
         let (delivery, endpoint) = spooling(&keeper(false, 0), root.path(), &broken, 1);

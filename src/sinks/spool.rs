@@ -153,6 +153,9 @@ struct Index {
     floor: u64,
     /// Files below `floor` that are not in `doomed`.
     hidden: u64,
+    /// Tried in vain: their turn comes when nothing else waits, so that one which the endpoint can
+    /// never take does not hold up the others.
+    deferred: VecDeque<Entry>,
     /// Delivered or dropped, but still there.
     unremoved: Vec<Entry>,
 }
@@ -434,10 +437,22 @@ impl Spool {
         }
     }
 
+    /// Puts a payload of the backlog that could not be sent behind all others.
+    pub fn defer(&self, entry: Entry) {
+        let mut index = self.index();
+        if index.deferred.len() < INDEX_MAX {
+            index.deferred.push_back(entry);
+        } else {
+            drop(index);
+            self.release(entry);
+        }
+    }
+
     /// Whether payloads wait that nobody has taken.
     pub fn has_backlog(&self) -> bool {
         let index = self.index();
-        !index.backlog.is_empty() || index.hidden > 0 || !index.doomed.is_empty()
+        let known = [&index.backlog, &index.doomed, &index.deferred];
+        index.hidden > 0 || known.iter().any(|entries| !entries.is_empty())
     }
 
     /// Takes the newest.
@@ -453,7 +468,8 @@ impl Spool {
             }
             index.backlog = found.into();
         }
-        index.backlog.pop_back().or_else(|| index.doomed.pop_back())
+        let waiting = index.backlog.pop_back().or_else(|| index.doomed.pop_back());
+        waiting.or_else(|| index.deferred.pop_front())
     }
 
     /// Takes the oldest.
@@ -467,7 +483,8 @@ impl Spool {
             }
             index.doomed = found.into();
         }
-        index.doomed.pop_front().or_else(|| index.backlog.pop_front())
+        let waiting = index.doomed.pop_front().or_else(|| index.backlog.pop_front());
+        waiting.or_else(|| index.deferred.pop_front())
     }
 
     /// Lists the folder for payloads below the floor, oldest first.
