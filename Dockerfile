@@ -27,10 +27,12 @@ FROM ${RUN_IMAGE}
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* \
-    && install -d -o 65532 -g 65532 -m 0755 /var/run/datadog
+    && install -d -o 65532 -g 65532 -m 0755 /var/run/datadog \
+    && install -d -o 65532 -g 65532 -m 0700 /var/lib/tallyd
 COPY --from=build /build/target/release/tallyd /usr/local/bin/tallyd
-# A new volume at this place belongs to the user below.
-VOLUME ["/var/run/datadog"]
+# New volumes at these places belong to the user below. The second holds payloads that wait for an
+# intake: mount one that outlives the container.
+VOLUME ["/var/run/datadog", "/var/lib/tallyd"]
 USER 65532:65532
 # As in the Agent's image: a container's clients are never local to it, and probes ask port 5555.
 # Each can be set otherwise by the same variable.

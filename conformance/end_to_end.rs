@@ -387,6 +387,7 @@ fn an_intake_that_does_not_answer_holds_up_no_stop() {
         .to(&intake)
         .calm()
         .env("DD_FORWARDER_STOP_TIMEOUT", "1")
+        .set("sinks.spool.enabled", "false")
         .listen(&[UDP])
         .start();
     tallyd.send(["a:1|g", "b:1|g"]);

@@ -144,6 +144,7 @@ impl Launch {
             .arg(self.path("datadog.yaml"))
             .args(&self.arguments)
             .env_clear()
+            .env("DD_RUN_PATH", self.path("run"))
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .current_dir(self.folder.path());
         command

@@ -13,6 +13,7 @@ fn it_says_where_points_go_and_outlives_a_hangup() {
         r#"intake.listeners=[{"address":"udp://127.0.0.1:0"}]"#,
         "sinks.console.enabled=on",
         "sinks.stop_timeout=0",
+        "sinks.spool.enabled=false",
         "sinks.datadog.api_key=0123456789abcdef",
         "sinks.datadog.dd_url=http://127.0.0.1:9",
         "sinks.datadog.validate_key=false",

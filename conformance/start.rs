@@ -251,8 +251,32 @@ fn an_intake_that_cannot_be_reached_is_one_warning() {
         tallyd.figure("tallyd_sink_retries_total", "sink=\"datadog\"") >= 1.0
     });
     let finished = tallyd.stop();
-    let said = format!("undelivered to http://{free}");
+    let said = format!("2 points for http://{free} stay in the spool");
     assert!(finished.stderr.contains(&said), "{}", finished.stderr);
+}
+
+#[test]
+fn a_run_path_of_another_process() {
+    let first = Launch::new().env("DD_API_KEY", KEY).start();
+    let path = first.path("run");
+    let path = path.to_str().unwrap();
+    starts_not(
+        Launch::new().env("DD_API_KEY", KEY).env("DD_RUN_PATH", path),
+        1,
+        &format!(
+            "error: another process uses {path}; set state.run_path (DD_RUN_PATH) to a folder of \
+             its own"
+        ),
+    );
+    // Nobody asked for a default one.
+    let by_default = Launch::new()
+        .env("DD_API_KEY", KEY)
+        .env("DD_RUN_PATH", "")
+        .env("STATE_DIRECTORY", path)
+        .start();
+    by_default.wait_for_stderr("nothing will outlive this process: another process uses ");
+    by_default.stop();
+    first.stop();
 }
 
 #[test]

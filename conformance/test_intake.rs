@@ -70,7 +70,11 @@ struct Shared {
 impl Intake {
     /// Listens on a free port and answers 200 to GET, 202 to everything else.
     pub fn start() -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        Self::on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap())
+    }
+
+    /// The same with a listener of the test's own.
+    pub fn on(listener: TcpListener) -> Self {
         listener.set_nonblocking(true).unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let answer =

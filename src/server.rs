@@ -1,6 +1,7 @@
 //! Starts threads and tasks, and stops them in order.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,8 +19,9 @@ use crate::reader::{Reader, Shared};
 use crate::rules::Rules;
 use crate::sample::Dialect;
 use crate::shard::Shards;
-use crate::sinks::deliver::Delivery;
+use crate::sinks::deliver::{Delivery, Receipt, Spools};
 use crate::sinks::{self, Sink, Sinks};
+use crate::state::Folder;
 use crate::status::{self, Servers, Status};
 use crate::sys;
 use crate::telemetry::Telemetry;
@@ -48,6 +50,8 @@ pub struct Server {
     stdin_ended: watch::Receiver<bool>,
     flush_open_bucket: bool,
     stop_timeout: Duration,
+    /// Held until the end.
+    _folder: Option<Folder>,
 }
 
 /// Where a batch goes.
@@ -59,8 +63,10 @@ struct Outputs {
 impl Outputs {
     fn offer(&self, batch: Batch) {
         let batch = Arc::new(batch);
+        // Who wants to know when every sink has the batch safe holds a `Weak` of this.
+        let receipt = Receipt::default();
         for delivery in self.deliveries.lock().expect("no panic under this lock").iter() {
-            delivery.offer(Arc::clone(&batch));
+            delivery.offer(Arc::clone(&batch), Arc::clone(&receipt));
         }
         self.status.show(batch);
     }
@@ -111,6 +117,8 @@ impl Server {
             spellings_max: config.shard.contexts_max.saturating_mul(2),
         };
         let sinks = Sinks::new(&config.sinks, &hostname, &telemetry)?;
+        let folder = spool_folder(config, &sinks)?;
+        let spool_root = folder.as_ref().map(|(_, root)| root.clone());
         let opened = intake::open(&config.intake, untouched, &telemetry)?;
         let hint = hint(opened.iter().filter(|o| o.dialect == Dialect::Datadog));
         let proxy = telemetry.listener("http".to_owned());
@@ -122,7 +130,12 @@ impl Server {
         announce(&sinks, servers.address, hint);
         let deliveries = {
             let _runtime = runtime.enter();
-            sinks.start(&telemetry)
+            let spools = spool_root.as_ref().map(|root| Spools {
+                root,
+                config: &config.sinks.spool,
+                gate: Arc::new(|_| Ok(())),
+            });
+            sinks.start(spools.as_ref(), &telemetry)
         };
         let outputs = Arc::new(Outputs { deliveries: Mutex::new(deliveries), status });
 
@@ -148,6 +161,7 @@ impl Server {
             stdin_ended,
             flush_open_bucket: config.flush.incomplete_buckets,
             stop_timeout: Duration::from_secs(config.sinks.stop_timeout),
+            _folder: folder.map(|(folder, _)| folder),
         })
     }
 
@@ -277,6 +291,26 @@ fn destination(listener: &str) -> Option<String> {
     listener.starts_with("unixgram://").then(|| listener.to_owned())
 }
 
+/// The folder that outlives this process, if any sink has use for it, and that of the spools in it.
+fn spool_folder(config: &Config, sinks: &Sinks) -> anyhow::Result<Option<(Folder, PathBuf)>> {
+    let spool = &config.sinks.spool;
+    if !spool.enabled || !sinks.all.iter().any(|(sink, _)| sink.durable().is_some()) {
+        return Ok(None);
+    }
+    let (folder, root) = if spool.path.is_empty() {
+        let folder = Folder::open(&config.state, |name| std::env::var(name).ok())?;
+        let Some(folder) = folder else { return Ok(None) };
+        let root = folder.path().join("spool");
+        (folder, root)
+    } else {
+        let path = PathBuf::from(&spool.path);
+        let folder = Folder::claim(&path).context("sinks.spool.path")?;
+        (folder, path)
+    };
+    tracing::info!("payloads are kept in {} until they are delivered", root.display());
+    Ok(Some((folder, root)))
+}
+
 /// The host that series without one of their own get.
 fn hostname(config: &Config) -> String {
     match config.origin.hostname.as_str() {
@@ -299,11 +333,11 @@ pub fn run(config: &Config, untouched: Untouched) -> anyhow::Result<()> {
 
 impl Sinks {
     /// Starts the delivery of every sink on the current runtime.
-    fn start(self, telemetry: &Telemetry) -> Vec<Delivery> {
+    fn start(self, spools: Option<&Spools<'_>>, telemetry: &Telemetry) -> Vec<Delivery> {
         if let Some(datadog) = self.datadog {
             tokio::spawn(sinks::datadog::watch_keys(datadog));
         }
-        let start = |(sink, queue_bytes)| Delivery::start(sink, queue_bytes, telemetry);
+        let start = |(sink, queue_bytes)| Delivery::start(sink, queue_bytes, spools, telemetry);
         self.all.into_iter().map(start).collect()
     }
 }

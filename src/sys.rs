@@ -1,8 +1,10 @@
 //! System calls that the standard library does not offer, behind safe signatures.
 #![allow(unsafe_code)]
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::Path;
 
 /// Datagrams taken by one call.
 pub const BATCH: usize = 64;
@@ -199,6 +201,22 @@ pub fn host_name() -> Option<String> {
     String::from_utf8(buffer[..end].to_vec()).ok().filter(|name| !name.is_empty())
 }
 
+/// Bytes that an unprivileged process may still write on the disk of a folder, and all its bytes.
+///
+/// # Errors
+/// Whatever `statvfs` says.
+pub fn disk_space(folder: &Path) -> io::Result<(u64, u64)> {
+    let path = CString::new(folder.as_os_str().as_encoded_bytes())?;
+    // SAFETY: statvfs is plain data for which all zeroes is a valid value.
+    let mut found: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: `path` ends in a zero byte, and the kernel writes one statvfs into `found`.
+    if unsafe { libc::statvfs(path.as_ptr(), &raw mut found) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
+    Ok((bytes(found.f_bavail), bytes(found.f_blocks)))
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::UdpSocket;
@@ -304,5 +322,12 @@ mod tests {
     #[test]
     fn the_host_has_a_name() {
         assert!(host_name().is_some_and(|name| !name.contains('\0')));
+    }
+
+    #[test]
+    fn a_disk_has_more_bytes_than_are_free() {
+        let (free, total) = disk_space(Path::new("/")).expect("the root");
+        assert!(free <= total && total > 0, "{free} of {total}");
+        disk_space(Path::new("/no such folder")).expect_err("there is none");
     }
 }

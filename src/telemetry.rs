@@ -3,7 +3,7 @@
 //! There is one [`Telemetry`] per process, made at the start and handed to whoever counts. A
 //! counter is a relaxed atomic; readers add to it once per batch of datagrams, not per line.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, RwLock};
 
 use crate::sample::Reject;
@@ -120,8 +120,32 @@ pub struct Endpoint {
     pub encoder_failed: Counter,
     /// Points left when tallyd stopped.
     pub stopped: Counter,
-    /// Points waiting now.
+    /// Points dropped because the spool was full.
+    pub spool_full: Counter,
+    /// The same in payloads.
+    pub spool_full_payloads: Counter,
+    /// Points of files in the spool that could not be read, or were gone.
+    pub unreadable: Counter,
+    /// Points that were in the spool at the start.
+    pub found: Counter,
+    /// File operations of the spool that failed.
+    pub spool_errors: Counter,
+    /// The last one did.
+    pub spool_failing: AtomicBool,
+    /// Files of the spool that were set aside.
+    pub set_aside: Counter,
+    /// Points waiting in memory now.
     pub held: AtomicU64,
+    /// What waits in the spool now: points, bytes and payloads.
+    pub spooled: Spooled,
+}
+
+/// What is on disk.
+#[derive(Debug, Default)]
+pub struct Spooled {
+    pub points: AtomicU64,
+    pub bytes: AtomicU64,
+    pub payloads: AtomicU64,
 }
 
 /// Name, help and type of an own metric, as shown on `/metrics`.
@@ -286,13 +310,53 @@ pub const OWN: &[Own] = &[
     ),
     counter(
         "sink_dropped_points_total",
-        "DATA LOSS. Points dropped, by sink, endpoint and cause: refused, queue_full, too_large, encoder_failed, stopped.",
+        "DATA LOSS. Points dropped, by sink, endpoint and cause: refused, queue_full, too_large, encoder_failed, stopped, spool_full, unreadable.",
         Read::Drops,
     ),
     gauge(
         "sink_held_points",
-        "Points waiting to be encoded or delivered, by sink and endpoint.",
+        "Points waiting in memory to be encoded or delivered, by sink and endpoint.",
         Read::Endpoint(|e| e.held.load(Relaxed)),
+    ),
+    gauge(
+        "sink_spooled_points",
+        "Points waiting on disk, by sink and endpoint.",
+        Read::Endpoint(|e| e.spooled.points.load(Relaxed)),
+    ),
+    gauge(
+        "sink_spooled_bytes",
+        "Bytes of payloads waiting on disk, by sink and endpoint.",
+        Read::Endpoint(|e| e.spooled.bytes.load(Relaxed)),
+    ),
+    gauge(
+        "sink_spooled_payloads",
+        "Payloads waiting on disk, by sink and endpoint.",
+        Read::Endpoint(|e| e.spooled.payloads.load(Relaxed)),
+    ),
+    counter(
+        "sink_spool_found_points_total",
+        "Points that an earlier process left on disk, by sink and endpoint.",
+        Read::Endpoint(|e| e.found.get()),
+    ),
+    counter(
+        "sink_spool_dropped_payloads_total",
+        "DATA LOSS. Payloads dropped because the spool was full, by sink and endpoint.",
+        Read::Endpoint(|e| e.spool_full_payloads.get()),
+    ),
+    counter(
+        "sink_spool_errors_total",
+        "File operations of the spool that failed, by sink and endpoint.",
+        Read::Endpoint(|e| e.spool_errors.get()),
+    ),
+    gauge(
+        "sink_spool_failing",
+        "1 while payloads wait in memory because the disk fails, by sink and endpoint.",
+        Read::Endpoint(|e| u64::from(e.spool_failing.load(Relaxed))),
+    ),
+    counter(
+        "sink_spool_set_aside_total",
+        "Files of the spool that could not be read and were set aside, by sink and endpoint.",
+        Read::Endpoint(|e| e.set_aside.get()),
     ),
 ];
 
@@ -378,13 +442,15 @@ impl Endpoint {
     }
 
     /// Points dropped, by cause.
-    pub fn drops(&self) -> [(&'static str, u64); 5] {
+    pub fn drops(&self) -> [(&'static str, u64); 7] {
         [
             ("refused", self.refused.get()),
             ("queue_full", self.queue_full.get()),
             ("too_large", self.too_large.get()),
             ("encoder_failed", self.encoder_failed.get()),
             ("stopped", self.stopped.get()),
+            ("spool_full", self.spool_full.get()),
+            ("unreadable", self.unreadable.get()),
         ]
     }
 }

@@ -64,7 +64,6 @@ const fn not_yet(name: &'static str, remark: &'static str) -> Key {
 
 const QUEUES: &str = "the kernel's socket buffer is the only queue";
 const ORIGIN: &str = "tags of containers and pods";
-const SPOOL: &str = "a retry queue on disk";
 const GO: &str = "tuning of the Agent's own process";
 const OTHER: &str = "another part of the Agent";
 
@@ -98,6 +97,29 @@ static KEYS: &[Key] = &[
     sets("forwarder_timeout", "sinks.datadog.http.timeout"),
     sets("forwarder_retry_queue_payloads_max_size", "sinks.datadog.retry_queue_bytes"),
     sets("forwarder_stop_timeout", "sinks.stop_timeout"),
+    Key {
+        name: "forwarder_storage_path",
+        effect: Effect::Sets("sinks.spool.path"),
+        remark: "files of the Agent's own are left alone there",
+    },
+    converts(
+        "forwarder_storage_max_size_in_bytes",
+        &["sinks.spool.enabled", "sinks.spool.max_bytes"],
+        |node, _| {
+            Ok(if scalar(node)?.trim() == "0" {
+                vec![("sinks.spool.enabled", Node::text("false"))]
+            } else {
+                vec![("sinks.spool.max_bytes", node.clone())]
+            })
+        },
+        "0, the Agent's default, turns the spool off; here it is on by default",
+    ),
+    Key {
+        name: "forwarder_storage_max_disk_ratio",
+        effect: Effect::Sets("sinks.spool.max_disk_ratio"),
+        remark: "0.8 in the Agent",
+    },
+    sets("run_path", "state.run_path"),
     converts(
         "proxy.http",
         &["sinks.datadog.http.proxy_http"],
@@ -285,9 +307,6 @@ static KEYS: &[Key] = &[
     not_yet("container_include*", ORIGIN),
     not_yet("container_exclude*", ORIGIN),
     not_yet("ecs_*", ORIGIN),
-    not_yet("forwarder_storage_*", SPOOL),
-    not_yet("forwarder_outdated_file_in_days", SPOOL),
-    not_yet("forwarder_flush_to_disk_mem_ratio", SPOOL),
     not_yet("secret_*", "secrets from a command"),
     not_yet("hostname_file", "the host name from a file"),
     not_yet("dogstatsd_capture_*", "capture of traffic"),
@@ -323,6 +342,8 @@ static KEYS: &[Key] = &[
     nothing("enable_payloads.json_to_v1_intake", "not sent"),
     nothing("enable_*_stream_payload_serialization", GO),
     nothing("forwarder_retry_queue_max_size", "the older, by count"),
+    nothing("forwarder_outdated_file_in_days", "files do not grow old: see sinks.spool.max_bytes"),
+    nothing("forwarder_flush_to_disk_mem_ratio", "payloads go to disk before they are sent"),
     nothing("forwarder_*", "see sinks.datadog"),
     nothing("log_format_rfc3339", "always"),
     nothing("enable_metadata_collection", "no host metadata is sent"),
@@ -363,7 +384,6 @@ static KEYS: &[Key] = &[
     nothing("gui_*", OTHER),
     nothing("agent_ipc*", OTHER),
     nothing("auth_token*", OTHER),
-    nothing("run_path", OTHER),
     nothing("collect_*", OTHER),
     nothing("cloud_provider_metadata", OTHER),
     nothing("ec2_*", OTHER),
@@ -783,6 +803,12 @@ mod tests {
             "1000",
         ),
         ("forwarder_stop_timeout", "9", "sinks.stop_timeout", "9"),
+        ("forwarder_storage_path", "/a/b", "sinks.spool.path", "\"/a/b\""),
+        ("forwarder_storage_max_size_in_bytes", "1000", "sinks.spool.max_bytes", "1000"),
+        ("forwarder_storage_max_size_in_bytes", "1000", "sinks.spool.enabled", "true"),
+        ("forwarder_storage_max_size_in_bytes", "0", "sinks.spool.enabled", "false"),
+        ("forwarder_storage_max_disk_ratio", "0.5", "sinks.spool.max_disk_ratio", "0.5"),
+        ("run_path", "/a/b", "state.run_path", "\"/a/b\""),
         ("proxy.http", "http://p:1", "sinks.datadog.http.proxy_http", "\"http://p:1\""),
         ("proxy.https", "p:1", "sinks.datadog.http.proxy_https", "\"http://p:1\""),
         ("proxy.no_proxy", "[\"a\", \"b\"]", "sinks.datadog.http.no_proxy", "[\"a\", \"b\"]"),
@@ -964,7 +990,7 @@ mod tests {
     fn what_has_no_effect_is_named_once_each() {
         let loaded = agent_from_text(
             "datadog.yaml",
-            "dogstatsd_queue_size: 5\nlogs_config: {a: 1, b: {c: 2}}\nforwarder_storage_path: /x\n\
+            "dogstatsd_queue_size: 5\nlogs_config: {a: 1, b: {c: 2}}\nhostname_file: /x\n\
              dogstatsd_origin_detection: false\nmy_own: 1\nproxy: {ftp: x}\ntags: [a]\nenv: b\n\
              min_tls_version: tlsv1.1\nhistogram_percentiles: [95]\ntelemetry: {enabled: true}\n",
             &[
@@ -987,7 +1013,7 @@ mod tests {
                 "settings of the Agent that have no effect in tallyd: dogstatsd_queue_size, \
                  logs_config, proxy.ftp, telemetry.enabled",
                 "settings of the Agent that are not effective in this version: \
-                 DD_DOGSTATSD_TAG_CARDINALITY, forwarder_storage_path",
+                 DD_DOGSTATSD_TAG_CARDINALITY, hostname_file",
                 "settings that tallyd does not know and ignores: DD_QUEUE, DD_QUUX, my_own",
             ]
         );

@@ -35,6 +35,7 @@ pub(super) fn validate(config: &Config) -> Outcome {
     value(&config.value)?;
     within("flush.interval", config.flush.interval, 1..=3600)?;
     within("sinks.stop_timeout", config.sinks.stop_timeout, 0..=3600)?;
+    spool(&config.sinks.spool)?;
     within("sinks.console.rows", config.sinks.console.rows, 1..=1_000_000)?;
     for (i, quantile) in config.sinks.prometheus.quantiles.iter().enumerate() {
         within(format!("sinks.prometheus.quantiles[{i}]"), *quantile, 0.0..=1.0)?;
@@ -126,6 +127,12 @@ fn value(config: &value::Config) -> Outcome {
     within("value.set_members_max", config.set_members_max, 1..=1_000_000_000)
 }
 
+fn spool(config: &sinks::spool::Config) -> Outcome {
+    within("sinks.spool.max_bytes", config.max_bytes, 0..=1 << 50)?;
+    within("sinks.spool.max_disk_ratio", config.max_disk_ratio, 0.0..=1.0)?;
+    within("sinks.spool.backlog_rate", config.backlog_rate, 0.01..=10_000.0)
+}
+
 fn datadog(config: &sinks::datadog::Config) -> Outcome {
     let path = |key| format!("sinks.datadog.{key}");
     if !config.api_key.is_empty() {
@@ -181,7 +188,16 @@ fn api_key(path: String, key: &str) -> Outcome {
 fn http(config: &sinks::http::Config) -> Outcome {
     let path = |key| format!("sinks.datadog.http.{key}");
     within(path("connect_timeout"), config.connect_timeout, 1..=3600)?;
-    within(path("timeout"), config.timeout, 0..=3600)?;
+    for (key, seconds) in [
+        ("timeout", config.timeout),
+        ("silence_timeout", config.silence_timeout),
+        ("keepalive_time", config.keepalive_time),
+        ("keepalive_interval", config.keepalive_interval),
+        ("user_timeout", config.user_timeout),
+    ] {
+        within(path(key), seconds, 0..=3600)?;
+    }
+    within(path("keepalive_probes"), config.keepalive_probes, 1..=100)?;
     for (key, proxy) in [("proxy_http", &config.proxy_http), ("proxy_https", &config.proxy_https)] {
         if !proxy.is_empty() {
             url(path(key), proxy)?;

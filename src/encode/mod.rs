@@ -24,7 +24,32 @@ pub struct Payload {
     pub kind: &'static str,
     /// Points within, for the counters.
     pub points: u64,
+    pub coding: Coding,
     pub body: Body,
+}
+
+/// How the bytes of a payload are compressed: it may be sent by a process with other settings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Coding {
+    #[default]
+    Identity,
+    Deflate,
+    Gzip,
+    Zstd,
+}
+
+impl Coding {
+    pub const ALL: [Self; 4] = [Self::Identity, Self::Deflate, Self::Gzip, Self::Zstd];
+
+    /// The word in `Content-Encoding`. A zlib stream is called `deflate` there (RFC 9110).
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Identity => "identity",
+            Self::Deflate => "deflate",
+            Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
+        }
+    }
 }
 
 /// The content of a payload.

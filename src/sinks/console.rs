@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Body, Encoded, Payload, Sending, Sink, Verdict};
+use super::{Body, Coding, Encoded, Payload, Sending, Sink, Verdict};
 use crate::batch::Batch;
 use crate::encode::table::{Layout, empty_line, table};
 
@@ -86,7 +86,12 @@ impl Sink for Console {
         } else {
             ("table", table(batch, &self.layout))
         };
-        let payload = Payload { kind, points: batch.points(), body: Body::Bytes(text.into()) };
+        let payload = Payload {
+            kind,
+            points: batch.points(),
+            coding: Coding::Identity,
+            body: Body::Bytes(text.into()),
+        };
         Encoded { payloads: vec![payload], dropped: 0 }
     }
 

@@ -10,13 +10,14 @@ use reqwest::header::{self, HeaderValue};
 use reqwest::{Client, StatusCode, Url};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use super::{Body, Encoded, Payload, Sending, Sink, Verdict, http};
+use super::{Body, Coding, Durable, Encoded, Payload, Sending, Sink, Verdict, http};
 use crate::batch::Batch;
 #[cfg(test)]
 use crate::encode::datadog::datadog_payload;
-use crate::encode::datadog::{Compression, Limits, Options, Route, encode};
+use crate::encode::datadog::{Compression, Limits, Options, Route, encode, split};
 
 #[cfg(test)]
 #[path = "../../conformance/test_intake.rs"]
@@ -58,7 +59,8 @@ pub struct Config {
     pub enable_events: bool,
     /// Send service checks.
     pub enable_service_checks: bool,
-    /// Bytes of payloads that wait in memory for each endpoint; the oldest are dropped and counted.
+    /// Bytes of payloads that wait in memory for each endpoint while they cannot be spooled; the
+    /// oldest are dropped and counted.
     pub retry_queue_bytes: usize,
     /// Check the key at the start and once an hour.
     pub validate_key: bool,
@@ -120,6 +122,9 @@ const VALIDATE_INTERVAL: Duration = Duration::from_secs(3600);
 /// Bytes of an answer that are read, so that its connection can serve again.
 const ANSWER_MAX: usize = 64 * 1024;
 
+/// How long the next piece of an answer may take: its status has told what matters.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// The Datadog intake, at one or more addresses.
 ///
 /// Keys are only in the `DD-Api-Key` header, and there they are marked as sensitive.
@@ -127,7 +132,7 @@ pub struct Datadog {
     client: Client,
     options: Options,
     endpoints: Vec<Endpoint>,
-    retry_queue_bytes: usize,
+    silence: Duration,
 }
 
 /// One address with one key.
@@ -171,7 +176,7 @@ impl Datadog {
             client,
             options: options(config, hostname)?,
             endpoints: endpoints(config)?,
-            retry_queue_bytes: config.retry_queue_bytes,
+            silence: Duration::from_secs(config.http.silence_timeout),
         })
     }
 
@@ -215,14 +220,19 @@ impl Datadog {
             KeyState::Unknown(cause) => Some(format!(
                 "sink datadog: {name} could not check the API key ({cause}): check \
                  sinks.datadog.site, sinks.datadog.dd_url or additional_endpoints, and the proxy \
-                 in sinks.datadog.http; payloads that cannot be sent wait in memory, up to {} \
-                 bytes, then the oldest are dropped and counted",
-                self.retry_queue_bytes
+                 in sinks.datadog.http; payloads that cannot be sent wait, and the oldest are \
+                 dropped and counted once they are too many"
             )),
         }
     }
 
-    async fn post(&self, endpoint: &Endpoint, route: Route, bytes: Vec<u8>) -> Verdict {
+    async fn post(
+        &self,
+        endpoint: &Endpoint,
+        route: Route,
+        coding: Coding,
+        bytes: Vec<u8>,
+    ) -> Verdict {
         let content_type =
             if route.is_protobuf() { "application/x-protobuf" } else { "application/json" };
         let mut request = self
@@ -232,19 +242,19 @@ impl Datadog {
             .header("DD-Agent-Version", VERSION)
             .header(header::USER_AGENT, user_agent())
             .header(header::CONTENT_TYPE, content_type)
-            .header(header::CONTENT_ENCODING, self.options.compression.word());
+            .header(header::CONTENT_ENCODING, coding.word());
         if route.is_protobuf() {
             request = request.header("DD-Agent-Payload", PAYLOAD_VERSION);
         }
-        let mut response = match request.body(bytes).send().await {
+        let mut response = match http::send(request, bytes, self.silence).await {
             Ok(response) => response,
-            Err(error) => return Verdict::Retry { cause: http::cause(error), after: None },
+            Err(cause) => return Verdict::Retry { cause, after: None },
         };
         let retry_after = response.headers().get(header::RETRY_AFTER);
         let retry_after = retry_after.and_then(|value| value.to_str().ok());
         let verdict = verdict(response.status(), retry_after, SystemTime::now());
         let mut read = 0;
-        while let Ok(Some(chunk)) = response.chunk().await {
+        while let Ok(Ok(Some(chunk))) = timeout(ANSWER_TIMEOUT, response.chunk()).await {
             read += chunk.len();
             if read > ANSWER_MAX {
                 break;
@@ -267,12 +277,24 @@ impl Sink for Datadog {
         encode(batch, &self.options)
     }
 
+    fn durable(&self) -> Option<Durable> {
+        // An address of Datadog's own names the version.
+        let named = format!("{}-app.agent", VERSION.replace('.', "-"));
+        let folder = |endpoint: &Endpoint| endpoint.name.replace(&named, "app.agent");
+        let folders = self.endpoints.iter().map(folder).collect();
+        Some(Durable { kinds: &Route::WORDS, folders })
+    }
+
+    fn split(&self, payload: &Payload) -> Option<[Payload; 2]> {
+        split(payload, self.options.compression)
+    }
+
     fn send<'a>(&'a self, endpoint: usize, payload: &'a Payload) -> Sending<'a> {
-        let route = Route::ALL.into_iter().find(|route| route.word() == payload.kind);
+        let (route, coding) = (Route::of_word(payload.kind), payload.coding);
         Box::pin(async move {
             match (route, &payload.body) {
                 (Some(route), Body::Bytes(bytes)) => {
-                    self.post(&self.endpoints[endpoint], route, bytes.clone()).await
+                    self.post(&self.endpoints[endpoint], route, coding, bytes.clone()).await
                 }
                 (None, _) | (_, Body::Batch(_)) => {
                     Verdict::Refused { cause: format!("no route for {}", payload.kind) }
@@ -286,8 +308,8 @@ fn user_agent() -> String {
     format!("tallyd/{VERSION}")
 }
 
-/// The Agent's rule: 400, 403 and 413 say that this payload will never be taken; every other error
-/// may pass. A redirect is not followed, and to count it as a success, as the Agent would, loses
+/// The Agent's rule: 400, 403 and 413 say that this payload will never be taken, which after 413 may
+/// not be true of its halves; every other error may pass. A redirect is not followed, and to count it as a success, as the Agent would, loses
 /// what a proxy's login page swallowed.
 fn verdict(status: StatusCode, retry_after: Option<&str>, now: SystemTime) -> Verdict {
     let retry = |cause: String| {
@@ -298,7 +320,8 @@ fn verdict(status: StatusCode, retry_after: Option<&str>, now: SystemTime) -> Ve
         ..300 => Verdict::Delivered,
         300..400 => retry(format!("HTTP {status}: redirects are not followed, check the address")),
         403 => Verdict::Refused { cause: format!("HTTP {status}: the API key is refused") },
-        400 | 413 => Verdict::Refused { cause: format!("HTTP {status}") },
+        400 => Verdict::Refused { cause: format!("HTTP {status}") },
+        413 => Verdict::TooLarge { cause: format!("HTTP {status}") },
         _ => retry(format!("HTTP {status}")),
     }
 }
@@ -583,14 +606,14 @@ mod tests {
         for status in [200, 202, 204] {
             assert_eq!(answer(status, None).await, Verdict::Delivered);
         }
-        for (status, cause) in [
-            (400, "HTTP 400 Bad Request"),
-            (403, "HTTP 403 Forbidden: the API key is refused"),
-            (413, "HTTP 413 Payload Too Large"),
-        ] {
+        for (status, cause) in
+            [(400, "HTTP 400 Bad Request"), (403, "HTTP 403 Forbidden: the API key is refused")]
+        {
             let cause = cause.to_owned();
             assert_eq!(answer(status, None).await, Verdict::Refused { cause });
         }
+        let cause = "HTTP 413 Payload Too Large".to_owned();
+        assert_eq!(answer(413, None).await, Verdict::TooLarge { cause });
         for (status, retry_after, cause, after) in [
             (401, None, "HTTP 401 Unauthorized", None),
             (404, None, "HTTP 404 Not Found", None),
@@ -643,8 +666,18 @@ mod tests {
     #[tokio::test]
     async fn a_payload_of_no_route_is_refused() {
         let sink = sink(&config("http://127.0.0.1:9"));
-        let unknown = Payload { kind: "other", points: 1, body: Body::Bytes(Vec::new()) };
-        let whole = Payload { kind: "series", points: 1, body: Body::Batch(batch()) };
+        let unknown = Payload {
+            kind: "other",
+            points: 1,
+            coding: Coding::Identity,
+            body: Body::Bytes(Vec::new()),
+        };
+        let whole = Payload {
+            kind: "series",
+            points: 1,
+            coding: Coding::Identity,
+            body: Body::Batch(batch()),
+        };
         for payload in [unknown, whole] {
             assert!(matches!(sink.send(0, &payload).await, Verdict::Refused { .. }));
         }
@@ -686,7 +719,7 @@ mod tests {
         let unknown = sink.complaint(endpoint, &KeyState::Unknown("down".to_owned())).unwrap();
         let expected = "sink datadog: http://127.0.0.1:9 could not check the API key (down): ";
         assert!(unknown.starts_with(expected), "{unknown}");
-        for part in ["sinks.datadog.dd_url", "proxy", "15728640 bytes"] {
+        for part in ["sinks.datadog.dd_url", "proxy", "wait"] {
             assert!(unknown.contains(part), "{unknown}");
         }
         assert!(!format!("{refused}{unknown}").contains("secret"));

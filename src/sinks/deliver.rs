@@ -1,30 +1,48 @@
-//! The delivery loop that all sinks share: encode, queue, send, try again, drop, count.
+//! The delivery loop that all sinks share: encode, spool, send, try again, drop, count.
 //!
 //! ```text
 //! Batch --offer--> [encode task of the sink] --payloads--> [queue of an endpoint] --> [send task]
+//!                                                  |             ^
+//!                                                  +--> spool ---+
 //! ```
 //!
 //! Each sink has a task of its own and each of its endpoints another, so a slow or dead one delays
-//! nobody else. What waits is bounded in bytes per endpoint; beyond it the oldest is dropped.
+//! nobody else.
+//!
+//! With a spool every payload goes to disk first, is read from there, sent, and then removed; what
+//! waits costs no memory. While the disk fails, and for sinks without a spool, payloads wait in
+//! memory, bounded in bytes per endpoint; beyond that the oldest is dropped.
+//!
+//! **Fresh first.** The payloads of the last flushes are sent oldest first, so the points of a
+//! series keep their order. What an outage leaves behind becomes the backlog: it is sent only while
+//! nothing fresh waits, at a bounded rate, newest first; one that fails comes last. So charts are complete up to now at once
+//! and fill up backwards, and what is lost if the spool overflows meanwhile is the oldest. Points
+//! carry their times, so the intake does not mind the order of the backlog.
 //!
 //! An endpoint holds the points of a batch from the moment it is offered, and then those of its
-//! payloads, until each is counted as delivered or as dropped for a cause.
+//! payloads in memory; those on disk are spooled; until each is counted as delivered or as dropped
+//! for a cause.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::Instant;
 
+use super::spool::{self, Entry, Found, Spool};
 use super::{Encoded, Payload, Sink, Verdict};
 use crate::batch::Batch;
 use crate::telemetry::{Endpoint, Telemetry};
 
 /// Batches that may wait to be encoded.
 const BATCHES: usize = 4;
+
+/// Payloads in the spool that count as fresh, beside those of the last batch.
+const FRESH_MAX: usize = 32;
 
 /// Waits between two tries, in seconds: those of the Agent's forwarder.
 const BACKOFF_BASE: f64 = 2.0;
@@ -37,10 +55,18 @@ const ERRORS_RECOVERED: u32 = 2;
 /// Refusals of one kind that come closer together than this are one state, said once.
 const REFUSALS_APART: Duration = Duration::from_secs(60);
 
+/// How long the backlog is left alone when the disk could not be read.
+const READ_AGAIN: Duration = Duration::from_secs(2);
+
+/// Travels with a batch, and with those of its payloads that are in memory only. Once all clones
+/// are dropped, each payload is in the spool of its endpoint, or was delivered, or was dropped and
+/// counted: whoever could make the batch anew need not keep what it takes.
+pub type Receipt = Arc<()>;
+
 /// The running delivery of one sink.
 pub struct Delivery {
     name: &'static str,
-    batches: mpsc::Sender<Arc<Batch>>,
+    batches: mpsc::Sender<(Arc<Batch>, Receipt)>,
     queues: Vec<Arc<Queue>>,
     /// Points of batches that are not encoded yet.
     unencoded: Arc<AtomicU64>,
@@ -50,14 +76,25 @@ pub struct Delivery {
     tasks: Vec<JoinHandle<()>>,
 }
 
+/// Where spools lie, and how they work.
+pub struct Spools<'a> {
+    pub root: &'a Path,
+    pub config: &'a spool::Config,
+    pub gate: spool::Gate,
+}
+
 impl Delivery {
-    /// Starts the tasks of a sink on the current runtime. `queue_bytes` bounds what waits for each
-    /// endpoint.
-    pub fn start(sink: Arc<dyn Sink>, queue_bytes: usize, telemetry: &Telemetry) -> Self {
+    /// Starts the tasks of a sink on the current runtime. `queue_bytes` bounds what waits in memory
+    /// for each endpoint.
+    pub fn start(
+        sink: Arc<dyn Sink>,
+        queue_bytes: usize,
+        spools: Option<&Spools<'_>>,
+        telemetry: &Telemetry,
+    ) -> Self {
         let (batches, received) = mpsc::channel(BATCHES);
         let (stopping, _) = watch::channel(false);
-        let queue = |name| Arc::new(Queue::new(telemetry.endpoint(sink.name(), name), queue_bytes));
-        let queues: Vec<_> = sink.endpoints().into_iter().map(queue).collect();
+        let queues = queues(&*sink, queue_bytes, spools, telemetry);
         let mut tasks = Vec::new();
         for (number, queue) in queues.iter().enumerate() {
             let send = Send::new(Arc::clone(&sink), number, Arc::clone(queue));
@@ -69,14 +106,14 @@ impl Delivery {
     }
 
     /// Hands a batch over without waiting. A sink that is too slow to take it loses it, counted.
-    pub fn offer(&self, batch: Arc<Batch>) {
+    pub fn offer(&self, batch: Arc<Batch>, receipt: Receipt) {
         let points = batch.points();
         let Ok(room) = self.batches.try_reserve() else { return self.lose(points) };
         self.unencoded.fetch_add(points, Relaxed);
         for queue in &self.queues {
             queue.endpoint.held.fetch_add(points, Relaxed);
         }
-        room.send(batch);
+        room.send((batch, receipt));
         let lost = self.lost.swap(0, Relaxed);
         if lost > 0 {
             tracing::info!("sink {}: keeps up again; {lost} points were dropped", self.name);
@@ -93,10 +130,11 @@ impl Delivery {
         }
     }
 
-    /// Lets the sink send what waits until `deadline`, then drops the rest and counts it.
+    /// Lets the sink send what waits until `deadline`. The rest stays in the spool, or is put there
+    /// now; what cannot be is dropped and counted.
     pub async fn stop(self, deadline: Instant) {
         drop(self.batches);
-        // Once the encode task has ended, the send tasks end as soon as their queues are empty.
+        // Once the encode task has ended, the send tasks end as soon as nothing fresh waits.
         self.stopping.send_replace(true);
         for mut task in self.tasks {
             if tokio::time::timeout_at(deadline, &mut task).await.is_err() {
@@ -106,35 +144,63 @@ impl Delivery {
             }
         }
         let unencoded = self.unencoded.load(Relaxed);
-        for queue in self.queues {
-            let endpoint = &queue.endpoint;
-            endpoint.offered.add(unencoded);
-            let points = queue.clear();
-            if points > 0 {
-                endpoint.stopped.add(points);
-                tracing::warn!(
-                    "sink {}: stopped with {points} points undelivered to {}",
-                    self.name,
-                    endpoint.name
-                );
-            }
-        }
+        let queues = self.queues;
+        let settled =
+            spawn_blocking(move || queues.iter().for_each(|queue| queue.settle(unencoded)));
+        // A disk that hangs holds up no stop for long.
+        let _ = tokio::time::timeout_at(deadline.max(Instant::now() + STOP_GRACE), settled).await;
     }
+}
+
+/// What writing to the spool at the stop gets, at least.
+const STOP_GRACE: Duration = Duration::from_millis(500);
+
+/// A queue for each endpoint of a sink.
+fn queues(
+    sink: &dyn Sink,
+    queue_bytes: usize,
+    spools: Option<&Spools<'_>>,
+    telemetry: &Telemetry,
+) -> Vec<Arc<Queue>> {
+    let names = sink.endpoints();
+    let shares = names.len();
+    let spools = spools.zip(sink.durable());
+    let queue = |(number, name): (usize, String)| {
+        let endpoint = telemetry.endpoint(sink.name(), name);
+        let spool = spools.as_ref().map(|(spools, durable)| {
+            let Spools { root, config, gate } = spools;
+            let (folder, kinds) = (durable.folders[number].as_str(), durable.kinds);
+            let endpoint = Arc::clone(&endpoint);
+            Spool::open(root, config, shares, folder, kinds, endpoint, Arc::clone(gate))
+        });
+        let rate = spools.as_ref().map_or(f64::INFINITY, |(spools, _)| spools.config.backlog_rate);
+        Arc::new(Queue::new(endpoint, queue_bytes, spool, rate))
+    };
+    let queues: Vec<_> = names.into_iter().enumerate().map(queue).collect();
+    if let Some((spools, _)) = spools {
+        let known = queues.iter().filter_map(|queue| queue.spool.as_ref());
+        spool::warn_of_strangers(&spools.root.join(sink.name()), &known.collect::<Vec<_>>());
+    }
+    queues
 }
 
 async fn encode(
     sink: Arc<dyn Sink>,
-    mut batches: mpsc::Receiver<Arc<Batch>>,
+    mut batches: mpsc::Receiver<(Arc<Batch>, Receipt)>,
     queues: Vec<Arc<Queue>>,
     unencoded: Arc<AtomicU64>,
 ) {
-    while let Some(batch) = batches.recv().await {
-        let points = batch.points();
+    while let Some((batch, receipt)) = batches.recv().await {
+        let (points, time) = (batch.points(), batch.flushed_at);
         let encoder = Arc::clone(&sink);
         // A large batch takes long to encode and compress.
-        let encoded = tokio::task::spawn_blocking(move || encoder.encode(&batch)).await;
+        let encoded = spawn_blocking(move || encoder.encode(&batch)).await;
         match encoded {
-            Ok(encoded) => share(encoded, &queues),
+            Ok(encoded) => {
+                let queues = queues.clone();
+                let shared = spawn_blocking(move || share(encoded, time, &queues, &receipt)).await;
+                shared.expect("no panic in here");
+            }
             Err(_) => {
                 tracing::error!("sink {}: the encoder failed; {points} points lost", sink.name());
                 for queue in &queues {
@@ -154,104 +220,292 @@ async fn encode(
 }
 
 /// Puts the payloads into every queue.
-fn share(encoded: Encoded, queues: &[Arc<Queue>]) {
+fn share(encoded: Encoded, time: i64, queues: &[Arc<Queue>], receipt: &Receipt) {
     let payloads: Vec<_> = encoded.payloads.into_iter().map(Arc::new).collect();
     let points: u64 = payloads.iter().map(|payload| payload.points).sum();
     for queue in queues {
         queue.endpoint.offered.add(points + encoded.dropped);
         queue.endpoint.too_large.add(encoded.dropped);
+        queue.retire(payloads.len());
         for payload in &payloads {
-            queue.push(Arc::clone(payload));
+            queue.push(Arc::clone(payload), time, receipt);
         }
     }
 }
 
-/// Payloads that wait for one endpoint, oldest first.
+/// What waits to be sent.
+#[derive(Clone)]
+enum Item {
+    /// In memory only, since so many Unix seconds.
+    Held(Arc<Payload>, i64, Receipt),
+    Spooled(Entry),
+}
+
+/// Payloads that wait for one endpoint.
 struct Queue {
     endpoint: Arc<Endpoint>,
     bytes_max: usize,
+    spool: Option<Spool>,
+    /// Between two payloads of the backlog.
+    pace: Duration,
     waiting: Mutex<Waiting>,
     changed: Notify,
 }
 
 #[derive(Default)]
 struct Waiting {
-    payloads: VecDeque<Arc<Payload>>,
+    /// Oldest first.
+    fresh: VecDeque<Item>,
+    /// Of payloads in memory.
     bytes: usize,
+    /// What is being sent.
+    sending: Option<Item>,
+    /// Before that time nothing of the backlog is sent.
+    backlog_at: Option<Instant>,
     closed: bool,
 }
 
 impl Queue {
-    fn new(endpoint: Arc<Endpoint>, bytes_max: usize) -> Self {
-        Self { endpoint, bytes_max, waiting: Mutex::default(), changed: Notify::new() }
+    fn new(endpoint: Arc<Endpoint>, bytes_max: usize, spool: Option<Spool>, rate: f64) -> Self {
+        let pace = Duration::from_secs_f64(1.0 / rate);
+        let (waiting, changed) = (Mutex::default(), Notify::new());
+        Self { endpoint, bytes_max, spool, pace, waiting, changed }
     }
 
-    fn push(&self, payload: Arc<Payload>) {
-        let mut waiting = self.waiting.lock().expect("no panic under this lock");
-        waiting.bytes += payload.bytes();
-        self.endpoint.held.fetch_add(payload.points, Relaxed);
-        waiting.payloads.push_back(payload);
-        while waiting.bytes > self.bytes_max && waiting.payloads.len() > 1 {
-            if let Some(oldest) = waiting.pop() {
-                self.endpoint.held.fetch_sub(oldest.points, Relaxed);
-                self.endpoint.queue_full.add(oldest.points);
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().expect("no panic under this lock")
+    }
+
+    /// Leaves what is no longer fresh to the backlog, before so many payloads come.
+    fn retire(&self, coming: usize) {
+        let Some(spool) = &self.spool else { return };
+        let mut waiting = self.waiting();
+        let stay = FRESH_MAX.saturating_sub(coming);
+        while waiting.fresh.len() > stay {
+            let spooled = waiting.fresh.iter().position(|item| matches!(item, Item::Spooled(_)));
+            let Some(Item::Spooled(entry)) = spooled.and_then(|at| waiting.fresh.remove(at)) else {
+                return;
+            };
+            spool.release(entry);
+        }
+    }
+
+    fn push(&self, payload: Arc<Payload>, time: i64, receipt: &Receipt) {
+        let item = self.stored(payload, time, receipt);
+        let mut waiting = self.waiting();
+        waiting.bytes += item.memory();
+        waiting.fresh.push_back(item);
+        while waiting.bytes > self.bytes_max && self.drop_oldest_held(&mut waiting) {}
+        while let Some(spool) = self.spool.as_ref().filter(|spool| spool.is_over(0)) {
+            // Everything on disk is fresh.
+            let oldest = waiting.fresh.iter().position(|item| matches!(item, Item::Spooled(_)));
+            match oldest.and_then(|at| waiting.fresh.remove(at)) {
+                Some(Item::Spooled(entry)) => spool.drop_payload(entry),
+                Some(Item::Held(..)) | None => break,
             }
         }
         drop(waiting);
         self.changed.notify_one();
     }
 
-    /// Waits for a payload, or `None` when there will be no more.
-    async fn next(&self) -> Option<Arc<Payload>> {
+    /// The payload on disk, or in memory where that cannot be.
+    fn stored(&self, payload: Arc<Payload>, time: i64, receipt: &Receipt) -> Item {
+        match self.spool.as_ref().and_then(|spool| spool.put(&payload, time)) {
+            Some(entry) => Item::Spooled(entry),
+            None => {
+                self.endpoint.held.fetch_add(payload.points, Relaxed);
+                Item::Held(payload, time, Arc::clone(receipt))
+            }
+        }
+    }
+
+    /// False when there is only one.
+    fn drop_oldest_held(&self, waiting: &mut Waiting) -> bool {
+        let mut held = (0..waiting.fresh.len()).filter(|&at| waiting.fresh[at].memory() > 0);
+        let (Some(oldest), Some(_)) = (held.next(), held.next()) else { return false };
+        waiting.bytes -= waiting.fresh[oldest].memory();
+        let Some(Item::Held(payload, ..)) = waiting.fresh.remove(oldest) else { return false };
+        self.endpoint.held.fetch_sub(payload.points, Relaxed);
+        self.endpoint.queue_full.add(payload.points);
+        true
+    }
+
+    /// Waits for what is to be sent next, and whether that is fresh; `None` when there will be
+    /// nothing fresh any more.
+    async fn next(&self) -> Option<(Item, bool)> {
         loop {
+            let mut pause = None;
             {
-                let mut waiting = self.waiting.lock().expect("no panic under this lock");
-                if let Some(payload) = waiting.pop() {
-                    return Some(payload);
+                let mut waiting = self.waiting();
+                if let Some(item) = waiting.fresh.pop_front() {
+                    waiting.bytes -= item.memory();
+                    waiting.sending = Some(item.clone());
+                    return Some((item, true));
                 }
                 if waiting.closed {
                     return None;
                 }
+                if let Some(spool) = self.spool.as_ref().filter(|spool| spool.has_backlog()) {
+                    let now = Instant::now();
+                    let at = waiting.backlog_at.unwrap_or(now);
+                    if at > now {
+                        pause = Some(at);
+                    } else if let Some(entry) = spool.newest() {
+                        waiting.backlog_at = Some(now + self.pace);
+                        return Some((Item::Spooled(entry), false));
+                    } else {
+                        // The folder could not be listed.
+                        pause = Some(now + READ_AGAIN);
+                    }
+                }
             }
-            self.changed.notified().await;
+            match pause {
+                None => self.changed.notified().await,
+                Some(at) => tokio::select! {
+                    () = self.changed.notified() => {}
+                    () = tokio::time::sleep_until(at) => {}
+                },
+            }
         }
     }
 
-    /// Puts a payload that could not be sent back to where it was.
-    fn put_back(&self, payload: Arc<Payload>) {
-        let mut waiting = self.waiting.lock().expect("no panic under this lock");
-        if waiting.bytes + payload.bytes() > self.bytes_max && !waiting.payloads.is_empty() {
-            self.endpoint.held.fetch_sub(payload.points, Relaxed);
-            self.endpoint.queue_full.add(payload.points);
-            return;
+    /// The payload itself, in memory; `None` when it cannot be had now, or never.
+    async fn load(self: &Arc<Self>, item: &Item) -> Option<Arc<Payload>> {
+        let mut entry = match item {
+            Item::Held(payload, ..) => return Some(Arc::clone(payload)),
+            Item::Spooled(entry) => entry.clone(),
+        };
+        let queue = Arc::clone(self);
+        let read = spawn_blocking(move || {
+            let found = queue.spool.as_ref().map(|spool| spool.read(&mut entry));
+            (found, entry)
+        });
+        let (found, entry) = read.await.ok()?;
+        match found {
+            Some(Found::Payload(payload)) => Some(Arc::new(payload)),
+            Some(Found::Later) => {
+                self.waiting().backlog_at = Some(Instant::now() + READ_AGAIN);
+                self.spool.as_ref()?.release(entry);
+                None
+            }
+            Some(Found::Gone) | None => None,
         }
-        waiting.bytes += payload.bytes();
-        waiting.payloads.push_front(payload);
+    }
+
+    /// What was sent needs no place any more.
+    async fn done(self: &Arc<Self>, item: Item) {
+        self.waiting().sending = None;
+        match item {
+            Item::Held(payload, ..) => {
+                self.endpoint.held.fetch_sub(payload.points, Relaxed);
+            }
+            Item::Spooled(entry) => {
+                let queue = Arc::clone(self);
+                let remove = move || queue.spool.as_ref().map(|spool| spool.remove(entry));
+                let _ = spawn_blocking(remove).await;
+            }
+        }
+    }
+
+    /// Puts what could not be sent back to where it was. Other kinds have their turn first: it may
+    /// be only this one that the endpoint cannot take. Within a kind the order stays.
+    fn put_back(&self, item: Item, fresh: bool) {
+        let mut waiting = self.waiting();
+        waiting.sending = None;
+        match (item, &self.spool) {
+            (Item::Spooled(entry), Some(spool)) if !fresh => spool.defer(entry),
+            (Item::Held(payload, ..), _)
+                if waiting.bytes > 0 && waiting.bytes + payload.bytes() > self.bytes_max =>
+            {
+                self.endpoint.held.fetch_sub(payload.points, Relaxed);
+                self.endpoint.queue_full.add(payload.points);
+            }
+            (item, _) => {
+                waiting.bytes += item.memory();
+                let kind = item.kind();
+                let fresh = waiting.fresh.drain(..);
+                let (same, mut others): (VecDeque<_>, VecDeque<_>) =
+                    fresh.partition(|other| other.kind() == kind);
+                others.push_back(item);
+                others.extend(same);
+                waiting.fresh = others;
+            }
+        }
+    }
+
+    /// Puts the halves of a payload in its place.
+    async fn replace(self: &Arc<Self>, item: Item, halves: [Payload; 2]) {
+        let (time, receipt) = match &item {
+            Item::Held(_, time, receipt) => (*time, Arc::clone(receipt)),
+            Item::Spooled(entry) => (entry.time, Receipt::default()),
+        };
+        let queue = Arc::clone(self);
+        let store = move || halves.map(|half| queue.stored(Arc::new(half), time, &receipt));
+        let Ok(stored) = spawn_blocking(store).await else { return };
+        {
+            let mut waiting = self.waiting();
+            for item in stored.into_iter().rev() {
+                waiting.bytes += item.memory();
+                waiting.fresh.push_front(item);
+            }
+        }
+        self.done(item).await;
     }
 
     fn close(&self) {
-        self.waiting.lock().expect("no panic under this lock").closed = true;
+        self.waiting().closed = true;
         self.changed.notify_one();
     }
 
-    /// Drops everything and returns the number of points held, the one being sent included.
-    fn clear(&self) -> u64 {
-        let mut waiting = self.waiting.lock().expect("no panic under this lock");
-        waiting.payloads.clear();
+    /// The end: what is in memory only goes to the spool, or is counted as dropped.
+    fn settle(&self, unencoded: u64) {
+        let mut waiting = self.waiting();
         waiting.bytes = 0;
-        self.endpoint.held.swap(0, Relaxed)
+        let sending = waiting.sending.take();
+        let items: Vec<_> = sending.into_iter().chain(waiting.fresh.drain(..)).collect();
+        drop(waiting);
+        for item in items {
+            if let (Item::Held(payload, time, _), Some(spool)) = (item, &self.spool)
+                && spool.put(&payload, time).is_some()
+            {
+                self.endpoint.held.fetch_sub(payload.points, Relaxed);
+            }
+        }
+        let endpoint = &self.endpoint;
+        endpoint.offered.add(unencoded);
+        let (sink, name) = (endpoint.sink, &endpoint.name);
+        let points = endpoint.held.swap(0, Relaxed);
+        if points > 0 {
+            endpoint.stopped.add(points);
+            tracing::warn!("sink {sink}: stopped with {points} points undelivered to {name}");
+        }
+        let spooled = endpoint.spooled.points.load(Relaxed);
+        if spooled > 0 {
+            tracing::info!("sink {sink}: {spooled} points for {name} stay in the spool");
+        }
     }
 
-    fn len(&self) -> usize {
-        self.waiting.lock().expect("no panic under this lock").payloads.len()
+    /// Payloads that wait.
+    fn len(&self) -> u64 {
+        let held = self.waiting().fresh.iter().filter(|item| item.memory() > 0).count() as u64;
+        held + self.endpoint.spooled.payloads.load(Relaxed)
     }
 }
 
-impl Waiting {
-    fn pop(&mut self) -> Option<Arc<Payload>> {
-        let payload = self.payloads.pop_front()?;
-        self.bytes -= payload.bytes();
-        Some(payload)
+impl Item {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Held(payload, ..) => payload.kind,
+            Self::Spooled(entry) => entry.kind,
+        }
+    }
+
+    /// What it weighs against the bound of the memory; more than nothing for those in it.
+    fn memory(&self) -> usize {
+        match self {
+            Self::Held(payload, ..) => payload.bytes().max(1),
+            Self::Spooled(_) => 0,
+        }
     }
 }
 
@@ -273,11 +527,12 @@ impl Send {
     }
 
     async fn run(mut self, mut stopping: watch::Receiver<bool>) {
-        while let Some(payload) = self.queue.next().await {
+        while let Some((item, fresh)) = self.queue.next().await {
+            let Some(payload) = self.queue.load(&item).await else { continue };
             let verdict = self.sink.send(self.number, &payload).await;
-            let Some(wait) = self.take(verdict, payload) else { continue };
+            let Some(wait) = self.take(verdict, &payload, item, fresh).await else { continue };
             // The stop cuts a wait short for one more try. After that there is no time to wait:
-            // what is left is dropped and counted.
+            // what is left is settled.
             if *stopping.borrow() {
                 return;
             }
@@ -289,50 +544,93 @@ impl Send {
     }
 
     /// Counts what became of a payload. Returns how long to wait before the next try.
-    fn take(&mut self, verdict: Verdict, payload: Arc<Payload>) -> Option<Duration> {
-        let endpoint = &self.queue.endpoint;
-        let (sink, name) = (endpoint.sink, &endpoint.name);
-        let Payload { kind, points, .. } = *payload;
+    async fn take(
+        &mut self,
+        verdict: Verdict,
+        payload: &Arc<Payload>,
+        item: Item,
+        fresh: bool,
+    ) -> Option<Duration> {
+        let queue = Arc::clone(&self.queue);
         match verdict {
             Verdict::Delivered => {
-                endpoint.delivered.add(points);
-                endpoint.held.fetch_sub(points, Relaxed);
-                if let Some(lost) = self.refusals.delivered(kind, Instant::now()) {
-                    tracing::info!(
-                        "sink {sink}: {name} takes {kind} again; it refused {lost} points"
-                    );
-                }
-                self.recovered();
+                self.delivered(payload);
+                queue.done(item).await;
                 None
             }
             Verdict::Refused { cause } => {
-                endpoint.refused.add(points);
-                endpoint.held.fetch_sub(points, Relaxed);
-                if self.refusals.refused(kind, points, Instant::now()) {
-                    tracing::warn!(
-                        "sink {sink}: {name} refuses {kind}: {cause}; {points} points dropped, and \
-                         all that it refuses from now on"
-                    );
+                self.refused(payload, &cause);
+                queue.done(item).await;
+                None
+            }
+            Verdict::TooLarge { cause } => {
+                let (sink, whole) = (Arc::clone(&self.sink), Arc::clone(payload));
+                let halves = spawn_blocking(move || sink.split(&whole)).await.ok().flatten();
+                if let Some(halves) = halves {
+                    self.recovered();
+                    queue.replace(item, halves).await;
+                } else {
+                    self.refused(payload, &cause);
+                    queue.done(item).await;
                 }
-                self.recovered();
                 None
             }
             Verdict::Retry { cause, after } => {
-                endpoint.retries.add(1);
-                let (since, tries) = self.failing.unwrap_or_else(|| (Instant::now(), 0));
-                if tries == 0 {
-                    tracing::warn!(
-                        "sink {sink}: {name} fails: {cause}; points wait in memory (up to {} MiB) \
-                         and are tried again",
-                        self.queue.bytes_max >> 20
-                    );
-                }
-                self.failing = Some((since, tries + 1));
-                self.errors = ERRORS_MAX.min(self.errors + 1);
-                self.queue.put_back(payload);
-                Some(after.unwrap_or_else(|| backoff(self.errors, random())))
+                let wait = self.retry(&cause, after);
+                queue.put_back(item, fresh);
+                Some(wait)
             }
         }
+    }
+
+    fn delivered(&mut self, payload: &Payload) {
+        let endpoint = &self.queue.endpoint;
+        endpoint.delivered.add(payload.points);
+        let kind = payload.kind;
+        if let Some(lost) = self.refusals.delivered(kind, Instant::now()) {
+            tracing::info!(
+                "sink {}: {} takes {kind} again; it refused {lost} points",
+                endpoint.sink,
+                endpoint.name
+            );
+        }
+        self.recovered();
+    }
+
+    fn refused(&mut self, payload: &Payload, cause: &str) {
+        let endpoint = &self.queue.endpoint;
+        let Payload { kind, points, .. } = *payload;
+        endpoint.refused.add(points);
+        if self.refusals.refused(kind, points, Instant::now()) {
+            tracing::warn!(
+                "sink {}: {} refuses {kind}: {cause}; {points} points dropped, and all that it \
+                 refuses from now on",
+                endpoint.sink,
+                endpoint.name
+            );
+        }
+        self.recovered();
+    }
+
+    /// How long to wait before the next try.
+    fn retry(&mut self, cause: &str, after: Option<Duration>) -> Duration {
+        let endpoint = &self.queue.endpoint;
+        endpoint.retries.add(1);
+        let (since, tries) = self.failing.unwrap_or_else(|| (Instant::now(), 0));
+        if tries == 0 {
+            let place = match &self.queue.spool {
+                Some(_) => "on disk".to_owned(),
+                None => format!("in memory (up to {} MiB)", self.queue.bytes_max >> 20),
+            };
+            tracing::warn!(
+                "sink {}: {} fails: {cause}; points wait {place} and are tried again",
+                endpoint.sink,
+                endpoint.name
+            );
+        }
+        self.failing = Some((since, tries + 1));
+        self.errors = ERRORS_MAX.min(self.errors + 1);
+        after.unwrap_or_else(|| backoff(self.errors, random()))
     }
 
     /// The endpoint answered, if only with a refusal.
@@ -392,11 +690,12 @@ fn random() -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::{AtomicBool, AtomicUsize};
 
-    use super::super::{Body, Encoded, Sending};
+    use super::super::{Body, Durable, Encoded, Sending};
     use super::*;
     use crate::batch::ServiceCheck;
+    use crate::encode::Coding;
     use crate::sample::Status;
 
     /// Answers by a script, one verdict a send; then delivers.
@@ -417,11 +716,9 @@ mod tests {
         }
 
         fn encode(&self, batch: &Arc<Batch>) -> Encoded {
-            let body = Body::Bytes(vec![0; self.size]);
-            Encoded {
-                payloads: vec![Payload { kind: "checks", points: batch.points(), body }],
-                dropped: 0,
-            }
+            let (points, body) = (batch.points(), Body::Bytes(vec![0; self.size]));
+            let payload = Payload { kind: "checks", points, coding: Coding::Identity, body };
+            Encoded { payloads: vec![payload], dropped: 0 }
         }
 
         fn send<'a>(&'a self, endpoint: usize, _: &'a Payload) -> Sending<'a> {
@@ -470,7 +767,7 @@ mod tests {
     ) -> (Delivery, Telemetry) {
         let telemetry = Telemetry::default();
         let sink = Scripted { endpoints, script, sent: AtomicUsize::new(0), size };
-        (Delivery::start(Arc::new(sink), queue, &telemetry), telemetry)
+        (Delivery::start(Arc::new(sink), queue, None, &telemetry), telemetry)
     }
 
     #[tokio::test(start_paused = true)]
@@ -478,8 +775,8 @@ mod tests {
         let refused = Verdict::Refused { cause: "413".to_owned() };
         let (delivery, telemetry) =
             start(vec![retry(), retry(), Verdict::Delivered, refused], 1, 1, 1000);
-        delivery.offer(batch(3));
-        delivery.offer(batch(5));
+        delivery.offer(batch(3), Receipt::default());
+        delivery.offer(batch(5), Receipt::default());
         let endpoint = &telemetry.endpoints()[0];
         let begun = Instant::now();
         settle(endpoint, |e| e.held.load(Relaxed) == 0 && e.refused.get() > 0).await;
@@ -498,7 +795,7 @@ mod tests {
             Verdict::Retry { cause: "429".to_owned(), after: Some(Duration::from_secs(100)) };
         let (delivery, telemetry) = start(vec![wish], 1, 1, 1000);
         let begun = Instant::now();
-        delivery.offer(batch(1));
+        delivery.offer(batch(1), Receipt::default());
         settle(&telemetry.endpoints()[0], |e| e.delivered.get() == 1).await;
         assert!((100.0..101.0).contains(&begun.elapsed().as_secs_f64()));
     }
@@ -508,7 +805,7 @@ mod tests {
         let (delivery, telemetry) = start(Vec::new(), 2, 10, 35);
         let endpoints = telemetry.endpoints();
         for points in 1..=8 {
-            delivery.offer(batch(points));
+            delivery.offer(batch(points), Receipt::default());
             settle(&endpoints[0], |e| e.delivered.get() == (1..=points as u64).sum::<u64>()).await;
         }
         // One is being sent for ever, three fit into the queue, four were dropped.
@@ -524,7 +821,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_stop_delivers_what_waits() {
         let (delivery, telemetry) = start(Vec::new(), 1, 1, 1000);
-        delivery.offer(batch(4));
+        delivery.offer(batch(4), Receipt::default());
         delivery.stop(Instant::now() + Duration::from_secs(2)).await;
         assert_eq!(telemetry.endpoints()[0].delivered.get(), 4);
     }
@@ -533,15 +830,15 @@ mod tests {
     async fn the_stop_cuts_a_wait_short_for_one_more_try() {
         let (delivery, telemetry) = start(vec![retry()], 1, 1, 1000);
         let endpoint = &telemetry.endpoints()[0];
-        delivery.offer(batch(3));
+        delivery.offer(batch(3), Receipt::default());
         settle(endpoint, |e| e.retries.get() == 1).await;
-        delivery.offer(batch(5));
+        delivery.offer(batch(5), Receipt::default());
         delivery.stop(Instant::now() + Duration::from_secs(1)).await;
         assert_eq!((endpoint.delivered.get(), endpoint.stopped.get()), (8, 0));
 
         let (delivery, telemetry) = start(vec![retry(); 100], 1, 1, 1000);
         let endpoint = &telemetry.endpoints()[0];
-        delivery.offer(batch(3));
+        delivery.offer(batch(3), Receipt::default());
         settle(endpoint, |e| e.retries.get() == 1).await;
         let begun = Instant::now();
         delivery.stop(begun + Duration::from_secs(1)).await;
@@ -577,10 +874,10 @@ mod tests {
         let held_up = Mutex::new(held_up);
         let encoder = Encoder(move || drop(held_up.lock().map(|held_up| held_up.recv())));
         let telemetry = Telemetry::default();
-        let delivery = Delivery::start(Arc::new(encoder), 1000, &telemetry);
+        let delivery = Delivery::start(Arc::new(encoder), 1000, None, &telemetry);
         let endpoint = &telemetry.endpoints()[0];
         for _ in 0..8 {
-            delivery.offer(batch(3));
+            delivery.offer(batch(3), Receipt::default());
             tokio::task::yield_now().await;
         }
         // One is being encoded for ever, four wait, three were dropped.
@@ -594,9 +891,9 @@ mod tests {
     async fn a_batch_that_breaks_the_encoder_is_counted() {
         let telemetry = Telemetry::default();
         let encoder = Encoder(|| std::panic::resume_unwind(Box::new("broken")));
-        let delivery = Delivery::start(Arc::new(encoder), 1000, &telemetry);
+        let delivery = Delivery::start(Arc::new(encoder), 1000, None, &telemetry);
         let endpoint = &telemetry.endpoints()[0];
-        delivery.offer(batch(4));
+        delivery.offer(batch(4), Receipt::default());
         settle(endpoint, |e| e.held.load(Relaxed) == 0).await;
         assert_eq!((endpoint.offered.get(), endpoint.encoder_failed.get()), (4, 4));
         delivery.stop(Instant::now()).await;
@@ -625,8 +922,8 @@ mod tests {
         let mut script = vec![retry(); 4];
         script.extend([Verdict::Delivered, retry()]);
         let (delivery, telemetry) = start(script, 1, 1, 1000);
-        delivery.offer(batch(1));
-        delivery.offer(batch(1));
+        delivery.offer(batch(1), Receipt::default());
+        delivery.offer(batch(1), Receipt::default());
         let endpoint = &telemetry.endpoints()[0];
         settle(endpoint, |e| e.delivered.get() == 1).await;
         let begun = Instant::now();
@@ -642,5 +939,225 @@ mod tests {
         assert_eq!(range(2), (4.0, 8.0));
         assert_eq!(range(5), (32.0, 64.0));
         assert_eq!(range(ERRORS_MAX), (64.0, 64.0));
+    }
+
+    /// Takes what comes and remembers it; durable.
+    struct Keeper {
+        fails: AtomicBool,
+        too_large: u64,
+        /// Payloads of so many points always fail.
+        poison: u64,
+        got: Mutex<Vec<u64>>,
+    }
+
+    impl Sink for Keeper {
+        fn name(&self) -> &'static str {
+            "keeper"
+        }
+
+        fn endpoints(&self) -> Vec<String> {
+            vec!["endpoint".to_owned()]
+        }
+
+        fn durable(&self) -> Option<Durable> {
+            Some(Durable { kinds: &["checks"], folders: vec!["endpoint".to_owned()] })
+        }
+
+        fn encode(&self, batch: &Arc<Batch>) -> Encoded {
+            Encoded { payloads: vec![payload(batch.points())], dropped: 0 }
+        }
+
+        fn split(&self, whole: &Payload) -> Option<[Payload; 2]> {
+            let half = whole.points / 2;
+            (half > 0).then(|| [payload(half), payload(whole.points - half)])
+        }
+
+        fn send<'a>(&'a self, _: usize, payload: &'a Payload) -> Sending<'a> {
+            Box::pin(async move {
+                if self.fails.load(Relaxed) || payload.points == self.poison {
+                    return retry();
+                }
+                if payload.points > self.too_large {
+                    return Verdict::TooLarge { cause: "413".to_owned() };
+                }
+                self.got.lock().unwrap().push(payload.points);
+                Verdict::Delivered
+            })
+        }
+    }
+
+    fn payload(points: u64) -> Payload {
+        let body = Body::Bytes(vec![0; 100]);
+        Payload { kind: "checks", points, coding: Coding::Identity, body }
+    }
+
+    fn keeper(fails: bool, too_large: u64) -> Arc<Keeper> {
+        let (fails, got) = (AtomicBool::new(fails), Mutex::default());
+        Arc::new(Keeper { fails, too_large, poison: 7, got })
+    }
+
+    fn spooling(
+        sink: &Arc<Keeper>,
+        root: &Path,
+        broken: &Arc<AtomicBool>,
+        queue_bytes: usize,
+    ) -> (Delivery, Arc<Endpoint>) {
+        let telemetry = Telemetry::default();
+        let config = spool::Config { max_disk_ratio: 1.0, ..spool::Config::default() };
+        let broken = Arc::clone(broken);
+        let gate: spool::Gate = Arc::new(move |_| match broken.load(Relaxed) {
+            true => Err(std::io::Error::from_raw_os_error(libc::ENOSPC)),
+            false => Ok(()),
+        });
+        let spools = Spools { root, config: &config, gate };
+        let sink = Arc::clone(sink) as Arc<dyn Sink>;
+        let delivery = Delivery::start(sink, queue_bytes, Some(&spools), &telemetry);
+        (delivery, Arc::clone(&telemetry.endpoints()[0]))
+    }
+
+    fn spooled(endpoint: &Endpoint) -> u64 {
+        endpoint.spooled.points.load(Relaxed)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_goes_to_disk_and_comes_back_fresh_first() {
+        let (root, broken) = (tempfile::tempdir().unwrap(), Arc::default());
+        let sink = keeper(true, 1000);
+        let (delivery, endpoint) = spooling(&sink, root.path(), &broken, 1);
+        let payloads = FRESH_MAX as u64 + 20;
+        for points in 101..=100 + payloads {
+            let receipt = Receipt::default();
+            let pending = Arc::downgrade(&receipt);
+            delivery.offer(batch(points as usize), receipt);
+            settle(&endpoint, |e| spooled(e) == (101..=points).sum::<u64>()).await;
+            settle(&endpoint, |_| pending.strong_count() == 0).await;
+        }
+        assert_eq!(endpoint.held.load(Relaxed), 0);
+        sink.fails.store(false, Relaxed);
+        settle(&endpoint, |e| spooled(e) == 0).await;
+        // In order what was fresh, then back in time.
+        let got = sink.got.lock().unwrap().clone();
+        assert_eq!(got[..FRESH_MAX], (121..=100 + payloads).collect::<Vec<_>>());
+        assert_eq!(got[FRESH_MAX..], (101..=120).rev().collect::<Vec<_>>());
+        assert_eq!(endpoint.delivered.get(), (101..=100 + payloads).sum::<u64>());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_always_fails_does_not_hold_up_the_backlog() {
+        let (root, broken) = (tempfile::tempdir().unwrap(), Arc::default());
+        let (delivery, endpoint) = spooling(&keeper(true, 1000), root.path(), &broken, 1);
+        let points = [1, 2, 7, 3, 4];
+        for (n, &points) in points.iter().enumerate() {
+            delivery.offer(batch(points), Receipt::default());
+            settle(&endpoint, |e| e.spooled.payloads.load(Relaxed) == n as u64 + 1).await;
+        }
+        delivery.stop(Instant::now()).await;
+
+        let sink = keeper(false, 1000);
+        let (delivery, endpoint) = spooling(&sink, root.path(), &broken, 1);
+        settle(&endpoint, |e| e.retries.get() == 3).await;
+        assert_eq!(*sink.got.lock().unwrap(), [4, 3, 2, 1]);
+        delivery.stop(Instant::now()).await;
+        assert_eq!(spooled(&endpoint), 7);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_backlog_is_paced_and_fresh_data_does_not_wait_for_it() {
+        let (root, broken) = (tempfile::tempdir().unwrap(), Arc::default());
+        let (delivery, endpoint) = spooling(&keeper(true, 1000), root.path(), &broken, 1);
+        for n in 1..=30 {
+            delivery.offer(batch(1), Receipt::default());
+            settle(&endpoint, |e| spooled(e) == n).await;
+        }
+        delivery.stop(Instant::now()).await;
+        assert_eq!((endpoint.stopped.get(), spooled(&endpoint)), (0, 30));
+
+        let sink = keeper(false, 1000);
+        let begun = Instant::now();
+        let (delivery, endpoint) = spooling(&sink, root.path(), &broken, 1);
+        assert_eq!((endpoint.found.get(), spooled(&endpoint)), (30, 30));
+        settle(&endpoint, |e| e.delivered.get() > 3).await;
+        delivery.offer(batch(500), Receipt::default());
+        settle(&endpoint, |e| e.delivered.get() >= 500).await;
+        assert!(sink.got.lock().unwrap().len() < 15, "it overtakes the backlog");
+        settle(&endpoint, |e| spooled(e) == 0).await;
+        let took = begun.elapsed().as_secs_f64();
+        assert!((2.8..4.0).contains(&took), "30 payloads at 10 a second, not in {took} s");
+        assert_eq!(endpoint.delivered.get(), 530);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_the_disk_fails_payloads_wait_in_memory_and_the_stop_tries_again() {
+        let root = tempfile::tempdir().unwrap();
+        let broken = Arc::new(AtomicBool::new(true));
+        let sink = keeper(true, 1000);
+        let (delivery, endpoint) = spooling(&sink, root.path(), &broken, 250);
+        let receipts: Vec<Receipt> = (0..3).map(|_| Receipt::default()).collect();
+        for (n, receipt) in receipts.iter().enumerate() {
+            delivery.offer(batch(n + 1), Arc::clone(receipt));
+            settle(&endpoint, |e| e.offered.get() == (1..=n as u64 + 1).sum::<u64>()).await;
+        }
+        settle(&endpoint, |e| e.queue_full.get() + e.held.load(Relaxed) == 6).await;
+        let pending = receipts.iter().filter(|receipt| Arc::strong_count(receipt) > 1).count();
+        assert_eq!((pending, spooled(&endpoint)), (2, 0), "two fit, the oldest does not");
+        broken.store(false, Relaxed);
+        delivery.offer(batch(10), Receipt::default());
+        settle(&endpoint, |e| spooled(e) == 10).await;
+        delivery.stop(Instant::now() + Duration::from_secs(1)).await;
+        assert_eq!((spooled(&endpoint), endpoint.stopped.get()), (15, 0));
+        assert!(receipts.iter().all(|receipt| Arc::strong_count(receipt) == 1));
+    }
+
+    /// Cannot take one kind.
+    struct Picky;
+
+    impl Sink for Picky {
+        fn name(&self) -> &'static str {
+            "picky"
+        }
+
+        fn endpoints(&self) -> Vec<String> {
+            vec!["endpoint".to_owned()]
+        }
+
+        fn encode(&self, _: &Arc<Batch>) -> Encoded {
+            let payloads = vec![Payload { kind: "bad", ..payload(1) }, payload(1)];
+            Encoded { payloads, dropped: 0 }
+        }
+
+        fn send<'a>(&'a self, _: usize, payload: &'a Payload) -> Sending<'a> {
+            let verdict = if payload.kind == "bad" { retry() } else { Verdict::Delivered };
+            Box::pin(std::future::ready(verdict))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_kind_that_fails_does_not_hold_up_another() {
+        let telemetry = Telemetry::default();
+        let delivery = Delivery::start(Arc::new(Picky), 10_000, None, &telemetry);
+        let endpoint = &telemetry.endpoints()[0];
+        let begun = Instant::now();
+        for flush in 1..=20 {
+            delivery.offer(batch(2), Receipt::default());
+            settle(endpoint, |e| e.delivered.get() == flush).await;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20 * 20), "{:?}", begun.elapsed());
+        assert_eq!(endpoint.held.load(Relaxed), 20);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_too_large_is_split_until_it_fits() {
+        let (root, broken) = (tempfile::tempdir().unwrap(), Arc::default());
+        let sink = keeper(false, 2);
+        let (delivery, endpoint) = spooling(&sink, root.path(), &broken, 1);
+        delivery.offer(batch(6), Receipt::default());
+        settle(&endpoint, |e| e.delivered.get() == 6).await;
+        assert_eq!(*sink.got.lock().unwrap(), [1, 2, 1, 2]);
+        assert_eq!((spooled(&endpoint), endpoint.held.load(Relaxed)), (0, 0));
+
+        let (delivery, endpoint) = spooling(&keeper(false, 0), root.path(), &broken, 1);
+        delivery.offer(batch(3), Receipt::default());
+        settle(&endpoint, |e| e.refused.get() == 3).await;
+        assert_eq!((spooled(&endpoint), endpoint.held.load(Relaxed)), (0, 0));
     }
 }

@@ -1,10 +1,28 @@
 //! The HTTP client that sinks share.
+//!
+//! What ends a wait: a connection must stand in time, its name looked up and its TLS handshake
+//! done; a peer that is gone is noticed by TCP, by keepalive while nothing is sent and by its user
+//! timeout while something is; and a peer that is alive but neither takes nor gives a byte is given
+//! up after a while of silence. A large payload on a slow line takes as long as it needs.
 
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::{anyhow, bail};
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::tls::Version;
-use reqwest::{Certificate, Client, ClientBuilder, NoProxy, Proxy, redirect};
+use reqwest::{
+    Body, Certificate, Client, ClientBuilder, NoProxy, Proxy, RequestBuilder, Response, redirect,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
@@ -13,10 +31,22 @@ use tracing::warn;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Seconds until a connection must stand.
+    /// Seconds until a connection must stand: name, TCP, proxy and TLS handshake.
     pub connect_timeout: u64,
     /// Seconds for a whole request; 0 sets no bound.
     pub timeout: u64,
+    /// Seconds in which a peer takes nothing of a request and does not begin its answer, after
+    /// which it is given up; 0 sets no bound.
+    pub silence_timeout: u64,
+    /// Seconds of silence after which TCP asks whether the peer is there; 0 never asks.
+    pub keepalive_time: u64,
+    /// Seconds between two such questions.
+    pub keepalive_interval: u64,
+    /// Such questions without an answer, after which the peer is gone.
+    pub keepalive_probes: u32,
+    /// Seconds that sent bytes may go unacknowledged, after which the peer is gone; 0 leaves it to
+    /// the system.
+    pub user_timeout: u64,
     /// Proxy for http:// destinations; empty takes HTTP_PROXY of the environment.
     pub proxy_http: String,
     /// Proxy for https:// destinations; empty takes HTTPS_PROXY of the environment.
@@ -30,15 +60,16 @@ pub struct Config {
     pub min_tls_version: String,
 }
 
-/// Idle seconds after which a connection is probed, so that one which a firewall forgot is noticed
-/// before it is needed.
-const KEEPALIVE: Duration = Duration::from_secs(30);
-
 impl Default for Config {
     fn default() -> Self {
         Self {
             connect_timeout: 10,
-            timeout: 20,
+            timeout: 0,
+            silence_timeout: 60,
+            keepalive_time: 1,
+            keepalive_interval: 1,
+            keepalive_probes: 3,
+            user_timeout: 4,
             proxy_http: String::new(),
             proxy_https: String::new(),
             no_proxy: Vec::new(),
@@ -80,16 +111,23 @@ fn build(builder: impl Fn() -> ClientBuilder) -> reqwest::Result<Client> {
 }
 
 fn builder(config: &Config, proxies: &[Proxy], tls: Version) -> impl Fn() -> ClientBuilder {
+    let seconds = Duration::from_secs;
+    let some = move |time: u64| (time > 0).then(|| seconds(time));
+    let names = Arc::new(Names::new(seconds(config.connect_timeout) / 2, lookup));
     move || {
         let mut builder = Client::builder()
             .redirect(redirect::Policy::none())
-            .tcp_keepalive(KEEPALIVE)
-            .connect_timeout(Duration::from_secs(config.connect_timeout))
+            .tcp_keepalive(some(config.keepalive_time))
+            .tcp_keepalive_interval(some(config.keepalive_interval))
+            .tcp_keepalive_retries(config.keepalive_probes)
+            .tcp_user_timeout(some(config.user_timeout))
+            .connect_timeout(seconds(config.connect_timeout))
+            .dns_resolver(Arc::clone(&names))
             .tls_version_min(tls)
             .tls_danger_accept_invalid_certs(config.skip_ssl_validation)
             .no_proxy();
         if config.timeout > 0 {
-            builder = builder.timeout(Duration::from_secs(config.timeout));
+            builder = builder.timeout(seconds(config.timeout));
         }
         proxies.iter().cloned().fold(builder, ClientBuilder::proxy)
     }
@@ -128,6 +166,145 @@ fn proxies(
             Err((setting, error)) => Err(anyhow!("{setting}: {}", cause(error))),
         })
         .collect()
+}
+
+/// Sends a request with this body.
+///
+/// # Errors
+/// With the cause in one line; also when the peer takes nothing and says nothing for `silence`,
+/// unless that is zero. Bytes count as taken once the kernel has them.
+pub async fn send(
+    request: RequestBuilder,
+    body: Vec<u8>,
+    silence: Duration,
+) -> Result<Response, String> {
+    let left = Arc::new(AtomicUsize::new(body.len()));
+    let body = Pieces { rest: Bytes::from(body), left: Arc::clone(&left) };
+    let sending = request.body(Body::wrap(body)).send();
+    if silence.is_zero() {
+        return sending.await.map_err(cause);
+    }
+    tokio::pin!(sending);
+    loop {
+        let before = left.load(Relaxed);
+        match tokio::time::timeout(silence, &mut sending).await {
+            Ok(sent) => return sent.map_err(cause),
+            Err(_) if left.load(Relaxed) == before => {
+                return Err(format!("no answer within {} s", silence.as_secs_f64()));
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// Bytes that are handed to the kernel at a time.
+const PIECE: usize = 16 * 1024;
+
+/// A body that tells how much of it is left.
+struct Pieces {
+    rest: Bytes,
+    left: Arc<AtomicUsize>,
+}
+
+impl http_body::Body for Pieces {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if self.rest.is_empty() {
+            return Poll::Ready(None);
+        }
+        let length = self.rest.len().min(PIECE);
+        let piece = self.rest.split_to(length);
+        self.left.store(self.rest.len(), Relaxed);
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.rest.len() as u64)
+    }
+}
+
+/// Names as the system resolves them; while it cannot, the last addresses that it gave.
+struct Names<L> {
+    lookup: L,
+    /// How long a lookup may take.
+    limit: Duration,
+    /// Only names of endpoints and proxies come here, so they are few.
+    known: Arc<Mutex<HashMap<String, Known>>>,
+}
+
+/// The last addresses of a name.
+struct Known {
+    addresses: Vec<SocketAddr>,
+    /// They are used because the lookup fails.
+    stale: bool,
+}
+
+async fn lookup(name: String) -> io::Result<Vec<SocketAddr>> {
+    Ok(tokio::net::lookup_host((name, 0)).await?.collect())
+}
+
+impl<L> Names<L> {
+    fn new(limit: Duration, lookup: L) -> Self {
+        Self { lookup, limit, known: Arc::default() }
+    }
+}
+
+impl<L, F> Names<L>
+where
+    L: Fn(String) -> F + 'static,
+    F: Future<Output = io::Result<Vec<SocketAddr>>> + Send + 'static,
+{
+    fn addresses(
+        &self,
+        name: &str,
+    ) -> impl Future<Output = io::Result<Vec<SocketAddr>>> + use<L, F> {
+        let looked_up = tokio::time::timeout(self.limit, (self.lookup)(name.to_owned()));
+        let (known, name) = (Arc::clone(&self.known), name.to_owned());
+        async move {
+            let found = looked_up.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+            let found = found.and_then(|found| match found.is_empty() {
+                true => Err(io::ErrorKind::NotFound.into()),
+                false => Ok(found),
+            });
+            let mut known = known.lock().expect("no panic under this lock");
+            match (found, known.get_mut(&name)) {
+                (Ok(addresses), _) => {
+                    let new = Known { addresses: addresses.clone(), stale: false };
+                    if known.insert(name.clone(), new).is_some_and(|old| old.stale) {
+                        tracing::info!("the name {name} is resolved again");
+                    }
+                    Ok(addresses)
+                }
+                (Err(error), Some(known)) => {
+                    if !std::mem::replace(&mut known.stale, true) {
+                        warn!("cannot resolve {name}: {error}; its last addresses are used");
+                    }
+                    Ok(known.addresses.clone())
+                }
+                (Err(error), None) => Err(error),
+            }
+        }
+    }
+}
+
+impl<L, F> Resolve for Names<L>
+where
+    L: Fn(String) -> F + Send + Sync + 'static,
+    F: Future<Output = io::Result<Vec<SocketAddr>>> + Send + 'static,
+{
+    fn resolve(&self, name: Name) -> Resolving {
+        let addresses = self.addresses(name.as_str());
+        Box::pin(async move { Ok(Box::new(addresses.await?.into_iter()) as Addrs) })
+    }
 }
 
 /// Bytes of a cause that are kept.
@@ -251,5 +428,92 @@ mod tests {
                 assert!(parts.iter().all(|part| proxy.contains(part)), "{proxy}: {parts:?}");
             }
         }
+    }
+
+    #[tokio::test]
+    async fn the_last_addresses_serve_while_the_resolver_fails() {
+        let answers = Mutex::new(vec![
+            Ok(vec![SocketAddr::from(([10, 0, 0, 2], 0))]),
+            Ok(Vec::new()),
+            Err(io::Error::other("no resolver")),
+            Ok(vec![SocketAddr::from(([10, 0, 0, 1], 0))]),
+            Err(io::Error::other("no resolver")),
+        ]);
+        let next = move |_| {
+            let answer = answers.lock().unwrap().pop();
+            async move {
+                match answer {
+                    Some(answer) => answer,
+                    None => std::future::pending().await,
+                }
+            }
+        };
+        let names = Names::new(Duration::from_millis(10), next);
+        let ask = async |name: &str| match names.addresses(name).await {
+            Ok(found) => found[0].ip().to_string(),
+            Err(error) => error.to_string(),
+        };
+        assert_eq!(ask("a").await, "no resolver");
+        assert_eq!(ask("a").await, "10.0.0.1");
+        assert_eq!(ask("a").await, "10.0.0.1");
+        assert_eq!(ask("a").await, "10.0.0.1", "no address is no answer");
+        assert_eq!(ask("a").await, "10.0.0.2");
+        assert_eq!(ask("a").await, "10.0.0.2", "it hangs");
+        assert_eq!(ask("b").await, io::Error::from(io::ErrorKind::TimedOut).to_string());
+    }
+
+    /// A peer that does with its one connection what it is told to.
+    fn peer(act: impl FnOnce(std::net::TcpStream) + Send + 'static) -> String {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        std::thread::spawn(move || act(listener.accept().unwrap().0));
+        url
+    }
+
+    async fn post(url: &str, silence: Duration) -> Result<reqwest::StatusCode, String> {
+        let config = Config { no_proxy: vec!["127.0.0.1".to_owned()], ..Config::default() };
+        let client = client(&config).unwrap();
+        // More than the kernel takes without a reader.
+        let sent = send(client.post(url), vec![0; 16 << 20], silence).await;
+        sent.map(|response| response.status())
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_says_nothing_is_given_up() {
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let url = peer(move |stream| {
+            let _ = held.recv();
+            drop(stream);
+        });
+        let given_up = post(&url, Duration::from_millis(50)).await;
+        assert_eq!(given_up.unwrap_err(), "no answer within 0.05 s");
+        drop(release);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_takes_its_time_is_not() {
+        use std::io::{Read, Write};
+        let url = peer(|mut stream| {
+            let mut left = 16 << 20;
+            let mut piece = vec![0; 256 << 10];
+            while left > 0 {
+                let read = stream.read(&mut piece).unwrap();
+                left -= read.min(left);
+                // In all longer than the silence that is allowed.
+                let pause = std::sync::mpsc::channel::<()>();
+                let _ = pause.1.recv_timeout(Duration::from_millis(4));
+            }
+            stream.write_all(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n").unwrap();
+        });
+        assert_eq!(post(&url, Duration::from_millis(150)).await.unwrap(), 202);
+    }
+
+    #[tokio::test]
+    async fn a_reset_in_the_middle_is_an_error() {
+        use std::io::Read;
+        let url = peer(|mut stream| {
+            let _ = stream.read(&mut [0; 1000]);
+        });
+        post(&url, Duration::from_secs(9)).await.unwrap_err();
     }
 }

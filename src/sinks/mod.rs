@@ -5,6 +5,7 @@ pub mod datadog;
 pub mod deliver;
 pub mod http;
 pub mod prometheus;
+pub mod spool;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::batch::Batch;
 use crate::telemetry::Telemetry;
 
-pub use crate::encode::{Body, Encoded, Payload};
+pub use crate::encode::{Body, Coding, Encoded, Payload};
 use console::Switch;
 
 /// Where batches go. Several may be on at once.
@@ -26,6 +27,7 @@ use console::Switch;
 pub struct Config {
     /// Seconds the sinks get to deliver what waits when tallyd stops.
     pub stop_timeout: u64,
+    pub spool: spool::Config,
     pub console: console::Config,
     pub prometheus: prometheus::Config,
     pub datadog: datadog::Config,
@@ -35,6 +37,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             stop_timeout: 2,
+            spool: spool::Config::default(),
             console: console::Config::default(),
             prometheus: prometheus::Config::default(),
             datadog: datadog::Config::default(),
@@ -103,8 +106,27 @@ pub trait Sink: Send + Sync + 'static {
     /// Turns a batch into payloads: the same batch gives the same payloads.
     fn encode(&self, batch: &Arc<Batch>) -> Encoded;
 
+    /// What its payloads need to wait on disk; none for a sink that only writes or keeps.
+    fn durable(&self) -> Option<Durable> {
+        None
+    }
+
+    /// Two payloads that hold what this one does, for a destination to which it is too large.
+    fn split(&self, _: &Payload) -> Option<[Payload; 2]> {
+        None
+    }
+
     /// Sends one payload to one endpoint, by its index in [`Sink::endpoints`]. Must not block.
     fn send<'a>(&'a self, endpoint: usize, payload: &'a Payload) -> Sending<'a>;
+}
+
+/// How the payloads of a sink wait on disk.
+pub struct Durable {
+    /// All kinds of payload, those of other settings included.
+    pub kinds: &'static [&'static str],
+    /// For each endpoint what its folder is named after. It stays the same from version to version
+    /// and is no secret.
+    pub folders: Vec<String>,
 }
 
 /// A send under way.
@@ -121,6 +143,10 @@ pub enum Verdict {
     },
     /// It will never be taken: drop and count.
     Refused {
+        cause: String,
+    },
+    /// It will never be taken as a whole: split it, or drop and count.
+    TooLarge {
         cause: String,
     },
 }

@@ -8,7 +8,7 @@ use ahash::RandomState;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Body, Encoded, Payload, Sending, Sink, Verdict};
+use super::{Body, Coding, Encoded, Payload, Sending, Sink, Verdict};
 use crate::batch::{Batch, Row, Value};
 use crate::blocklist::Blocklist;
 use crate::context::Context;
@@ -104,7 +104,12 @@ impl Sink for Prometheus {
     /// An empty batch is a payload too: it is how idle series get old.
     fn encode(&self, batch: &Arc<Batch>) -> Encoded {
         let points = batch.rows.len() as u64;
-        let payload = Payload { kind: "series", points, body: Body::Batch(batch.clone()) };
+        let payload = Payload {
+            kind: "series",
+            points,
+            coding: Coding::Identity,
+            body: Body::Batch(batch.clone()),
+        };
         Encoded { payloads: vec![payload], dropped: 0 }
     }
 

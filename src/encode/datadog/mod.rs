@@ -11,6 +11,7 @@ mod series;
 mod series_v1;
 mod series_v2;
 mod sketches;
+mod split;
 
 #[cfg(test)]
 #[path = "../../../conformance/datadog_payload.rs"]
@@ -23,6 +24,7 @@ use crate::encode::protobuf::Message;
 use pack::Output;
 
 pub use pack::{Compression, Limits};
+pub use split::split;
 
 /// What is encoded, and how large a body may become.
 #[derive(Clone, Debug)]
@@ -52,6 +54,15 @@ impl Route {
     pub const ALL: [Self; 5] =
         [Self::SeriesV2, Self::SeriesV1, Self::Sketches, Self::Events, Self::Checks];
 
+    /// The kinds of payload of all routes.
+    pub const WORDS: [&'static str; 5] = [
+        Self::SeriesV2.word(),
+        Self::SeriesV1.word(),
+        Self::Sketches.word(),
+        Self::Events.word(),
+        Self::Checks.word(),
+    ];
+
     /// The kind of its payloads.
     pub const fn word(self) -> &'static str {
         match self {
@@ -61,6 +72,11 @@ impl Route {
             Self::Events => "events",
             Self::Checks => "service_checks",
         }
+    }
+
+    /// The route of a kind.
+    pub fn of_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|route| route.word() == word)
     }
 
     pub const fn path(self) -> &'static str {
@@ -201,7 +217,7 @@ mod tests {
         let path_of: HashMap<_, _> = Route::ALL.iter().map(|r| (r.word(), r.path())).collect();
         let bodies = encoded.payloads.iter().map(|payload| {
             let crate::encode::Body::Bytes(bytes) = &payload.body else { panic!("no bytes") };
-            decode(path_of[payload.kind], options.compression.word(), bytes).unwrap()
+            decode(path_of[payload.kind], options.compression.coding().word(), bytes).unwrap()
         });
         let points = encoded.payloads.iter().map(|payload| payload.points).collect();
         (bodies.collect(), points, encoded.dropped)

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::ops::Range;
 
 use super::Route;
-use crate::encode::{Body, Encoded, Payload};
+use crate::encode::{Body, Coding, Encoded, Payload};
 
 /// How bodies are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,17 +17,16 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// The word in `Content-Encoding`. A zlib stream is called `deflate` there (RFC 9110).
-    pub const fn word(self) -> &'static str {
+    pub const fn coding(self) -> Coding {
         match self {
-            Self::Zstd(_) => "zstd",
-            Self::Zlib => "deflate",
-            Self::Gzip => "gzip",
-            Self::None => "identity",
+            Self::Zstd(_) => Coding::Zstd,
+            Self::Zlib => Coding::Deflate,
+            Self::Gzip => Coding::Gzip,
+            Self::None => Coding::Identity,
         }
     }
 
-    fn compress(self, raw: &[u8]) -> Vec<u8> {
+    pub(super) fn compress(self, raw: &[u8]) -> Vec<u8> {
         let level = flate2::Compression::default();
         match self {
             Self::Zstd(level) => zstd::bulk::compress(raw, level),
@@ -114,7 +113,8 @@ impl<'a> Output<'a> {
             return false;
         }
         let kind = self.route.word();
-        self.encoded.payloads.push(Payload { kind, points, body: Body::Bytes(body) });
+        let (coding, body) = (self.compression.coding(), Body::Bytes(body));
+        self.encoded.payloads.push(Payload { kind, points, coding, body });
         true
     }
 }
@@ -219,7 +219,7 @@ mod tests {
         let bodies = encoded.payloads.iter().map(|payload| {
             let Body::Bytes(bytes) = &payload.body else { panic!("no bytes") };
             sizes.push(bytes.len());
-            let raw = decompress(compression.word(), bytes).unwrap();
+            let raw = decompress(compression.coding().word(), bytes).unwrap();
             assert!(raw.len() <= limits.raw);
             let text = String::from_utf8(raw).unwrap();
             let list = text.strip_prefix('[').unwrap().strip_suffix(']').unwrap();
