@@ -5,6 +5,7 @@ pub mod datadog;
 pub mod deliver;
 pub mod http;
 pub mod prometheus;
+mod queue;
 pub mod spool;
 
 use std::future::Future;

@@ -1,0 +1,302 @@
+//! What waits for one endpoint: on disk, or in memory where that cannot be.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::task::spawn_blocking;
+use tokio::time::Instant;
+
+use super::Payload;
+use super::deliver::Receipt;
+use super::spool::{Entry, Found, Spool};
+use crate::telemetry::Endpoint;
+
+/// Payloads in the spool that count as fresh, beside those of the last batch.
+pub(super) const FRESH_MAX: usize = 32;
+
+/// How long the backlog is left alone when the disk could not be read.
+const READ_AGAIN: Duration = Duration::from_secs(2);
+
+/// What waits to be sent.
+#[derive(Clone)]
+pub(super) enum Item {
+    /// In memory only, since so many Unix seconds.
+    Held(Arc<Payload>, i64, Receipt),
+    Spooled(Entry),
+}
+
+/// Payloads that wait for one endpoint.
+pub(super) struct Queue {
+    pub(super) endpoint: Arc<Endpoint>,
+    pub(super) bytes_max: usize,
+    pub(super) spool: Option<Spool>,
+    /// Between two payloads of the backlog.
+    pace: Duration,
+    waiting: Mutex<Waiting>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// Oldest first.
+    fresh: VecDeque<Item>,
+    /// Of payloads in memory.
+    bytes: usize,
+    /// What is being sent.
+    sending: Option<Item>,
+    /// Before that time nothing of the backlog is sent.
+    backlog_at: Option<Instant>,
+    closed: bool,
+}
+
+impl Queue {
+    pub(super) fn new(
+        endpoint: Arc<Endpoint>,
+        bytes_max: usize,
+        spool: Option<Spool>,
+        rate: f64,
+    ) -> Self {
+        let pace = Duration::from_secs_f64(1.0 / rate);
+        let (waiting, changed) = (Mutex::default(), Notify::new());
+        Self { endpoint, bytes_max, spool, pace, waiting, changed }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().expect("no panic under this lock")
+    }
+
+    /// Leaves what is no longer fresh to the backlog, before so many payloads come.
+    pub(super) fn retire(&self, coming: usize) {
+        let Some(spool) = &self.spool else { return };
+        let mut waiting = self.waiting();
+        let stay = FRESH_MAX.saturating_sub(coming);
+        while waiting.fresh.len() > stay {
+            let spooled = waiting.fresh.iter().position(|item| matches!(item, Item::Spooled(_)));
+            let Some(Item::Spooled(entry)) = spooled.and_then(|at| waiting.fresh.remove(at)) else {
+                return;
+            };
+            spool.release(entry);
+        }
+    }
+
+    pub(super) fn push(&self, payload: Arc<Payload>, time: i64, receipt: &Receipt) {
+        let item = self.stored(payload, time, receipt);
+        let mut waiting = self.waiting();
+        waiting.bytes += item.memory();
+        waiting.fresh.push_back(item);
+        while waiting.bytes > self.bytes_max && self.drop_oldest_held(&mut waiting) {}
+        while let Some(spool) = self.spool.as_ref().filter(|spool| spool.is_over(0)) {
+            // Everything on disk is fresh.
+            let oldest = waiting.fresh.iter().position(|item| matches!(item, Item::Spooled(_)));
+            match oldest.and_then(|at| waiting.fresh.remove(at)) {
+                Some(Item::Spooled(entry)) => spool.drop_payload(entry),
+                Some(Item::Held(..)) | None => break,
+            }
+        }
+        drop(waiting);
+        self.changed.notify_one();
+    }
+
+    /// The payload on disk, or in memory where that cannot be.
+    fn stored(&self, payload: Arc<Payload>, time: i64, receipt: &Receipt) -> Item {
+        match self.spool.as_ref().and_then(|spool| spool.put(&payload, time)) {
+            Some(entry) => Item::Spooled(entry),
+            None => {
+                self.endpoint.held.fetch_add(payload.points, Relaxed);
+                Item::Held(payload, time, Arc::clone(receipt))
+            }
+        }
+    }
+
+    /// False when there is only one.
+    fn drop_oldest_held(&self, waiting: &mut Waiting) -> bool {
+        let mut held = (0..waiting.fresh.len()).filter(|&at| waiting.fresh[at].memory() > 0);
+        let (Some(oldest), Some(_)) = (held.next(), held.next()) else { return false };
+        waiting.bytes -= waiting.fresh[oldest].memory();
+        let Some(Item::Held(payload, ..)) = waiting.fresh.remove(oldest) else { return false };
+        self.endpoint.held.fetch_sub(payload.points, Relaxed);
+        self.endpoint.queue_full.add(payload.points);
+        true
+    }
+
+    /// Waits for what is to be sent next, and whether that is fresh; `None` when there will be
+    /// nothing fresh any more.
+    pub(super) async fn next(&self) -> Option<(Item, bool)> {
+        loop {
+            let mut pause = None;
+            {
+                let mut waiting = self.waiting();
+                if let Some(item) = waiting.fresh.pop_front() {
+                    waiting.bytes -= item.memory();
+                    waiting.sending = Some(item.clone());
+                    return Some((item, true));
+                }
+                if waiting.closed {
+                    return None;
+                }
+                if let Some(spool) = self.spool.as_ref().filter(|spool| spool.has_backlog()) {
+                    let now = Instant::now();
+                    let at = waiting.backlog_at.unwrap_or(now);
+                    if at > now {
+                        pause = Some(at);
+                    } else if let Some(entry) = spool.newest() {
+                        waiting.backlog_at = Some(now + self.pace);
+                        return Some((Item::Spooled(entry), false));
+                    } else {
+                        // The folder could not be listed.
+                        pause = Some(now + READ_AGAIN);
+                    }
+                }
+            }
+            match pause {
+                None => self.changed.notified().await,
+                Some(at) => tokio::select! {
+                    () = self.changed.notified() => {}
+                    () = tokio::time::sleep_until(at) => {}
+                },
+            }
+        }
+    }
+
+    /// The payload itself, in memory; `None` when it cannot be had now, or never.
+    pub(super) async fn load(self: &Arc<Self>, item: &Item) -> Option<Arc<Payload>> {
+        let mut entry = match item {
+            Item::Held(payload, ..) => return Some(Arc::clone(payload)),
+            Item::Spooled(entry) => entry.clone(),
+        };
+        let queue = Arc::clone(self);
+        let read = spawn_blocking(move || {
+            let found = queue.spool.as_ref().map(|spool| spool.read(&mut entry));
+            (found, entry)
+        });
+        let (found, entry) = read.await.ok()?;
+        match found {
+            Some(Found::Payload(payload)) => Some(Arc::new(payload)),
+            Some(Found::Later) => {
+                self.waiting().backlog_at = Some(Instant::now() + READ_AGAIN);
+                self.spool.as_ref()?.release(entry);
+                None
+            }
+            Some(Found::Gone) | None => None,
+        }
+    }
+
+    /// What was sent needs no place any more.
+    pub(super) async fn done(self: &Arc<Self>, item: Item) {
+        self.waiting().sending = None;
+        match item {
+            Item::Held(payload, ..) => {
+                self.endpoint.held.fetch_sub(payload.points, Relaxed);
+            }
+            Item::Spooled(entry) => {
+                let queue = Arc::clone(self);
+                let remove = move || queue.spool.as_ref().map(|spool| spool.remove(entry));
+                let _ = spawn_blocking(remove).await;
+            }
+        }
+    }
+
+    /// Puts what could not be sent back to where it was. Other kinds have their turn first: it may
+    /// be only this one that the endpoint cannot take. Within a kind the order stays.
+    pub(super) fn put_back(&self, item: Item, fresh: bool) {
+        let mut waiting = self.waiting();
+        waiting.sending = None;
+        match (item, &self.spool) {
+            (Item::Spooled(entry), Some(spool)) if !fresh => spool.defer(entry),
+            (Item::Held(payload, ..), _)
+                if waiting.bytes > 0 && waiting.bytes + payload.bytes() > self.bytes_max =>
+            {
+                self.endpoint.held.fetch_sub(payload.points, Relaxed);
+                self.endpoint.queue_full.add(payload.points);
+            }
+            (item, _) => {
+                waiting.bytes += item.memory();
+                let kind = item.kind();
+                let fresh = waiting.fresh.drain(..);
+                let (same, mut others): (VecDeque<_>, VecDeque<_>) =
+                    fresh.partition(|other| other.kind() == kind);
+                others.push_back(item);
+                others.extend(same);
+                waiting.fresh = others;
+            }
+        }
+    }
+
+    /// Puts the halves of a payload in its place.
+    pub(super) async fn replace(self: &Arc<Self>, item: Item, halves: [Payload; 2]) {
+        let (time, receipt) = match &item {
+            Item::Held(_, time, receipt) => (*time, Arc::clone(receipt)),
+            Item::Spooled(entry) => (entry.time, Receipt::default()),
+        };
+        let queue = Arc::clone(self);
+        let store = move || halves.map(|half| queue.stored(Arc::new(half), time, &receipt));
+        let Ok(stored) = spawn_blocking(store).await else { return };
+        {
+            let mut waiting = self.waiting();
+            for item in stored.into_iter().rev() {
+                waiting.bytes += item.memory();
+                waiting.fresh.push_front(item);
+            }
+        }
+        self.done(item).await;
+    }
+
+    pub(super) fn close(&self) {
+        self.waiting().closed = true;
+        self.changed.notify_one();
+    }
+
+    /// The end: what is in memory only goes to the spool, or is counted as dropped.
+    pub(super) fn settle(&self, unencoded: u64) {
+        let mut waiting = self.waiting();
+        waiting.bytes = 0;
+        let sending = waiting.sending.take();
+        let items: Vec<_> = sending.into_iter().chain(waiting.fresh.drain(..)).collect();
+        drop(waiting);
+        for item in items {
+            if let (Item::Held(payload, time, _), Some(spool)) = (item, &self.spool)
+                && spool.put(&payload, time).is_some()
+            {
+                self.endpoint.held.fetch_sub(payload.points, Relaxed);
+            }
+        }
+        let endpoint = &self.endpoint;
+        endpoint.offered.add(unencoded);
+        let (sink, name) = (endpoint.sink, &endpoint.name);
+        let points = endpoint.held.swap(0, Relaxed);
+        if points > 0 {
+            endpoint.stopped.add(points);
+            tracing::warn!("sink {sink}: stopped with {points} points undelivered to {name}");
+        }
+        let spooled = endpoint.spooled.points.load(Relaxed);
+        if spooled > 0 {
+            tracing::info!("sink {sink}: {spooled} points for {name} stay in the spool");
+        }
+    }
+
+    /// Payloads that wait.
+    pub(super) fn len(&self) -> u64 {
+        let held = self.waiting().fresh.iter().filter(|item| item.memory() > 0).count() as u64;
+        held + self.endpoint.spooled.payloads.load(Relaxed)
+    }
+}
+
+impl Item {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Held(payload, ..) => payload.kind,
+            Self::Spooled(entry) => entry.kind,
+        }
+    }
+
+    /// What it weighs against the bound of the memory; more than nothing for those in it.
+    fn memory(&self) -> usize {
+        match self {
+            Self::Held(payload, ..) => payload.bytes().max(1),
+            Self::Spooled(_) => 0,
+        }
+    }
+}
