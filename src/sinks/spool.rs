@@ -13,7 +13,7 @@
 //!
 //! Numbers are little-endian. A file is written under a temporary name, synced and renamed, so a
 //! file with its own name is whole; the checksum is for disks that forget. The index holds the
-//! newest payloads, up to [`INDEX_MAX`]; the folder is listed again when it runs out of them.
+//! newest payloads, up to `INDEX_MAX`; the folder is listed again when it runs out of them.
 
 use std::collections::{BinaryHeap, VecDeque};
 use std::ffi::OsStr;
