@@ -39,7 +39,7 @@ impl Series {
     }
 }
 
-/// Epochs after which an idle spelling is forgotten when the table is swept.
+/// Epochs after which an idle spelling is forgotten.
 const IDLE_EPOCHS: u32 = 32;
 
 /// Slots of the smallest table.
@@ -124,6 +124,10 @@ impl Spellings {
         let slot = &mut self.slots[at];
         let used = std::mem::replace(&mut slot.used, epoch);
         let (age, handle, state) = (epoch.wrapping_sub(used), slot.handle, slot.state);
+        if age > IDLE_EPOCHS {
+            // Generations are few: one that old may have come round.
+            return None;
+        }
         let copy = (state == State::Copied).then(|| self.copies.get(&print).copied()).flatten();
         let series = match state {
             State::Empty => return None,

@@ -3,7 +3,8 @@
 //! At the rates of a normal day waking up costs more than the work: a reader that is woken for each
 //! datagram spends several times the processor time of one that finds a few together. So it naps
 //! between reads, for as long as the socket's buffer surely has room: the nap is made for an eighth
-//! of the buffer at the rate seen last, and a buffer that is fuller than a quarter is read at once.
+//! of the buffer at the highest rate of late, a buffer that is fuller than a quarter is read at
+//! once, and so is for a minute a socket that has lost a datagram.
 
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,12 @@ const QUIET: Duration = Duration::from_millis(2);
 const NAP_FILL: u32 = 8;
 const FULL: u32 = 4;
 
+/// In this time half of a high rate is forgotten: clients send in bursts, some seconds apart.
+const RATE_HALVES: Duration = Duration::from_secs(10);
+
+/// How long there are no naps after a loss.
+const AWAKE: Duration = Duration::from_secs(60);
+
 /// Remembers how fast the buffer fills.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
@@ -29,13 +36,22 @@ pub(super) struct Pace {
     /// Bytes of the buffer a second.
     rate: f64,
     nap: Duration,
+    /// The kernel's count of drops.
+    drops: u32,
+    awake_until: Option<Instant>,
 }
 
 impl Pace {
     /// How long to nap now that datagrams are there and the buffer is as full as this.
     pub(super) fn nap(&mut self, buffer: Buffer, now: Instant) -> Duration {
+        if buffer.drops != self.drops {
+            self.drops = buffer.drops;
+            self.awake_until = Some(now + AWAKE);
+        }
         let quiet = self.last_read.is_none_or(|last| now.duration_since(last) > QUIET);
-        self.nap = if quiet || self.rate <= 0.0 || buffer.fill > buffer.capacity / FULL {
+        let awake = self.awake_until.is_some_and(|until| now < until);
+        let full = buffer.fill > buffer.capacity / FULL;
+        self.nap = if quiet || awake || full || self.rate <= 0.0 {
             Duration::ZERO
         } else {
             // A nap doubles at most from one read to the next: rates are not steady.
@@ -54,8 +70,8 @@ impl Pace {
         if let Some(last) = self.last_read.replace(now) {
             let gathered = now.duration_since(last).max(Duration::from_micros(1));
             let rate = f64::from(buffer.fill) / gathered.as_secs_f64();
-            // A lull does not make a burst forgotten at once.
-            self.rate = rate.max(self.rate / 2.0);
+            let halvings = gathered.as_secs_f64() / RATE_HALVES.as_secs_f64();
+            self.rate = rate.max(self.rate * (-halvings).exp2());
         }
     }
 }
@@ -121,5 +137,28 @@ mod tests {
         assert!(cycle(768, at(101)) > Duration::ZERO);
         assert_eq!(cycle(CAPACITY / 2, at(102)), Duration::ZERO, "there is no room");
         assert_eq!(cycle(768, at(200)), Duration::ZERO, "it is quiet again");
+    }
+
+    #[test]
+    fn bursts_and_losses_are_remembered() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let buffer = |fill, drops| Buffer { fill, capacity: CAPACITY, drops };
+        let steady = |pace: &mut Pace, from: u64, drops| {
+            for ms in from..from + 100 {
+                pace.nap(buffer(768, drops), at(ms));
+                pace.read(buffer(768, drops), at(ms));
+            }
+            pace.nap(buffer(768, drops), at(from + 100))
+        };
+        let mut pace = Pace::default();
+        let long = steady(&mut pace, 0, 0);
+        assert_eq!(long, NAP_MAX);
+        pace.read(buffer(CAPACITY / 2, 0), at(101));
+        assert!(steady(&mut pace, 102, 0) < NAP_MAX / 2, "half the buffer came in a millisecond");
+        let later = steady(&mut pace, 60_000, 0);
+        assert!(later > long / 2, "{later:?}: that was a minute ago");
+        assert_eq!(steady(&mut pace, 61_000, 1), Duration::ZERO, "a datagram was lost");
+        assert!(steady(&mut pace, 130_000, 1) > Duration::ZERO);
     }
 }

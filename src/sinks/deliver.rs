@@ -26,8 +26,8 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -64,12 +64,20 @@ pub struct Delivery {
     name: &'static str,
     batches: mpsc::Sender<(Arc<Batch>, Receipt)>,
     queues: Vec<Arc<Queue>>,
-    /// Points of batches that are not encoded yet.
-    unencoded: Arc<AtomicU64>,
+    unencoded: Arc<Unencoded>,
     /// Points dropped since the sink became too slow.
     lost: AtomicU64,
     stopping: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
+}
+
+/// Batches that are not in the queues yet.
+#[derive(Default)]
+struct Unencoded {
+    points: AtomicU64,
+    /// Held while a batch goes into the queues, which goes on though its task is aborted. True once
+    /// all is settled: no batch goes there any more.
+    settled: Mutex<bool>,
 }
 
 /// Where spools lie, and how they work.
@@ -105,7 +113,7 @@ impl Delivery {
     pub fn offer(&self, batch: Arc<Batch>, receipt: Receipt) {
         let points = batch.points();
         let Ok(room) = self.batches.try_reserve() else { return self.lose(points) };
-        self.unencoded.fetch_add(points, Relaxed);
+        self.unencoded.points.fetch_add(points, Relaxed);
         for queue in &self.queues {
             queue.endpoint.held.fetch_add(points, Relaxed);
         }
@@ -139,10 +147,12 @@ impl Delivery {
                 let _ = task.await;
             }
         }
-        let unencoded = self.unencoded.load(Relaxed);
-        let queues = self.queues;
-        let settled =
-            spawn_blocking(move || queues.iter().for_each(|queue| queue.settle(unencoded)));
+        let (queues, unencoded) = (self.queues, self.unencoded);
+        let settled = spawn_blocking(move || {
+            *unencoded.settled.lock().expect("no panic under this lock") = true;
+            let points = unencoded.points.load(Relaxed);
+            queues.iter().for_each(|queue| queue.settle(points));
+        });
         // A disk that hangs holds up no stop for long.
         let _ = tokio::time::timeout_at(deadline.max(Instant::now() + STOP_GRACE), settled).await;
     }
@@ -184,31 +194,35 @@ async fn encode(
     sink: Arc<dyn Sink>,
     mut batches: mpsc::Receiver<(Arc<Batch>, Receipt)>,
     queues: Vec<Arc<Queue>>,
-    unencoded: Arc<AtomicU64>,
+    unencoded: Arc<Unencoded>,
 ) {
     while let Some((batch, receipt)) = batches.recv().await {
         let (points, time) = (batch.points(), batch.flushed_at);
         let encoder = Arc::clone(&sink);
         // A large batch takes long to encode and compress.
         let encoded = spawn_blocking(move || encoder.encode(&batch)).await;
-        match encoded {
-            Ok(encoded) => {
-                let queues = queues.clone();
-                let shared = spawn_blocking(move || share(encoded, time, &queues, &receipt)).await;
-                shared.expect("no panic in here");
+        if encoded.is_err() {
+            tracing::error!("sink {}: the encoder failed; {points} points lost", sink.name());
+        }
+        let (queues, unencoded) = (queues.clone(), Arc::clone(&unencoded));
+        let shared = spawn_blocking(move || {
+            let settled = unencoded.settled.lock().expect("no panic under this lock");
+            if *settled {
+                return;
             }
-            Err(_) => {
-                tracing::error!("sink {}: the encoder failed; {points} points lost", sink.name());
-                for queue in &queues {
+            match encoded {
+                Ok(encoded) => share(encoded, time, &queues, &receipt),
+                Err(_) => queues.iter().for_each(|queue| {
                     queue.endpoint.offered.add(points);
                     queue.endpoint.encoder_failed.add(points);
-                }
+                }),
             }
-        }
-        for queue in &queues {
-            queue.endpoint.held.fetch_sub(points, Relaxed);
-        }
-        unencoded.fetch_sub(points, Relaxed);
+            for queue in &queues {
+                queue.endpoint.held.fetch_sub(points, Relaxed);
+            }
+            unencoded.points.fetch_sub(points, Relaxed);
+        });
+        shared.await.expect("no panic in here");
     }
     for queue in &queues {
         queue.close();
@@ -410,7 +424,6 @@ fn random() -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
     use std::sync::atomic::{AtomicBool, AtomicUsize};
 
     use super::super::queue::FRESH_MAX;

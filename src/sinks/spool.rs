@@ -415,9 +415,14 @@ impl Spool {
     /// Takes a payload off the gauges.
     fn forget(&self, entry: &Entry) {
         let spooled = &self.endpoint.spooled;
-        spooled.points.fetch_sub(entry.points, Relaxed);
-        spooled.bytes.fetch_sub(entry.bytes, Relaxed);
-        spooled.payloads.fetch_sub(1, Relaxed);
+        // A payload that was somehow counted off twice must not make the spool look full for ever.
+        let take = |gauge: &AtomicU64, n: u64| {
+            let less = |held: u64| Some(held.saturating_sub(n));
+            let _ = gauge.fetch_update(Relaxed, Relaxed, less);
+        };
+        take(&spooled.points, entry.points);
+        take(&spooled.bytes, entry.bytes);
+        take(&spooled.payloads, 1);
     }
 
     /// Puts a payload among those that nobody has taken.
@@ -537,8 +542,13 @@ impl Spool {
         let (time, points) = (word()?.parse().ok()?, word()?.parse().ok()?);
         let (bytes, kind) = (word()?.parse().ok()?, word()?);
         let kind = self.kinds.iter().find(|known| **known == kind)?;
-        let sane = words.next().is_none() && bytes <= FILE_MAX && points <= FILE_MAX;
-        sane.then_some(Entry { sequence, time, points, bytes, kind, failures: 0 })
+        let sane = words.next().is_none()
+            && bytes <= FILE_MAX
+            && points <= FILE_MAX
+            && sequence < u64::MAX / 2;
+        let entry = Entry { sequence, time, points, bytes, kind, failures: 0 };
+        // A name that was not written here would not be found again.
+        (sane && self.path(&entry).file_name() == Some(name)).then_some(entry)
     }
 
     fn path(&self, entry: &Entry) -> PathBuf {
