@@ -252,12 +252,22 @@ struct Send {
     failing: Option<(Instant, u32)>,
     /// Recent errors: what the next wait depends on.
     errors: u32,
+    /// The same of the backlog alone.
+    backlog_errors: u32,
     refusals: Refusals,
 }
 
 impl Send {
     fn new(sink: Arc<dyn Sink>, number: usize, queue: Arc<Queue>) -> Self {
-        Self { sink, number, queue, failing: None, errors: 0, refusals: Refusals::default() }
+        Self {
+            sink,
+            number,
+            queue,
+            failing: None,
+            errors: 0,
+            backlog_errors: 0,
+            refusals: Refusals::default(),
+        }
     }
 
     async fn run(mut self, mut stopping: watch::Receiver<bool>) {
@@ -288,6 +298,9 @@ impl Send {
         let queue = Arc::clone(&self.queue);
         match verdict {
             Verdict::Delivered => {
+                if !fresh {
+                    self.backlog_errors = self.backlog_errors.saturating_sub(ERRORS_RECOVERED);
+                }
                 self.delivered(payload);
                 queue.done(item).await;
                 None
@@ -307,6 +320,14 @@ impl Send {
                     self.refused(payload, &cause);
                     queue.done(item).await;
                 }
+                None
+            }
+            Verdict::Retry { after, .. } if !fresh => {
+                // It may be only this payload: what is fresh does not wait for it.
+                queue.endpoint.retries.add(1);
+                self.backlog_errors = ERRORS_MAX.min(self.backlog_errors + 1);
+                queue.put_back(item, fresh);
+                queue.rest(after.unwrap_or_else(|| backoff(self.backlog_errors, random())));
                 None
             }
             Verdict::Retry { cause, after } => {

@@ -225,6 +225,11 @@ impl Queue {
         }
     }
 
+    /// Lets the backlog rest for that long.
+    pub(super) fn rest(&self, wait: Duration) {
+        self.waiting().backlog_at = Some(Instant::now() + wait);
+    }
+
     /// Puts the halves of a payload in its place.
     pub(super) async fn replace(self: &Arc<Self>, item: Item, halves: [Payload; 2]) {
         let (time, receipt) = match &item {
