@@ -2,7 +2,7 @@
 //!
 //! At the rates of a normal day waking up costs more than the work: a reader that is woken for each
 //! datagram spends several times the processor time of one that finds a few together. So it naps
-//! between reads, for as long as the socket's buffer surely has room: the nap is made for an eighth
+//! between reads, while the socket's buffer should have room: the nap is made for an eighth
 //! of the buffer at the highest rate of late, a buffer that is fuller than a quarter is read at
 //! once, and so is for a minute a socket that has lost a datagram.
 
