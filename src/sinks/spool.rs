@@ -15,7 +15,7 @@
 //! file with its own name is whole; the checksum is for disks that forget. The index holds the
 //! newest payloads, up to `INDEX_MAX`; the folder is listed again when it runs out of them.
 
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BinaryHeap, HashSet, VecDeque};
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -496,9 +496,10 @@ impl Spool {
     fn found(&self, index: &Index, low: u64, most: usize, newest: bool) -> Option<Vec<Entry>> {
         let listed = self.scan(low..index.floor, most, newest, |_, _| {});
         let mut found = listed.map_err(|error| self.note(Some(error))).ok()?;
-        let unremoved =
-            |entry: &Entry| index.unremoved.iter().any(|u| u.sequence == entry.sequence);
-        found.retain(|entry| !unremoved(entry));
+        // What failed and was put last, and what is gone but for its file, has its turn elsewhere.
+        let elsewhere: HashSet<u64> =
+            index.deferred.iter().chain(&index.unremoved).map(|entry| entry.sequence).collect();
+        found.retain(|entry| !elsewhere.contains(&entry.sequence));
         Some(found)
     }
 
