@@ -59,8 +59,9 @@ impl Launch {
     /// With this text as its `tallyd.yaml`.
     pub fn with_file(text: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let launch =
-            Self { folder, arguments: Vec::new(), environment: Vec::new(), stdin: Stdio::null() };
+        // Most tests compare everything that is delivered.
+        let environment = vec![("TALLYD_TELEMETRY__SERIES".to_owned(), "false".to_owned())];
+        let launch = Self { folder, arguments: Vec::new(), environment, stdin: Stdio::null() };
         std::fs::write(launch.path("tallyd.yaml"), text).unwrap();
         std::fs::write(launch.path("datadog.yaml"), "").unwrap();
         launch

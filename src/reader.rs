@@ -19,15 +19,12 @@ use crate::sample::{Dialect, Kind, Message, Reject, Sample, Values};
 use crate::shard::Shards;
 use crate::spellings::{Print, Series, Spellings};
 use crate::stream::{FrameError, Framer};
-use crate::telemetry::{Listener, Telemetry};
+use crate::telemetry::{Listener, Telemetry, excerpt};
 use crate::time::Time;
 use crate::value::WEIGHT_MAX;
 
 /// Samples of a run: enough to hide the memory's latency, few enough to stay in the cache.
 const RUN: usize = 64;
-
-/// Longest part of a refused line that is shown in the log.
-const EXCERPT: usize = 120;
 
 /// What all readers share.
 #[derive(Clone)]
@@ -101,41 +98,48 @@ impl Reader {
             }
         };
         let mut run = Run::new();
-        let (mut samples, mut events, mut checks) = (0, 0, 0);
+        let (mut lines, mut samples, mut events, mut checks) = (0, 0, 0, 0);
         for line in parse::lines(text) {
             // Only a body posted by HTTP can hold such a line.
             if line.len() > self.shared.line_max {
+                lines += 1;
                 self.reject(Reject::Truncated, line, now);
                 continue;
             }
-            let options = self.options;
-            parse::messages(line, options, |message| match message {
-                Ok(Message::Metric(sample)) => {
-                    samples += 1;
-                    self.queue(sample, &mut run);
-                    if run.len() == RUN {
-                        self.take(&mut run, now);
+            let (options, mut messages) = (self.options, 0);
+            parse::messages(line, options, |message| {
+                messages += 1;
+                match message {
+                    Ok(Message::Metric(sample)) => {
+                        samples += 1;
+                        self.queue(sample, &mut run);
+                        if run.len() == RUN {
+                            self.take(&mut run, now);
+                        }
                     }
+                    Ok(Message::Event(event)) => {
+                        events += 1;
+                        self.shared.telemetry.fields_ignored.add(event.ignored.into());
+                        self.shared.shards.event(self.shared.rules.event(&event, now.seconds()));
+                    }
+                    Ok(Message::Check(check)) => {
+                        checks += 1;
+                        self.shared.telemetry.fields_ignored.add(check.ignored.into());
+                        self.shared.shards.check(self.shared.rules.check(&check, now.seconds()));
+                    }
+                    Err(reason) => self.reject(reason, line, now),
                 }
-                Ok(Message::Event(event)) => {
-                    events += 1;
-                    self.shared.telemetry.fields_ignored.add(event.ignored.into());
-                    self.shared.shards.event(self.shared.rules.event(&event, now.seconds()));
-                }
-                Ok(Message::Check(check)) => {
-                    checks += 1;
-                    self.shared.telemetry.fields_ignored.add(check.ignored.into());
-                    self.shared.shards.check(self.shared.rules.check(&check, now.seconds()));
-                }
-                Err(reason) => self.reject(reason, line, now),
             });
+            // A line without any outcome shows as a difference in the ledger.
+            lines += u64::max(messages, 1);
         }
         self.take(&mut run, now);
+        self.listener.lines.add(lines);
         self.listener.samples.add(samples);
         self.listener.events.add(events);
         self.listener.checks.add(checks);
         if let Some((reason, line)) = refused {
-            self.reject(reason, line, now);
+            self.refuse(reason, line, now);
         }
     }
 
@@ -147,11 +151,11 @@ impl Reader {
                 Ok(bytes) => self.datagram(bytes, false, now),
                 Err(FrameError::LineTooLong) => {
                     self.listener.truncated.add(1);
-                    self.reject(Reject::Truncated, b"(longer than intake.buffer_size)", now);
+                    self.refuse(Reject::Truncated, b"(longer than intake.buffer_size)", now);
                 }
                 Err(error @ (FrameError::FrameTooLong(_) | FrameError::Unfinished(_))) => {
                     self.listener.connections_refused.add(1);
-                    self.reject(Reject::Truncated, error.to_string().as_bytes(), now);
+                    self.refuse(Reject::Truncated, error.to_string().as_bytes(), now);
                     return false;
                 }
             }
@@ -270,16 +274,21 @@ impl Reader {
         }
     }
 
+    /// Counts a line that never came to be parsed.
+    pub fn refuse(&self, reason: Reject, line: &[u8], now: Time) {
+        self.listener.lines.add(1);
+        self.reject(reason, line, now);
+    }
+
     fn reject(&self, reason: Reject, line: &[u8], now: Time) {
-        let count = self.listener.rejects.of(reason);
-        count.add(1);
+        self.listener.rejects.add(reason, line, now);
         if self.shared.log_rejects && self.shared.telemetry.may_log(reason, now) {
-            let excerpt = line[..line.len().min(EXCERPT)].escape_ascii();
             tracing::warn!(
                 listener = self.listener.name,
                 reason = reason.word(),
-                so_far = count.get(),
-                "refused the line \"{excerpt}\""
+                so_far = self.listener.rejects.of(reason).get(),
+                "refused the line \"{}\"",
+                excerpt(line)
             );
         }
     }

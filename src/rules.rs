@@ -15,7 +15,7 @@ use crate::batch::{Event, ServiceCheck};
 use crate::blocklist::Blocklist;
 use crate::context::{Context, Source};
 use crate::parse;
-use crate::sample::{CheckLine, Dialect, EventLine, Sample, split_tags};
+use crate::sample::{CheckLine, Dialect, EventLine, Kind, Sample, split_tags};
 
 /// What is done to names and tags before a series is stored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -203,6 +203,12 @@ impl Rules {
             origin: magic.origin,
             invalid_utf8: decoder.replaced,
         }
+    }
+
+    /// A series that tallyd itself reports: with the own host and tags, and no other rule.
+    pub fn own_series(&self, name: &str, kind: Kind, mut tags: Vec<String>) -> Context {
+        tags.extend_from_slice(&self.tags);
+        Context::new(name, kind, &self.hostname, tags, Source::default())
     }
 
     /// An event with its title and text unescaped, and with host, tags and time filled in.

@@ -11,10 +11,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::batch::Batch;
+use crate::batch::{Batch, Value};
 use crate::config::Config;
+use crate::flush::own::OwnSeries;
 use crate::flush::{Flush, Ticker};
 use crate::intake::{self, Intake, Opened, Untouched};
+use crate::ledger::Ledger;
 use crate::reader::{Reader, Shared};
 use crate::rules::Rules;
 use crate::sample::Dialect;
@@ -33,6 +35,12 @@ const CONTROL_THREADS: usize = 2;
 
 /// Signals closer together than this are one wish to stop.
 const SAME_SIGNAL: Duration = Duration::from_millis(300);
+
+/// What the names of the clients' own counters begin with.
+const CLIENT_TELEMETRY: &str = "datadog.dogstatsd.client.";
+
+/// How often the ledger is written into the log.
+const LEDGER: Duration = Duration::from_secs(60);
 
 /// What requests under way get at the stop.
 const PAGES_GRACE: Duration = Duration::from_millis(500);
@@ -58,10 +66,22 @@ pub struct Server {
 struct Outputs {
     deliveries: Mutex<Vec<Delivery>>,
     status: Arc<Status>,
+    own: Mutex<OwnSeries>,
+    telemetry: Arc<Telemetry>,
 }
 
 impl Outputs {
-    fn offer(&self, batch: Batch) {
+    fn offer(&self, mut batch: Batch) {
+        for row in &batch.rows {
+            if let Value::Count(value) = row.value
+                && row.context.name().starts_with(CLIENT_TELEMETRY)
+            {
+                self.telemetry.client_reported(row.context.name(), value);
+            }
+        }
+        // The time of the bucket that was flushed last, open or closed.
+        let bucket = Time::from_seconds(batch.flushed_at - 1).bucket(batch.interval);
+        batch.own = self.own.lock().expect("no panic under this lock").rows(bucket);
         let batch = Arc::new(batch);
         // Who wants to know when every sink has the batch safe holds a `Weak` of this.
         let receipt = Receipt::default();
@@ -104,6 +124,8 @@ impl Server {
             now,
         );
         let shards = Arc::new(shards);
+        let own =
+            OwnSeries::new(config.telemetry.clone(), Arc::clone(&rules), Arc::clone(&telemetry));
         let shared = Shared {
             rules,
             shards: Arc::clone(&shards),
@@ -137,7 +159,15 @@ impl Server {
             });
             sinks.start(spools.as_ref(), &telemetry)
         };
-        let outputs = Arc::new(Outputs { deliveries: Mutex::new(deliveries), status });
+        let outputs = Arc::new(Outputs {
+            deliveries: Mutex::new(deliveries),
+            status,
+            own: Mutex::new(own),
+            telemetry: Arc::clone(&telemetry),
+        });
+        if config.telemetry.log {
+            runtime.spawn(log_ledger(Arc::clone(&telemetry)));
+        }
 
         let flush =
             Arc::new(Flush { shards, telemetry: Arc::clone(&telemetry), aggregates, blocklist });
@@ -309,6 +339,20 @@ fn spool_folder(config: &Config, sinks: &Sinks) -> anyhow::Result<Option<(Folder
     };
     tracing::info!("payloads are kept in {} until they are delivered", root.display());
     Ok(Some((folder, root)))
+}
+
+/// Says each minute what was read and lost.
+async fn log_ledger(telemetry: Arc<Telemetry>) {
+    let mut minutes = tokio::time::interval(LEDGER);
+    let mut before = Ledger::default();
+    loop {
+        minutes.tick().await;
+        let ledger = Ledger::of(&telemetry, Time::now());
+        if let Some(line) = ledger.since(&before) {
+            tracing::info!(target: "ledger", "{line}");
+        }
+        before = ledger;
+    }
 }
 
 /// The host that series without one of their own get.

@@ -3,8 +3,12 @@
 //! There is one [`Telemetry`] per process, made at the start and handed to whoever counts. A
 //! counter is a relaxed atomic; readers add to it once per batch of datagrams, not per line.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::sample::Reject;
 use crate::time::Time;
@@ -25,9 +29,30 @@ impl Counter {
     }
 }
 
+/// How tallyd shows its own counters besides `/metrics` and `/api/ledger`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Flush the counters as series `tallyd.*` beside the users' own; those at zero are left out.
+    pub series: bool,
+    /// Flush them under the Agent's names too, such as datadog.agent.dogstatsd.processed.
+    pub agent_series: bool,
+    /// Write what was read and lost as one line into the log each minute; a minute without traffic
+    /// gives none.
+    pub log: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { series: true, agent_series: false, log: true }
+    }
+}
+
 /// Everything tallyd counts of itself.
 #[derive(Debug, Default)]
 pub struct Telemetry {
+    /// What clients say of themselves: the sums of `datadog.dogstatsd.client.*`, by name.
+    clients: Mutex<BTreeMap<String, f64>>,
     listeners: RwLock<Vec<Arc<Listener>>>,
     endpoints: RwLock<Vec<Arc<Endpoint>>>,
     /// Number of series held now.
@@ -62,8 +87,9 @@ pub struct Telemetry {
     logged: [AtomicI64; Reject::ALL.len()],
 }
 
-/// What one listener took in.
+/// What one listener took in. Aligned, so that the threads of two listeners share no cache line.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub struct Listener {
     /// Its address, such as `udp://127.0.0.1:8125`.
     pub name: String,
@@ -77,7 +103,9 @@ pub struct Listener {
     pub connections: Counter,
     /// Connections closed because there were too many, or because their framing broke.
     pub connections_refused: Counter,
-    /// Metric lines.
+    /// Lines read. What of dialect `statsd` has several values under one name counts as several.
+    pub lines: Counter,
+    /// Metric lines understood.
     pub samples: Counter,
     pub events: Counter,
     pub checks: Counter,
@@ -86,18 +114,52 @@ pub struct Listener {
     pub rejects: Rejects,
 }
 
+/// Longest part of a refused line that is shown.
+const EXCERPT: usize = 120;
+
 /// Refused lines by reason.
 #[derive(Debug, Default)]
-pub struct Rejects([Counter; Reject::ALL.len()]);
+pub struct Rejects {
+    counts: [Counter; Reject::ALL.len()],
+    last: Mutex<[Option<Refused>; Reject::ALL.len()]>,
+}
+
+/// A line that was refused.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    pub at: Time,
+    /// The beginning of the line, escaped.
+    pub excerpt: String,
+}
 
 impl Rejects {
     pub fn of(&self, reason: Reject) -> &Counter {
-        &self.0[reason as usize]
+        &self.counts[reason as usize]
     }
 
     pub fn total(&self) -> u64 {
-        self.0.iter().map(Counter::get).sum()
+        self.counts.iter().map(Counter::get).sum()
     }
+
+    /// Counts a refused line and keeps its beginning, for each reason at most once a second.
+    pub fn add(&self, reason: Reject, line: &[u8], now: Time) {
+        self.of(reason).add(1);
+        let mut last = self.last.lock().expect("no panic under this lock");
+        let last = &mut last[reason as usize];
+        if last.as_ref().is_none_or(|last| last.at.seconds() != now.seconds()) {
+            *last = Some(Refused { at: now, excerpt: excerpt(line) });
+        }
+    }
+
+    /// The line that was last kept for a reason.
+    pub fn last(&self, reason: Reject) -> Option<Refused> {
+        self.last.lock().expect("no panic under this lock")[reason as usize].clone()
+    }
+}
+
+/// The beginning of a line as it can be shown.
+pub fn excerpt(line: &[u8]) -> String {
+    line[..line.len().min(EXCERPT)].escape_ascii().to_string()
 }
 
 /// What one endpoint of one sink did with the points offered to it.
@@ -167,6 +229,8 @@ enum Read {
     Endpoint(fn(&Endpoint) -> u64),
     /// One figure per endpoint and cause.
     Drops,
+    /// One figure per name that clients report.
+    Clients,
     /// A single figure.
     Process(fn(&Telemetry) -> u64),
     /// A single figure, kept in microseconds.
@@ -218,6 +282,11 @@ pub const OWN: &[Own] = &[
         "listener_forward_errors_total",
         "Raw copies that could not be forwarded, by listener.",
         Read::Listener(|l| &l.forward_errors),
+    ),
+    counter(
+        "listener_lines_total",
+        "Lines read, by listener: samples, events, checks and rejects add up to it.",
+        Read::Listener(|l| &l.lines),
     ),
     counter(
         "listener_samples_total",
@@ -290,6 +359,11 @@ pub const OWN: &[Own] = &[
         "Points of counts below zero, which no counter of the Prometheus page can take.",
         Read::Process(|t| t.page_negative_counts.get()),
     ),
+    counter(
+        "client_reported_total",
+        "What clients count of themselves (datadog.dogstatsd.client.*), by metric.",
+        Read::Clients,
+    ),
     counter("flushes_total", "Flushes.", Read::Process(|t| t.flushes.get())),
     counter("points_total", "Points handed to the sinks.", Read::Process(|t| t.points.get())),
     gauge("flush_seconds", "Duration of the last flush.", Read::Seconds(|t| &t.flush_micros)),
@@ -360,6 +434,9 @@ pub const OWN: &[Own] = &[
     ),
 ];
 
+/// Names under which clients may report of themselves; the known clients have about twenty.
+const CLIENT_NAMES_MAX: usize = 64;
+
 /// One figure of an own metric: name, labels, value.
 pub type Figure = (&'static str, Vec<(&'static str, String)>, f64);
 
@@ -376,6 +453,21 @@ impl Telemetry {
         let endpoint = Arc::new(Endpoint { sink, name, ..Endpoint::default() });
         self.endpoints.write().expect("no panic under this lock").push(Arc::clone(&endpoint));
         endpoint
+    }
+
+    /// Adds to what clients report under a name. Names beyond [`CLIENT_NAMES_MAX`] are left out.
+    pub fn client_reported(&self, name: &str, value: f64) {
+        let mut clients = self.clients.lock().expect("no panic under this lock");
+        if let Some(sum) = clients.get_mut(name) {
+            *sum += value;
+        } else if clients.len() < CLIENT_NAMES_MAX {
+            clients.insert(name.to_owned(), value);
+        }
+    }
+
+    /// Sums of what clients report, by name.
+    pub fn clients(&self) -> BTreeMap<String, f64> {
+        self.clients.lock().expect("no panic under this lock").clone()
     }
 
     pub fn listeners(&self) -> Vec<Arc<Listener>> {
@@ -410,6 +502,11 @@ impl Telemetry {
                         .extend(endpoints.iter().map(|e| (own.name, e.labels(), value(e) as f64)));
                 }
                 Read::Drops => figures.extend(endpoints.iter().flat_map(drop_figures)),
+                Read::Clients => {
+                    let label = |name| vec![("metric", name)];
+                    let clients = self.clients().into_iter();
+                    figures.extend(clients.map(|(name, sum)| (own.name, label(name), sum)));
+                }
                 Read::Process(value) => {
                     figures.push((own.name, Vec::new(), value(self) as f64));
                 }
@@ -480,6 +577,7 @@ mod tests {
         let telemetry = Telemetry::default();
         telemetry.listener("udp://x".to_owned());
         telemetry.endpoint("datadog", "https://y".to_owned());
+        telemetry.client_reported("datadog.dogstatsd.client.packets_dropped", 2.0);
         let figures = telemetry.figures();
         for own in OWN {
             assert!(

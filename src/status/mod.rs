@@ -22,6 +22,7 @@ use tokio::task::JoinHandle;
 use crate::batch::Batch;
 use crate::encode::exposition::{self, Labels, Type};
 use crate::intake::Untouched;
+use crate::ledger::Ledger;
 use crate::reader::Reader;
 use crate::sinks::prometheus::Prometheus;
 use crate::telemetry::{OWN, Telemetry};
@@ -209,6 +210,7 @@ fn everything(config: &Config, status: &Arc<Status>) -> Router {
         .route("/", get(index))
         .route("/metrics", get(metrics))
         .route("/api/series", get(api_series))
+        .route("/api/ledger", get(api_ledger))
         .with_state(Arc::clone(status))
         .merge(proxy(config, status))
         .merge(health())
@@ -257,6 +259,10 @@ async fn metrics(State(status): State<Arc<Status>>) -> Response {
         ([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], status.metrics()).into_response()
     };
     elsewhere(permit, page).await
+}
+
+async fn api_ledger(State(status): State<Arc<Status>>) -> axum::Json<Ledger> {
+    axum::Json(Ledger::of(&status.telemetry, Time::now()))
 }
 
 async fn api_series(
