@@ -19,6 +19,7 @@ use crate::sample::{Dialect, Kind, Message, Reject, Sample, Values};
 use crate::shard::Shards;
 use crate::spellings::{Print, Series, Spellings};
 use crate::stream::{FrameError, Framer};
+use crate::telemetry::tap::Probe;
 use crate::telemetry::{Listener, Telemetry, excerpt};
 use crate::time::Time;
 use crate::value::WEIGHT_MAX;
@@ -49,6 +50,7 @@ pub struct Reader {
     options: parse::Options,
     eol_required: bool,
     spellings: Spellings,
+    probe: Probe,
 }
 
 /// A sample on its way to its series.
@@ -71,7 +73,7 @@ impl Reader {
         eol_required: bool,
     ) -> Self {
         let spellings = Spellings::new(shared.spellings_max);
-        Self { shared, listener, options, eol_required, spellings }
+        Self { shared, listener, options, eol_required, spellings, probe: Probe::default() }
     }
 
     pub fn listener(&self) -> &Arc<Listener> {
@@ -179,6 +181,7 @@ impl Reader {
     fn take(&mut self, run: &mut Run<'_>, now: Time) {
         self.look_up(run, now);
         self.apply(run, now);
+        self.probe.pick(run.iter().map(|one| &one.sample), &self.shared.telemetry.tap, now);
         run.clear();
     }
 

@@ -3,6 +3,8 @@
 //! There is one [`Telemetry`] per process, made at the start and handed to whoever counts. A
 //! counter is a relaxed atomic; readers add to it once per batch of datagrams, not per line.
 
+pub mod tap;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, RwLock};
@@ -53,6 +55,8 @@ impl Default for Config {
 pub struct Telemetry {
     /// What clients say of themselves: the sums of `datadog.dogstatsd.client.*`, by name.
     clients: Mutex<BTreeMap<String, f64>>,
+    /// A look at the traffic.
+    pub tap: tap::Tap,
     listeners: RwLock<Vec<Arc<Listener>>>,
     endpoints: RwLock<Vec<Arc<Endpoint>>>,
     /// Number of series held now.
