@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: [&[&str]; 10] = [
     &["sys", "logging", "sample", "state", "time"],
     &["context", "sketch", "telemetry"],
-    &["batch", "blocklist", "grammar", "ledger", "origin", "parse", "rules", "stream", "value"],
+    &["batch", "blocklist", "cost", "grammar", "ledger", "origin", "parse", "rules", "stream", "value"],
     &["encode", "shard"],
     &["flush", "reader", "sinks", "spellings"],
     &["intake", "status"],

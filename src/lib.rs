@@ -34,6 +34,7 @@ pub mod value;
 pub mod encode;
 pub mod sinks;
 
+pub mod cost;
 pub mod ledger;
 pub mod logging;
 pub mod origin;

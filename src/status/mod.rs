@@ -1,5 +1,6 @@
 //! HTTP: health, metrics, series as JSON, and the endpoint that takes in lines.
 
+mod history;
 pub mod series;
 
 use std::net::SocketAddr;
