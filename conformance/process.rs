@@ -351,7 +351,9 @@ pub fn http(server: SocketAddr, method: &str, path: &str, body: &[u8]) -> (u16, 
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     let length = body.len();
     // HTTP/1.0: the answer ends with the connection.
-    write!(stream, "{method} {path} HTTP/1.0\r\nContent-Length: {length}\r\n\r\n").unwrap();
+    let head =
+        format!("{method} {path} HTTP/1.0\r\nHost: {server}\r\nContent-Length: {length}\r\n\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
     stream.write_all(body).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();

@@ -69,7 +69,8 @@ impl Cost {
             }
             // Tags are a set: their hashes add up in any order, and one can be taken out again.
             let base = hasher.hash_one((context.name(), context.kind(), context.host()));
-            let whole = context.tags().fold(base, |sum, tag| sum.wrapping_add(hasher.hash_one(tag)));
+            let whole =
+                context.tags().fold(base, |sum, tag| sum.wrapping_add(hasher.hash_one(tag)));
             all.insert(whole);
             let mut tags = context.tags().peekable();
             // Tags are sorted, so those of one key stand together but for keys with odd characters.

@@ -31,6 +31,9 @@ pub mod shard;
 pub mod sketch;
 pub mod value;
 
+pub mod cgroup;
+pub mod collectors;
+
 pub mod encode;
 pub mod sinks;
 

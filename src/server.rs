@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::batch::{Batch, Value};
+use crate::collectors::{self, Collectors};
 use crate::config::Config;
 use crate::flush::own::OwnSeries;
 use crate::flush::{Flush, Ticker};
@@ -45,6 +46,9 @@ const LEDGER: Duration = Duration::from_secs(60);
 /// What requests under way get at the stop.
 const PAGES_GRACE: Duration = Duration::from_millis(500);
 
+/// What the reads of collectors get at the stop.
+const COLLECTORS_GRACE: Duration = Duration::from_millis(500);
+
 /// A running tallyd.
 pub struct Server {
     runtime: Runtime,
@@ -52,6 +56,7 @@ pub struct Server {
     ticker: Ticker,
     flush: Arc<Flush>,
     outputs: Arc<Outputs>,
+    collectors: Collectors,
     servers: Servers,
     telemetry: Arc<Telemetry>,
     signalled: watch::Receiver<Option<&'static str>>,
@@ -146,7 +151,13 @@ impl Server {
         let proxy = telemetry.listener("http".to_owned());
         let options = config.intake.options(Dialect::Datadog);
         let proxy = Reader::new(shared.clone(), proxy, options, false);
-        let status = Arc::new(Status::new(Arc::clone(&telemetry), sinks.prometheus.clone(), proxy));
+        let status = Arc::new(Status::new(
+            &config.status,
+            Arc::clone(&telemetry),
+            sinks.prometheus.clone(),
+            proxy,
+            interval,
+        ));
         let servers =
             runtime.block_on(status::start(&config.status, untouched, Arc::clone(&status)))?;
         announce(&sinks, servers.address, hint);
@@ -179,12 +190,17 @@ impl Server {
             ended.send_replace(true);
         };
         let intake = Intake::start(opened, &config.intake, &shared, stdin_ends)?;
+        let collectors = {
+            let _runtime = runtime.enter();
+            start_collectors(config, shared)
+        };
         Ok(Self {
             runtime,
             intake,
             ticker,
             flush,
             outputs,
+            collectors,
             servers,
             telemetry,
             signalled,
@@ -224,6 +240,7 @@ impl Server {
         self.runtime.block_on(self.servers.stop(Instant::now() + PAGES_GRACE));
         // A post that is still under way is refused rather than left out of the last flush.
         self.outputs.status.close();
+        self.runtime.block_on(self.collectors.stop(COLLECTORS_GRACE));
         self.ticker.stop();
         self.outputs.offer(self.flush.batch(Time::now(), self.flush_open_bucket));
         let deliveries =
@@ -362,6 +379,19 @@ fn hostname(config: &Config) -> String {
         "" => sys::host_name().unwrap_or_default(),
         name => name.to_owned(),
     }
+}
+
+/// Starts the collectors on the current runtime.
+fn start_collectors(config: &Config, shared: Shared) -> Collectors {
+    let telemetry = Arc::clone(&shared.telemetry);
+    let roots = config.collectors.roots(|name| std::env::var(name).ok());
+    let planned = collectors::all(&config.collectors, &roots, config.flush.interval);
+    if planned.is_empty() {
+        return Collectors::default();
+    }
+    let listener = telemetry.listener("collectors".to_owned());
+    let options = config.intake.options(Dialect::Datadog);
+    Collectors::start(planned, Reader::new(shared, listener, options, false), &telemetry)
 }
 
 /// Starts, runs until told to stop, and stops.

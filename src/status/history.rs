@@ -49,6 +49,11 @@ impl History {
         Self { interval, series_max, series, left_out: 0, swept: 0 }
     }
 
+    /// Seconds of a bucket.
+    pub const fn interval(&self) -> i64 {
+        self.interval
+    }
+
     /// Series that can be held, and those of the last batch that could not.
     pub const fn room(&self) -> (usize, usize) {
         (self.series_max, self.left_out)
@@ -159,7 +164,12 @@ mod tests {
             time,
             value: Value::Gauge(value),
         };
-        Batch { flushed_at, interval: 10, rows: points.iter().map(row).collect(), ..Batch::default() }
+        Batch {
+            flushed_at,
+            interval: 10,
+            rows: points.iter().map(row).collect(),
+            ..Batch::default()
+        }
     }
 
     fn points(history: &History, name: &str) -> Vec<(i64, f32)> {
