@@ -19,7 +19,7 @@ const LAYERS: [&[&str]; 10] = [
         "stream",
         "value",
     ],
-    &["encode", "shard"],
+    &["capture", "encode", "shard"],
     &["flush", "reader", "sinks", "spellings"],
     &["collectors", "intake", "status"],
     &["config"],

@@ -37,6 +37,7 @@ pub mod collectors;
 pub mod encode;
 pub mod sinks;
 
+pub mod capture;
 pub mod cost;
 pub mod ledger;
 pub mod logging;

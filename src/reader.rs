@@ -86,6 +86,9 @@ impl Reader {
         self.listener.datagrams.add(1);
         self.listener.bytes.add(bytes.len() as u64);
         self.listener.truncated.add(truncated.into());
+        if self.shared.telemetry.recorder.is_on() {
+            self.shared.telemetry.recorder.record(bytes, 0, now);
+        }
         // Only a datagram that may lack its end is searched from there: that touches cold memory.
         let reason = if truncated {
             Some(Reject::Truncated)

@@ -3,6 +3,7 @@
 //! There is one [`Telemetry`] per process, made at the start and handed to whoever counts. A
 //! counter is a relaxed atomic; readers add to it once per batch of datagrams, not per line.
 
+pub mod recorder;
 pub mod tap;
 
 use std::collections::BTreeMap;
@@ -55,6 +56,8 @@ impl Default for Config {
 pub struct Telemetry {
     /// What clients say of themselves: the sums of `datadog.dogstatsd.client.*`, by name.
     clients: Mutex<BTreeMap<String, f64>>,
+    /// Whole datagrams, for whoever captures them.
+    pub recorder: recorder::Recorder,
     /// A look at the traffic.
     pub tap: tap::Tap,
     listeners: RwLock<Vec<Arc<Listener>>>,

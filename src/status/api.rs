@@ -21,9 +21,11 @@ use tokio::sync::mpsc::Receiver;
 use tokio::time::Sleep;
 
 use super::{Status, busy, elsewhere, series};
+use crate::capture::{self, Record};
 use crate::cgroup::proc::{self, Proc};
 use crate::cost::Cost;
 use crate::ledger::Ledger;
+use crate::telemetry::recorder::Datagram;
 use crate::telemetry::tap::Picked;
 use crate::time::Time;
 
@@ -43,8 +45,8 @@ const PATHS: &[(&str, &str, &str)] = &[
     ),
     (
         "/api/cost",
-        "limit",
-        "series of the last flush by name, and tag keys by the series they multiply",
+        "name, limit",
+        "series of the last flush, or of this name, by name, and tag keys by the series they multiply",
     ),
     ("/api/rates", "limit", "names by lines a second, estimated from a sample of the traffic"),
     (
@@ -57,6 +59,7 @@ const PATHS: &[(&str, &str, &str)] = &[
         "filter, seconds",
         "a sample of the lines that come in and contain the filter, one JSON object a line",
     ),
+    ("/api/capture", "seconds", "what is received from now on, in the Agent's capture format"),
 ];
 
 /// Names and keys shown when the request does not say how many.
@@ -65,8 +68,9 @@ const LIMIT: usize = 50;
 /// Linux gives processor time to programs in these units on every machine.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// How long a tap stays open at most.
+/// How long a tap or a capture stays open at most, and a capture when not told.
 const TAP_SECONDS: u64 = 3600;
+const CAPTURE_SECONDS: u64 = 60;
 
 pub fn routes() -> Router<Arc<Status>> {
     Router::new()
@@ -74,17 +78,31 @@ pub fn routes() -> Router<Arc<Status>> {
         .route("/api/", get(paths))
         .route("/api/overview", get(overview))
         .route("/api/ledger", get(ledger))
-        .route("/api/series", get(self::series))
+        .route("/api/series", get(series))
         .route("/api/cost", get(cost))
         .route("/api/rates", get(rates))
         .route("/api/history", get(history))
         .route("/api/tap", get(tap))
+        .route("/api/capture", get(capture))
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Limit {
     limit: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CostOf {
+    name: Option<String>,
+    limit: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Seconds {
+    seconds: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -122,19 +140,21 @@ async fn overview(State(status): Shared) -> Response {
 pub(super) async fn series(State(status): Shared, query: Query<series::Query>) -> Response {
     let query = match checked(query) {
         Ok(query) => query,
-        Err(problem) => return problem,
+        Err(problem) => return problem.into_response(),
     };
     read(status, move |status| json(&series::document(&status.last(), &query))).await
 }
 
-async fn cost(State(status): Shared, query: Query<Limit>) -> Response {
-    let limit = match checked(query) {
-        Ok(query) => query.limit.unwrap_or(LIMIT),
-        Err(problem) => return problem,
+async fn cost(State(status): Shared, query: Query<CostOf>) -> Response {
+    let CostOf { name, limit } = match checked(query) {
+        Ok(query) => query,
+        Err(problem) => return problem.into_response(),
     };
     read(status, move |status| {
         let last = status.last();
-        json(&Cost::of(last.series().map(|rows| &*rows[0].context), limit))
+        let series = last.series().map(|rows| &*rows[0].context);
+        let wanted = series.filter(|c| name.as_ref().is_none_or(|name| c.name() == name));
+        json(&Cost::of(wanted, limit.unwrap_or(LIMIT)))
     })
     .await
 }
@@ -142,14 +162,14 @@ async fn cost(State(status): Shared, query: Query<Limit>) -> Response {
 async fn rates(State(status): Shared, query: Query<Limit>) -> Response {
     match checked(query) {
         Ok(query) => json(&status.rates(query.limit.unwrap_or(LIMIT), Time::now())),
-        Err(problem) => problem,
+        Err(problem) => problem.into_response(),
     }
 }
 
 async fn history(State(status): Shared, query: Query<OneSeries>) -> Response {
     let query = match checked(query) {
         Ok(query) => query,
-        Err(problem) => return problem,
+        Err(problem) => return problem.into_response(),
     };
     read(status, move |status| {
         let tags: Vec<_> = query.tags.split(',').filter(|tag| !tag.is_empty()).collect();
@@ -171,13 +191,72 @@ async fn history(State(status): Shared, query: Query<OneSeries>) -> Response {
 async fn tap(State(status): Shared, query: Query<Lines>) -> Response {
     let query = match checked(query) {
         Ok(query) => query,
-        Err(problem) => return problem,
+        Err(problem) => return problem.into_response(),
     };
     let Some(lines) = status.telemetry.tap.watch(&query.filter) else { return busy() };
     let seconds = query.seconds.unwrap_or(TAP_SECONDS).min(TAP_SECONDS);
     let until = tokio::time::Instant::now() + Duration::from_secs(seconds);
     let body = Body::new(TapBody { lines, until: Box::pin(tokio::time::sleep_until(until)) });
     ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
+}
+
+async fn capture(State(status): Shared, query: Query<Seconds>) -> Response {
+    let seconds = match checked(query) {
+        Ok(query) => query.seconds.unwrap_or(CAPTURE_SECONDS).min(TAP_SECONDS),
+        Err(problem) => return problem.into_response(),
+    };
+    let Some(datagrams) = status.telemetry.recorder.start() else {
+        return (StatusCode::CONFLICT, "a capture is under way already\n").into_response();
+    };
+    let until = Box::pin(tokio::time::sleep(Duration::from_secs(seconds)));
+    let body = CaptureBody { status, datagrams, until, stage: Stage::Header };
+    ([(header::CONTENT_TYPE, "application/octet-stream")], Body::new(body)).into_response()
+}
+
+/// A capture file, as it comes about.
+struct CaptureBody {
+    status: Arc<Status>,
+    datagrams: Receiver<Datagram>,
+    until: Pin<Box<Sleep>>,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Header,
+    Records,
+    Over,
+}
+
+impl http_body::Body for CaptureBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let some = |bytes: Bytes| Poll::Ready(Some(Ok(Frame::data(bytes))));
+        match self.stage {
+            Stage::Header => {
+                self.stage = Stage::Records;
+                return some(Bytes::from_static(capture::header()));
+            }
+            Stage::Records => {}
+            Stage::Over => return Poll::Ready(None),
+        }
+        if let Poll::Ready(Some(datagram)) = self.datagrams.poll_recv(context) {
+            let Datagram { time, bytes, pid } = datagram;
+            return some(Record::new(time.0 * 1_000_000, &bytes, pid as i32).bytes().into());
+        }
+        std::task::ready!(self.until.as_mut().poll(context));
+        self.stage = Stage::Over;
+        let missed = self.status.telemetry.recorder.missed();
+        if missed > 0 {
+            tracing::warn!("a capture misses {missed} datagrams: whoever takes it is too slow");
+        }
+        some(Bytes::from_static(capture::trailer()))
+    }
 }
 
 /// Each picked sample as a line of JSON, until it is time.
@@ -205,10 +284,9 @@ impl http_body::Body for TapBody {
 }
 
 /// The parameters, or what is wrong with them.
-fn checked<T>(query: Query<T>) -> Result<T, Response> {
-    let problem = |error: QueryRejection| {
-        (StatusCode::BAD_REQUEST, format!("{}\n", error.body_text())).into_response()
-    };
+fn checked<T>(query: Query<T>) -> Result<T, (StatusCode, String)> {
+    let problem =
+        |error: QueryRejection| (StatusCode::BAD_REQUEST, format!("{}\n", error.body_text()));
     query.map(|axum::extract::Query(query)| query).map_err(problem)
 }
 
@@ -233,6 +311,7 @@ impl Status {
 
     fn overview(&self, now: Time) -> Json {
         let last = self.last();
+        let ledger = Ledger::of(&self.telemetry, now);
         let collectors = self.telemetry.collectors();
         let collector = |c: &Arc<crate::telemetry::CollectorFigures>| {
             json!({
@@ -257,7 +336,8 @@ impl Status {
                 "points": last.points(),
                 "seconds": self.telemetry.flush_micros.load(Relaxed) as f64 / 1e6,
             },
-            "ledger": Ledger::of(&self.telemetry, now),
+            "lost": ledger.losses(),
+            "ledger": ledger,
             "collectors": collectors.iter().map(collector).collect::<Vec<_>>(),
             "rates": self.rates(LIMIT, now),
             "history": {"series_max": series_max, "left_out": left_out},

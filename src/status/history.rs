@@ -76,7 +76,10 @@ impl History {
                     self.left_out += 1;
                     continue;
                 }
-                None => self.series.entry(Arc::clone(context)).or_insert(Ring::new(self.interval)),
+                None => self
+                    .series
+                    .entry(Arc::clone(context))
+                    .or_insert_with(|| Ring::new(self.interval)),
             };
             for row in rows {
                 // Points far from now have no place here.

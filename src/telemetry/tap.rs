@@ -55,6 +55,7 @@ struct Window {
 struct Busy {
     kind: Kind,
     samples: f64,
+    bytes: f64,
 }
 
 #[derive(Debug)]
@@ -70,6 +71,8 @@ pub struct Rate {
     pub kind: &'static str,
     /// Lines a second.
     pub samples: f64,
+    /// Bytes a second, about.
+    pub bytes: f64,
 }
 
 /// A sample that was picked.
@@ -88,10 +91,12 @@ impl Tap {
         let Ok(mut state) = self.0.try_lock() else { return };
         state.turn(now.seconds());
         let window = &mut state.window;
+        let bytes = (length(sample) * one_of) as f64;
         if let Some(busy) = window.names.get_mut(sample.name) {
             busy.samples += one_of as f64;
+            busy.bytes += bytes;
         } else if window.names.len() < NAMES_MAX {
-            let busy = Busy { kind: sample.kind, samples: one_of as f64 };
+            let busy = Busy { kind: sample.kind, samples: one_of as f64, bytes };
             window.names.insert(sample.name.into(), busy);
         } else {
             window.rest += one_of as f64;
@@ -106,12 +111,14 @@ impl Tap {
         let mut state = self.0.lock().expect("no panic under this lock");
         state.turn(now.seconds());
         let per_second = |samples: f64| samples / WINDOW as f64;
-        let rate = |(name, busy): (&Box<[u8]>, &Busy)| Rate {
+        let rate = |(name, busy): (&[u8], &Busy)| Rate {
             name: String::from_utf8_lossy(name).into_owned(),
             kind: busy.kind.word(),
             samples: per_second(busy.samples),
+            bytes: per_second(busy.bytes),
         };
-        let mut rates: Vec<_> = state.last.names.iter().map(rate).collect();
+        let mut rates: Vec<_> =
+            state.last.names.iter().map(|(name, busy)| rate((name, busy))).collect();
         rates.sort_by(|a, b| b.samples.total_cmp(&a.samples).then_with(|| a.name.cmp(&b.name)));
         let cut = rates.split_off(limit.min(rates.len()));
         let rest = cut.iter().map(|rate| rate.samples).sum::<f64>() + per_second(state.last.rest);
@@ -155,6 +162,15 @@ impl State {
             !matches!(sent, Err(tokio::sync::mpsc::error::TrySendError::Closed(_)))
         });
     }
+}
+
+/// Bytes of the sample's line, about: a number is taken to have five, its type and signs three.
+fn length(sample: &Sample) -> usize {
+    let values = match sample.values {
+        Values::One(_) | Values::Delta(_) => 5,
+        Values::Packed(text) | Values::Member(text) => text.len(),
+    };
+    sample.name.len() + values + sample.tags.len() + 3
 }
 
 /// The sample as a line of the protocol.
