@@ -44,6 +44,10 @@ pub trait Collector: Send + 'static {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// Folder of dd-agent's files of checks, such as docker.yaml. Empty takes the first that there is
+    /// of conf.d beside tallyd.yaml, conf.d beside the Agent's file, /etc/tallyd/conf.d,
+    /// /etc/datadog-agent/conf.d and /etc/dd-agent/conf.d.
+    pub conf_d: String,
     /// The machine's /proc. Empty takes the first that there is of $DD_CONTAINER_PROC_ROOT,
     /// $HOST_PROC, /host/proc and /proc.
     pub proc_root: String,
@@ -83,11 +87,10 @@ pub fn all(config: &Config, roots: &Roots, flush: u32) -> Vec<Planned> {
     all
 }
 
-/// Whether a collector runs.
+/// Whether a collector runs; `auto` where it finds what it is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Enabled {
-    /// Where it finds what it is for.
     #[default]
     Auto,
     On,
