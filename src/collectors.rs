@@ -4,6 +4,8 @@
 //! goes the way of samples from the network: same rules, same limits, same shards. A run has a
 //! budget of time and fails alone.
 
+pub mod cgroup;
+pub mod itself;
 pub mod samples;
 mod schedule;
 
@@ -18,6 +20,9 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 pub use samples::{Samples, Tags};
 pub use schedule::{Collectors, Planned, Runner};
 
+use self::cgroup::CgroupCheck;
+use self::itself::Itself;
+use crate::cgroup::proc::Proc;
 use crate::cgroup::roots::Roots;
 use crate::time::Time;
 
@@ -39,6 +44,10 @@ pub trait Collector: Send + 'static {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// Folder of dd-agent's files of checks, such as docker.yaml. Empty takes the first that there is
+    /// of conf.d beside tallyd.yaml, conf.d beside the Agent's file, /etc/tallyd/conf.d,
+    /// /etc/datadog-agent/conf.d and /etc/dd-agent/conf.d.
+    pub conf_d: String,
     /// The machine's /proc. Empty takes the first that there is of $DD_CONTAINER_PROC_ROOT,
     /// $HOST_PROC, /host/proc and /proc.
     pub proc_root: String,
@@ -46,6 +55,9 @@ pub struct Config {
     /// $DD_CONTAINER_CGROUP_ROOT, $HOST_SYS/fs/cgroup, /host/sys/fs/cgroup, /host/cgroup and
     /// /sys/fs/cgroup.
     pub cgroup_root: String,
+    pub cgroup: cgroup::Config,
+    #[serde(rename = "self")]
+    pub itself: itself::Config,
 }
 
 impl Config {
@@ -56,15 +68,29 @@ impl Config {
 }
 
 /// Every collector that is to run. `flush` is the flush interval in seconds.
-pub fn all(_config: &Config, _roots: &Roots, _flush: u32) -> Vec<Planned> {
-    Vec::new()
+pub fn all(config: &Config, roots: &Roots, flush: u32) -> Vec<Planned> {
+    let mut all = Vec::new();
+    let mut add = |collector: Box<dyn Collector>, interval, budget| {
+        let (interval, budget) = (self::interval(interval, flush), self::budget(budget, flush));
+        all.push(Planned { collector, interval, budget });
+        true
+    };
+    let Config { cgroup, itself, .. } = config;
+    let mut any = false;
+    if cgroup.enabled.or_if(|| roots.named) {
+        let check = CgroupCheck::new(cgroup.clone(), roots.clone());
+        any = add(Box::new(check), cgroup.interval, cgroup.budget);
+    }
+    if itself.enabled.or_if(|| any) {
+        add(Box::new(Itself::new(Proc::new("/proc"))), itself.interval, itself.budget);
+    }
+    all
 }
 
-/// Whether a collector runs.
+/// Whether a collector runs; `auto` where it finds what it is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Enabled {
-    /// Where it finds what it is for.
     #[default]
     Auto,
     On,
