@@ -42,10 +42,12 @@ pub struct Hash<'a> {
 }
 
 impl<'a> Hash<'a> {
+    #[inline]
     pub fn new(Keys(keys): &'a Keys) -> Self {
         Self { lanes: [keys[0], keys[1]], keys }
     }
 
+    #[inline]
     pub fn block(&mut self, x: u64, y: u64) {
         let [a, b] = self.lanes;
         let k = self.keys;
@@ -53,6 +55,7 @@ impl<'a> Hash<'a> {
     }
 
     /// Their number must be hashed beforehand, so that the last ones may be taken twice or padded.
+    #[inline]
     pub fn bytes(&mut self, bytes: &[u8]) {
         let (blocks, tail) = bytes.as_chunks::<16>();
         for block in blocks {
@@ -73,6 +76,7 @@ impl<'a> Hash<'a> {
         }
     }
 
+    #[inline]
     pub fn finish(self) -> [u64; 2] {
         let [a, b] = self.lanes;
         [fold(a ^ self.keys[4], b), fold(b ^ self.keys[5], a)]

@@ -85,7 +85,7 @@ impl Spellings {
     /// Remembers at most `max` spellings.
     pub fn new(max: usize) -> Self {
         Self {
-            slots: vec![EMPTY; SLOTS_MIN].into_boxed_slice(),
+            slots: empty_slots(SLOTS_MIN),
             len: 0,
             max,
             keys: Keys::random(),
@@ -225,7 +225,7 @@ impl Spellings {
     }
 
     fn retain(&mut self, keep: impl Fn(&Slot) -> bool, slots: usize) {
-        let old = std::mem::replace(&mut self.slots, vec![EMPTY; slots].into_boxed_slice());
+        let old = std::mem::replace(&mut self.slots, empty_slots(slots));
         self.len = 0;
         for slot in old.iter().filter(|slot| slot.state != State::Empty) {
             if keep(slot) {
@@ -238,6 +238,13 @@ impl Spellings {
             }
         }
     }
+}
+
+fn empty_slots(n: usize) -> Box<[Slot]> {
+    let mut slots = Vec::with_capacity(n);
+    sys::prefer_huge_pages(&slots);
+    slots.resize(n, EMPTY);
+    slots.into_boxed_slice()
 }
 
 #[cfg(test)]
