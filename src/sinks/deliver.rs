@@ -175,7 +175,7 @@ fn queues(
         let endpoint = telemetry.endpoint(sink.name(), name);
         let spool = spools.as_ref().map(|(spools, durable)| {
             let Spools { root, config, gate } = spools;
-            let (folder, kinds) = (durable.folders[number].as_str(), durable.kinds);
+            let (folder, kinds) = (&durable.folders[number], durable.kinds);
             let endpoint = Arc::clone(&endpoint);
             Spool::open(root, config, shares, folder, kinds, endpoint, Arc::clone(gate))
         });
@@ -315,7 +315,7 @@ impl Send {
                 let halves = spawn_blocking(move || sink.split(&whole)).await.ok().flatten();
                 if let Some(halves) = halves {
                     self.recovered();
-                    queue.replace(item, halves).await;
+                    queue.replace(halves).await;
                 } else {
                     self.refused(payload, &cause);
                     queue.done(item).await;
@@ -448,6 +448,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, AtomicUsize};
 
     use super::super::queue::FRESH_MAX;
+    use super::super::spool::Folder;
     use super::super::{Body, Durable, Encoded, Sending};
     use super::*;
     use crate::batch::ServiceCheck;
@@ -717,7 +718,7 @@ mod tests {
         }
 
         fn durable(&self) -> Option<Durable> {
-            Some(Durable { kinds: &["checks"], folders: vec!["endpoint".to_owned()] })
+            Some(Durable { kinds: &["checks"], folders: vec![Folder::new("e", b"key", "")] })
         }
 
         fn encode(&self, batch: &Arc<Batch>) -> Encoded {
