@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use super::datadog_payload::Body;
+use super::ledger;
 use super::process::{DEADLINE, KEY, Launch, Tallyd, UDP};
 use super::received::Received;
 use super::test_intake::{Intake, Request, Response};
@@ -49,7 +50,7 @@ impl World {
 }
 
 fn figure(tallyd: &Tallyd, name: &str) -> f64 {
-    tallyd.figure(&format!("tallyd_sink_{name}"), "sink=\"datadog\"")
+    ledger::figure(tallyd, "datadog", name)
 }
 
 /// Sends gauges `g0`, `g1` and so on, each in a flush of its own, and waits until they are spooled.
@@ -76,12 +77,8 @@ fn assert_gauges(intake: &Intake, wanted: &[u32]) {
     assert_eq!(gauges(&requests), wanted);
 }
 
-/// What came in, and what was found, is delivered, spooled, held, or dropped.
 fn assert_conserved(tallyd: &Tallyd) {
-    let came = ["offered_points_total", "spool_found_points_total"];
-    let went = ["delivered_points_total", "spooled_points", "held_points", "dropped_points_total"];
-    let sum = |names: &[&str]| names.iter().map(|name| figure(tallyd, name)).sum::<f64>();
-    assert_eq!(sum(&came), sum(&went), "{}", tallyd.page("/metrics"));
+    ledger::assert_conserved(tallyd, "datadog");
 }
 
 fn kill(tallyd: Tallyd) {
@@ -115,6 +112,44 @@ fn what_was_flushed_outlives_the_process() {
     tallyd.stop();
     assert_eq!(fs::read_dir(world.spool()).unwrap().count(), 0);
     assert_gauges(&intake, &[0, 1, 2, 3]);
+}
+
+/// Keys of one address that change their places.
+#[test]
+fn no_payload_is_sent_with_the_key_of_another() {
+    let world = World::new();
+    let [one, two] = ["1".repeat(32), "2".repeat(32)];
+    let launch = |main: &str, further: &str| {
+        let endpoints = serde_json::json!({format!("http://{}", world.address): [further]});
+        world
+            .launch()
+            .env("DD_API_KEY", main)
+            .env("DD_ADDITIONAL_ENDPOINTS", &endpoints.to_string())
+            .set("sinks.datadog.validate_key", "false")
+    };
+    let tallyd = launch(&one, &two).start();
+    tallyd.send(["g0:0|g"]);
+    tallyd.wait_until("it is spooled", |tallyd| figure(tallyd, "spooled_points") == 2.0);
+    assert_conserved(&tallyd);
+    kill(tallyd);
+    // What waits for the second key is made known.
+    let folders = fs::read_dir(world.folder.path().join("spool/datadog")).unwrap();
+    let folders: Vec<_> = folders.map(|folder| folder.unwrap().path()).collect();
+    assert_eq!(folders.len(), 2);
+    assert!(folders.iter().all(|path| !path.to_str().unwrap().contains(&one)));
+    let tallyd = launch(&two, "3").start();
+    tallyd.wait_for_stderr("belongs to no endpoint that is set now");
+    kill(tallyd);
+
+    let intake = world.up();
+    let tallyd = launch(&two, &one).start();
+    let requests = intake.wait_for(DEADLINE, |requests| requests.len() >= 2);
+    let mut keys: Vec<_> = requests.iter().map(|r| r.header("dd-api-key").to_owned()).collect();
+    keys.sort();
+    assert_eq!(keys, [one, two]);
+    tallyd.wait_until("all is sent", |tallyd| figure(tallyd, "spooled_points") == 0.0);
+    assert_conserved(&tallyd);
+    tallyd.stop();
 }
 
 #[test]
