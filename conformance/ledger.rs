@@ -1,5 +1,9 @@
 //! The books of the sinks, as `/metrics` shows them.
 
+use std::sync::atomic::Ordering::Relaxed;
+
+use tallyd::telemetry::Endpoint;
+
 use super::process::Tallyd;
 
 /// The sum of a figure over the endpoints of a sink.
@@ -42,6 +46,15 @@ pub fn assert_conserved(tallyd: &Tallyd, sink: &str) {
         assert!(!accounts(&page, sink).is_empty(), "{page}");
         balanced(&page)
     });
+}
+
+/// The same of an endpoint within this process. What is offered counts once it is encoded, and is
+/// held until then: so this is true only while no batch is on that way.
+pub fn balance(endpoint: &Endpoint) -> bool {
+    let came = endpoint.offered.get() + endpoint.found.get();
+    let dropped: u64 = endpoint.drops().iter().map(|(_, points)| points).sum();
+    let waits = endpoint.spooled.points.load(Relaxed) + endpoint.held.load(Relaxed);
+    came == endpoint.delivered.get() + waits + dropped
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod layers;
 mod ledger;
 mod namespace;
 mod outage;
+mod outage_disk;
 mod outage_faults;
 mod parse_vectors;
 mod process;
