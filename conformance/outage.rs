@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use super::datadog_payload::Body;
 use super::ledger;
@@ -291,7 +292,7 @@ fn an_intake_that_says_nothing_is_tried_again() {
     let mut silent = true;
     intake.respond_with(move |request| {
         let silent = request.method != "GET" && std::mem::take(&mut silent);
-        let delay = if silent { DEADLINE } else { std::time::Duration::ZERO };
+        let delay = if silent { DEADLINE } else { Duration::ZERO };
         Response { delay, ..Response::status(202) }
     });
     let tallyd = world.launch().set("sinks.datadog.http.silence_timeout", "1").start();
@@ -353,4 +354,49 @@ fn connections_that_break_cost_nothing() {
     assert_eq!((answered.load(Relaxed), figure(&tallyd, "retries_total")), (3, 1.0));
     assert_conserved(&tallyd);
     tallyd.stop();
+}
+
+/// Bytes of each payload of a large spool.
+const LARGE: u64 = 20_000;
+
+/// What a start takes with such a backlog: until it is ready, and in memory at its peak.
+fn start_with(bytes: u64) -> (Duration, u64) {
+    let world = World::new();
+    let launch = || world.launch().set("sinks.spool.max_bytes", "1000000000000");
+    let ready = || {
+        let tallyd = launch().start();
+        tallyd.wait_for_stderr(" ready");
+        tallyd
+    };
+    kill(ready());
+    let folder = world.spool();
+    for sequence in 1..=bytes / LARGE {
+        let name = format!("{sequence:016x}-1700000000-350-{LARGE}-series.payload");
+        fs::File::create(folder.join(name)).unwrap().set_len(LARGE).unwrap();
+    }
+    let begun = Instant::now();
+    let tallyd = ready();
+    let took = begun.elapsed();
+    assert_eq!(figure(&tallyd, "spool_found_points_total"), (bytes / LARGE * 350) as f64);
+    assert_conserved(&tallyd);
+    let memory = tallyd.peak_memory();
+    kill(tallyd);
+    (took, memory)
+}
+
+/// In a small size; `TALLYD_SPOOL_BYTES=5000000000` makes it a large one.
+#[test]
+fn a_large_backlog_costs_neither_time_nor_memory_at_the_start() {
+    let bytes = std::env::var("TALLYD_SPOOL_BYTES").map_or(40_000_000, |n| n.parse().unwrap());
+    let (_, without) = start_with(0);
+    let (took, with) = start_with(bytes);
+    println!(
+        "a spool of {bytes} bytes in {} payloads: ready in {:.2} s, {} KiB more memory",
+        bytes / LARGE,
+        took.as_secs_f64(),
+        with.saturating_sub(without) / 1024
+    );
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    // The index holds 50,000 payloads, however many there are.
+    assert!(with < without + (16 << 20), "{without} and {with} bytes");
 }

@@ -1,7 +1,7 @@
 //! Payloads on disk, so that they outlive an outage and the process: one spool per endpoint.
 //!
 //! One file holds one payload. Its name tells all that the index needs (sequence, creation, points,
-//! bytes, kind), so a start reads names alone; its content ([`format`]) begins with a header by
+//! bytes, kind), so a start reads names alone; its content (`format`) begins with a header by
 //! which it can be sent by a process with other settings. No file and no name holds a key.
 //!
 //! ```text
@@ -9,7 +9,7 @@
 //! ```
 //!
 //! A file is written under a temporary name, synced and renamed, so a file with its own name is
-//! whole. The [`Index`] holds the newest payloads, up to `INDEX_MAX`; the folder is listed again
+//! whole. The index holds the newest payloads, up to `INDEX_MAX`; the folder is listed again
 //! when it runs out of them.
 //!
 //! Two halves take the place of a payload in one step. They are written as `NAME.WHOLE.half`; that
@@ -92,6 +92,9 @@ const TRIES: u8 = 3;
 /// Files that are kept aside, and their part of all bytes on disk.
 const ASIDE_MAX: usize = 1000;
 const ASIDE_PART: u64 = 10;
+
+/// Files set aside that the log names.
+const ASIDE_SAID: u64 = 20;
 
 /// Names of a folder that are none of ours and are set aside at a start.
 const STRANGERS_MAX: usize = 10_000;
@@ -330,7 +333,11 @@ impl Spool {
                 survey.bytes = survey.bytes.saturating_add(entry.bytes);
                 survey.payloads += 1;
             }
-            None if split_of(name).is_some() => survey.splits.push(name.to_owned()),
+            None if let Some(Split::Whole(of) | Split::Half { of, .. }) = split_of(name) => {
+                // Its number must not come again while any of it is left.
+                survey.last = survey.last.max(of);
+                survey.splits.push(name.to_owned());
+            }
             None if survey.strangers.len() < STRANGERS_MAX => {
                 survey.strangers.push(name.to_owned());
             }
@@ -355,7 +362,8 @@ impl Spool {
             if wholes.contains(&of) {
                 self.rename(&path, &self.folder.join(payload))?;
             } else {
-                self.remove_file(&path)?;
+                // It does not count, and what is left of it will not either.
+                let _ = self.remove_file(&path);
             }
         }
         if !wholes.is_empty() {
@@ -363,7 +371,7 @@ impl Spool {
         }
         let whole = |name: &&OsString| matches!(split_of(name), Some(Split::Whole(_)));
         for name in names.iter().filter(whole) {
-            self.remove_file(&self.folder.join(name))?;
+            let _ = self.remove_file(&self.folder.join(name));
         }
         Ok(!names.is_empty())
     }
@@ -569,7 +577,9 @@ impl Spool {
             }
         };
         self.lose(entry);
-        self.set_aside(&mut self.files(), &path, &reason);
+        if self.set_aside(&mut self.files(), &path, &reason) {
+            self.state().index.forget(entry.sequence);
+        }
         Found::Gone
     }
 
@@ -754,29 +764,35 @@ impl Spool {
         self.folder.join(format!("{sequence:016x}-{time}-{points}-{bytes}-{kind}{SUFFIX}"))
     }
 
-    /// Moves a file out of the way, where somebody may look at it.
-    fn set_aside(&self, files: &mut Files, path: &Path, reason: &str) {
-        self.endpoint.set_aside.add(1);
+    /// Moves a file out of the way, where somebody may look at it. Whether that was done.
+    fn set_aside(&self, files: &mut Files, path: &Path, reason: &str) -> bool {
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(".bad");
         let bad = self.folder.join(BAD);
         let place = bad.join(name);
         let moved = self.make_folder(&bad).and_then(|()| self.rename(path, &place));
+        let outcome = match &moved {
+            Ok(()) => format!("it is set aside in the folder `{BAD}`"),
+            Err(error) => format!("it cannot be set aside: {error}"),
+        };
+        self.endpoint.set_aside.add(1);
         let (sink, file) = (self.endpoint.sink, path.display());
-        match moved {
-            Ok(()) => {
-                tracing::warn!(
-                    "sink {sink}: {file} cannot be read: {reason}; it is set aside in the folder \
-                     `{BAD}`"
-                );
-                files.add_aside(place);
-                let removed = files.shrink_aside(self.max_bytes / ASIDE_PART);
-                self.endpoint.set_aside_removed.add(removed);
+        match self.endpoint.set_aside.get() {
+            ..ASIDE_SAID => {
+                tracing::warn!("sink {sink}: {file} cannot be read: {reason}; {outcome}");
             }
-            Err(error) => tracing::warn!(
-                "sink {sink}: {file} cannot be read: {reason}; it cannot be set aside: {error}"
+            ASIDE_SAID => tracing::warn!(
+                "sink {sink}: {file} cannot be read: {reason}; {outcome}; further ones are counted \
+                 only"
             ),
+            _ => {}
         }
+        if moved.is_ok() {
+            files.add_aside(place);
+            let removed = files.shrink_aside(self.max_bytes / ASIDE_PART);
+            self.endpoint.set_aside_removed.add(removed);
+        }
+        moved.is_ok()
     }
 
     /// What was done, unless the disk failed.
