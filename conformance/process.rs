@@ -238,6 +238,14 @@ impl Tallyd {
         self.child.stdin.take().unwrap()
     }
 
+    /// The most bytes of memory that it has had so far.
+    pub fn peak_memory(&self) -> u64 {
+        let status = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(status).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        peak.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+    }
+
     /// Sends it a signal, by name.
     pub fn signal(&self, name: &str) {
         let command = format!("kill -s {name} {}", self.child.id());

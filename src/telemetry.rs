@@ -204,6 +204,8 @@ pub struct Endpoint {
     pub spool_failing: AtomicBool,
     /// Files of the spool that were set aside.
     pub set_aside: Counter,
+    /// Those of them that made room for others.
+    pub set_aside_removed: Counter,
     /// Points waiting in memory now.
     pub held: AtomicU64,
     /// What waits in the spool now: points, bytes and payloads.
@@ -488,6 +490,11 @@ pub const OWN: &[Own] = &[
         "sink_spool_set_aside_total",
         "Files of the spool that could not be read and were set aside, by sink and endpoint.",
         Read::Endpoint(|e| e.set_aside.get()),
+    ),
+    counter(
+        "sink_spool_set_aside_removed_total",
+        "Files that had been set aside and were removed because there were too many, by sink and endpoint.",
+        Read::Endpoint(|e| e.set_aside_removed.get()),
     ),
 ];
 
