@@ -1,6 +1,7 @@
 //! The library and the binary against judges that are not part of them: recorded vectors and
 //! captures, real clients, real servers, decoders written from the protocol's tables.
 
+mod activation;
 mod aggregate_model;
 mod aggregate_vectors;
 mod captures;

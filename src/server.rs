@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::flush::{Flush, Ticker};
-use crate::intake::{self, Intake, Opened, Untouched};
+use crate::intake::{self, Intake, Opened, Passed, Untouched};
 use crate::reader::{Reader, Shared};
 use crate::rules::Rules;
 use crate::sample::Dialect;
@@ -77,7 +77,7 @@ impl Server {
     ///
     /// # Errors
     /// With the setting and the remedy, for whatever was asked for and cannot be had.
-    pub fn start(config: &Config, untouched: Untouched) -> anyhow::Result<Self> {
+    pub fn start(config: &Config, untouched: Untouched, passed: Passed) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(CONTROL_THREADS)
             .thread_name("control")
@@ -119,7 +119,7 @@ impl Server {
         let sinks = Sinks::new(&config.sinks, &hostname, &telemetry)?;
         let folder = spool_folder(config, &sinks)?;
         let spool_root = folder.as_ref().map(|(_, root)| root.clone());
-        let opened = intake::open(&config.intake, untouched, &telemetry)?;
+        let opened = intake::open(&config.intake, untouched, passed, &telemetry)?;
         let hint = hint(opened.iter().filter(|o| o.dialect == Dialect::Datadog));
         let proxy = telemetry.listener("http".to_owned());
         let options = config.intake.options(Dialect::Datadog);
@@ -324,8 +324,8 @@ fn hostname(config: &Config) -> String {
 ///
 /// # Errors
 /// As [`Server::start`].
-pub fn run(config: &Config, untouched: Untouched) -> anyhow::Result<()> {
-    let server = Server::start(config, untouched)?;
+pub fn run(config: &Config, untouched: Untouched, passed: Passed) -> anyhow::Result<()> {
+    let server = Server::start(config, untouched, passed)?;
     server.wait();
     server.stop();
     Ok(())

@@ -3,7 +3,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
 /// Datagrams taken by one call.
@@ -187,6 +187,29 @@ pub fn buffer(socket: BorrowedFd<'_>) -> io::Result<Buffer> {
         return Err(io::Error::from(io::ErrorKind::Unsupported));
     }
     Ok(Buffer { fill: info[FILL], capacity: info[CAPACITY], drops: info[DROPS] })
+}
+
+/// Takes the sockets that a service manager has opened for this process (`sd_listen_fds(3)`), each
+/// with the manager's name for it, and removes the variables that tell of them. To be called at the
+/// start, before anything else is opened.
+///
+/// # Errors
+/// When the variables are wrong, or the process has more than one thread already.
+pub fn passed_sockets() -> io::Result<Vec<(String, OwnedFd)>> {
+    if std::env::var_os("LISTEN_FDS").is_none() {
+        return Ok(Vec::new());
+    }
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::other("the process has several threads"));
+    }
+    // SAFETY: no other thread is there to read the environment meanwhile.
+    let sockets = unsafe { sd_notify::listen_fds_with_names_and_unset_env() }?;
+    let own = |(fd, name)| {
+        // SAFETY: the call has seen that it is open; it was opened for this process, and as the
+        // variables are gone it is taken once.
+        (name, unsafe { OwnedFd::from_raw_fd(fd) })
+    };
+    Ok(sockets.map(own).collect())
 }
 
 /// The host name that the system goes by, or `None` where it is not text.

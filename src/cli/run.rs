@@ -1,11 +1,12 @@
 //! `tallyd run`, and `tallyd` alone.
 
 use crate::config::{self, Loaded, Sources};
-use crate::intake::Untouched;
+use crate::intake::{Passed, Untouched};
 use crate::{logging, server};
 
 /// Runs until told to stop. Returns the exit code.
 pub fn run(sources: &Sources) -> anyhow::Result<u8> {
+    let passed = Passed::receive()?;
     let loaded = match config::load(sources) {
         Ok(loaded) => loaded,
         Err(error) => {
@@ -21,7 +22,7 @@ pub fn run(sources: &Sources) -> anyhow::Result<u8> {
     for note in &loaded.notes {
         tracing::info!("{note}");
     }
-    server::run(&loaded.config, untouched(&loaded))?;
+    server::run(&loaded.config, untouched(&loaded), passed)?;
     Ok(0)
 }
 
