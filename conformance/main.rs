@@ -19,5 +19,6 @@ mod received;
 mod running;
 mod scenarios;
 mod start;
+mod supervision;
 mod test_intake;
 mod world;

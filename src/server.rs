@@ -18,6 +18,7 @@ use crate::intake::{self, Intake, Opened, Passed, Untouched};
 use crate::reader::{Reader, Shared};
 use crate::rules::Rules;
 use crate::sample::Dialect;
+use crate::service;
 use crate::shard::Shards;
 use crate::sinks::deliver::{Delivery, Receipt, Spools};
 use crate::sinks::{self, Sink, Sinks};
@@ -177,6 +178,8 @@ impl Server {
     /// Waits until the process is told to stop by SIGTERM or SIGINT, or standard input ends.
     pub fn wait(&self) {
         tracing::info!("ready");
+        service::ready();
+        self.runtime.spawn(service::feed_watchdog(self.ticker.pulse()));
         let (mut signalled, mut stdin_ended) = (self.signalled.clone(), self.stdin_ended.clone());
         self.runtime.block_on(async move {
             tokio::select! {
@@ -186,6 +189,7 @@ impl Server {
         });
         let cause = self.signalled.borrow().unwrap_or("end of standard input");
         tracing::info!("stopping: {cause}");
+        service::stopping();
     }
 
     /// Takes what waits in the sockets, flushes, and lets the sinks deliver for a while.
