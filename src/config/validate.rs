@@ -186,7 +186,7 @@ fn api_key(path: String, key: &str) -> Outcome {
 }
 
 fn http(config: &sinks::http::Config) -> Outcome {
-    let path = |key| format!("sinks.datadog.http.{key}");
+    let path = |key: &str| format!("sinks.datadog.http.{key}");
     within(path("connect_timeout"), config.connect_timeout, 1..=3600)?;
     for (key, seconds) in [
         ("timeout", config.timeout),
@@ -202,6 +202,14 @@ fn http(config: &sinks::http::Config) -> Outcome {
         if !proxy.is_empty() {
             url(path(key), proxy)?;
         }
+    }
+    within(path("dns.fallback"), config.dns.fallback.len(), 0..=8)?;
+    for (i, server) in config.dns.fallback.iter().enumerate() {
+        check(
+            sinks::dns::resolver_address(server).is_some(),
+            path(&format!("dns.fallback[{i}]")),
+            expected("IP or IP:PORT", server),
+        )?;
     }
     word(path("min_tls_version"), &config.min_tls_version, &["tlsv1.2", "tlsv1.3"])
 }

@@ -18,6 +18,7 @@ use crate::batch::Batch;
 #[cfg(test)]
 use crate::encode::datadog::datadog_payload;
 use crate::encode::datadog::{Compression, Limits, Options, Route, encode, split};
+use crate::telemetry::Telemetry;
 
 #[cfg(test)]
 #[path = "../../conformance/test_intake.rs"]
@@ -169,9 +170,13 @@ impl Datadog {
     /// # Errors
     ///
     /// One line that begins with the path of the setting that cannot be used, and holds no key.
-    pub fn new(config: &Config, hostname: &str) -> anyhow::Result<Self> {
-        let client =
-            http::client(&config.http).map_err(|error| anyhow!("sinks.datadog.http.{error:#}"))?;
+    pub fn new(
+        config: &Config,
+        hostname: &str,
+        telemetry: &Arc<Telemetry>,
+    ) -> anyhow::Result<Self> {
+        let client = http::client(&config.http, telemetry)
+            .map_err(|error| anyhow!("sinks.datadog.http.{error:#}"))?;
         Ok(Self {
             client,
             options: options(config, hostname)?,
@@ -493,7 +498,7 @@ mod tests {
     }
 
     fn sink(config: &Config) -> Datadog {
-        Datadog::new(config, "agent-host").unwrap()
+        Datadog::new(config, "agent-host", &Arc::default()).unwrap()
     }
 
     fn batch() -> Arc<Batch> {
@@ -825,7 +830,9 @@ mod tests {
             (Config { compressor_kind: "br".to_owned(), ..config("") }, "compressor_kind: \"br\""),
             (tls, "http.min_tls_version: "),
         ] {
-            let error = Datadog::new(&config, "").err().map_or(String::new(), |e| e.to_string());
+            let error = Datadog::new(&config, "", &Arc::default())
+                .err()
+                .map_or(String::new(), |e| e.to_string());
             assert!(error.starts_with(&format!("sinks.datadog.{setting}")), "{setting} {error}");
             assert!(!error.contains(KEY) && !error.contains('\n'), "{error}");
         }
