@@ -18,6 +18,7 @@ mod real_clients;
 mod received;
 mod running;
 mod scenarios;
+mod secrets;
 mod start;
 mod supervision;
 mod test_intake;

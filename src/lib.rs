@@ -36,6 +36,7 @@ pub mod sinks;
 
 pub mod logging;
 pub mod origin;
+pub mod secrets;
 pub mod service;
 pub mod state;
 pub mod status;

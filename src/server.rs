@@ -15,6 +15,7 @@ use crate::batch::Batch;
 use crate::config::Config;
 use crate::flush::{Flush, Ticker};
 use crate::intake::{self, Intake, Opened, Passed, Untouched};
+use crate::origin;
 use crate::reader::{Reader, Shared};
 use crate::rules::Rules;
 use crate::sample::Dialect;
@@ -90,7 +91,7 @@ impl Server {
             signals().context("cannot receive signals")?
         };
         let telemetry = Arc::new(Telemetry::default());
-        let hostname = hostname(config);
+        let hostname = hostname(&config.origin)?;
         let rules = Arc::new(Rules::new(&config.rules, &hostname)?);
         let plan = Plan::from_config(&config.value);
         let (aggregates, blocklist) = (Arc::clone(&plan.aggregates), rules.blocklist());
@@ -316,11 +317,16 @@ fn spool_folder(config: &Config, sinks: &Sinks) -> anyhow::Result<Option<(Folder
 }
 
 /// The host that series without one of their own get.
-fn hostname(config: &Config) -> String {
-    match config.origin.hostname.as_str() {
-        _ if config.origin.no_hostname => String::new(),
-        "" => sys::host_name().unwrap_or_default(),
-        name => name.to_owned(),
+fn hostname(config: &origin::Config) -> anyhow::Result<String> {
+    if config.no_hostname {
+        return Ok(String::new());
+    }
+    if !config.hostname.is_empty() {
+        return Ok(config.hostname.clone());
+    }
+    match config.hostname_from_file()? {
+        Some(name) => Ok(name),
+        None => Ok(sys::host_name().unwrap_or_default()),
     }
 }
 

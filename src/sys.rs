@@ -242,6 +242,12 @@ fn passed(
     Ok(names.zip(FIRST..FIRST + count).collect())
 }
 
+/// The user that this process acts as.
+pub fn user() -> u32 {
+    // SAFETY: the call reads a number that the kernel keeps, and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
 /// The host name that the system goes by, or `None` where it is not text.
 pub fn host_name() -> Option<String> {
     let mut buffer = [0_u8; 256];

@@ -14,6 +14,11 @@ pub fn run(sources: &Sources) -> anyhow::Result<u8> {
             return Ok(config::EXIT_CODE);
         }
     };
+    let mut loaded = loaded;
+    if let Err(error) = loaded.config.resolve_secrets() {
+        eprintln!("error: {error}");
+        return Ok(config::EXIT_CODE);
+    }
     logging::start(&loaded.config.logging)?;
     tracing::info!("tallyd {} starts", env!("CARGO_PKG_VERSION"));
     for file in &loaded.files {

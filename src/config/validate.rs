@@ -9,7 +9,7 @@ use super::convert::{one_of, quoted};
 use crate::intake::address::{ListenAddress, host_port, is_host, socket_path};
 use crate::rules::Rules;
 use crate::value::{Aggregate, parse_percentile};
-use crate::{intake, logging, rules, shard, sinks, status, value};
+use crate::{intake, logging, rules, secrets, shard, sinks, status, value};
 
 /// A setting with a value that it cannot have.
 #[derive(Debug, PartialEq, Eq)]
@@ -42,6 +42,7 @@ pub(super) fn validate(config: &Config) -> Outcome {
     }
     datadog(&config.sinks.datadog)?;
     http(&config.sinks.datadog.http)?;
+    secrets(config)?;
     status(&config.status)?;
     logging(&config.logging)
 }
@@ -57,6 +58,10 @@ pub(super) fn remarks(config: &Config) -> Vec<String> {
         (
             config.origin.no_hostname && !config.origin.hostname.is_empty(),
             "origin.hostname has no effect with origin.no_hostname",
+        ),
+        (
+            !config.origin.hostname_file.is_empty() && !config.origin.hostname.is_empty(),
+            "origin.hostname_file has no effect with origin.hostname",
         ),
         (
             config.sinks.datadog.http.skip_ssl_validation,
@@ -137,6 +142,8 @@ fn datadog(config: &sinks::datadog::Config) -> Outcome {
     let path = |key| format!("sinks.datadog.{key}");
     if !config.api_key.is_empty() {
         api_key(path("api_key"), &config.api_key)?;
+        let file = &config.api_key_file;
+        check(file.is_empty(), path("api_key_file"), "the key is in api_key already: give one")?;
     }
     check(
         is_host(&config.site),
@@ -168,11 +175,9 @@ fn datadog(config: &sinks::datadog::Config) -> Outcome {
 
 /// A key goes into a header, so it is one visible ASCII word.
 fn api_key(path: String, key: &str) -> Outcome {
-    check(
-        !key.starts_with("ENC["),
-        path.clone(),
-        "is a reference to a secret (ENC[...]), which tallyd does not resolve: give the key itself",
-    )?;
+    if secrets::handle(key).is_some() {
+        return Ok(());
+    }
     check(
         key.is_empty() || key.bytes().any(|b| b != b'*'),
         path.clone(),
@@ -199,7 +204,7 @@ fn http(config: &sinks::http::Config) -> Outcome {
     }
     within(path("keepalive_probes"), config.keepalive_probes, 1..=100)?;
     for (key, proxy) in [("proxy_http", &config.proxy_http), ("proxy_https", &config.proxy_https)] {
-        if !proxy.is_empty() {
+        if !proxy.is_empty() && secrets::handle(proxy).is_none() {
             url(path(key), proxy)?;
         }
     }
@@ -212,6 +217,34 @@ fn http(config: &sinks::http::Config) -> Outcome {
         )?;
     }
     word(path("min_tls_version"), &config.min_tls_version, &["tlsv1.2", "tlsv1.3"])
+}
+
+/// What is written as `ENC[HANDLE]` needs the program that resolves it.
+fn secrets(config: &Config) -> Outcome {
+    let datadog = &config.sinks.datadog;
+    let keys = datadog.additional_endpoints.values().flatten();
+    let further = keys.map(|key| ("sinks.datadog.additional_endpoints", key));
+    let single = [
+        ("sinks.datadog.api_key", &datadog.api_key),
+        ("sinks.datadog.http.proxy_http", &datadog.http.proxy_http),
+        ("sinks.datadog.http.proxy_https", &datadog.http.proxy_https),
+    ];
+    for (path, text) in single.into_iter().chain(further) {
+        check(
+            secrets::handle(text).is_none() || !config.secrets.command.is_empty(),
+            path,
+            "is a reference to a secret (ENC[...]): set secrets.command \
+             (DD_SECRET_BACKEND_COMMAND) to the program that gives it, or give the value itself",
+        )?;
+    }
+    within("secrets.timeout", config.secrets.timeout, 1..=3600)?;
+    within("secrets.output_max", config.secrets.output_max, 1..=1 << 26)?;
+    let command = &config.secrets.command;
+    check(
+        command.is_empty() || command.starts_with('/'),
+        "secrets.command",
+        expected("an absolute path", command),
+    )
 }
 
 fn status(config: &status::Config) -> Outcome {
