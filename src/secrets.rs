@@ -197,7 +197,7 @@ mod tests {
             ),
             (r#"{"a":"s3cret"}"#, format!("{shape}13")),
             ("s3cret", format!("{shape}1")),
-            ("", shape.replace("line 1", "line 1") + "0"),
+            ("", format!("{shape}0")),
         ] {
             assert_eq!(asked(answer), expected, "{answer}");
         }
