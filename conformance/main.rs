@@ -5,6 +5,7 @@ mod activation;
 mod aggregate_model;
 mod aggregate_vectors;
 mod captures;
+mod clock;
 mod config_examples;
 mod corpora;
 mod datadog_payload;
