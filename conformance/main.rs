@@ -23,4 +23,5 @@ mod secrets;
 mod start;
 mod supervision;
 mod test_intake;
+mod tls;
 mod world;
