@@ -75,3 +75,26 @@ fn without_a_manager_nothing_is_said() {
     let expected = "cannot tell the service manager Some(\"READY=1\")";
     assert!(finished.stderr.contains(expected), "{finished:?}");
 }
+
+#[test]
+fn logs_go_to_a_bounded_file_and_to_syslog() {
+    let launch = Launch::new().listen(&[UDP]);
+    let syslog = UnixDatagram::bind(launch.path("syslog")).unwrap();
+    syslog.set_read_timeout(Some(DEADLINE)).unwrap();
+    let launch = launch
+        .env("DD_LOG_FILE", "{folder}/log")
+        .env("DD_LOG_FILE_MAX_SIZE", "200")
+        .env("DD_LOG_FILE_MAX_ROLLS", "2")
+        .env("DD_LOG_TO_SYSLOG", "true")
+        .env("DD_SYSLOG_URI", "unixgram://{folder}/syslog");
+    let tallyd = launch.start();
+    let mut buffer = [0; 1024];
+    let length = syslog.recv(&mut buffer).unwrap();
+    let line = String::from_utf8(buffer[..length].to_vec()).unwrap();
+    assert!(line.starts_with("<30>tallyd[") && line.ends_with("starts"), "{line}");
+    tallyd.wait_until("there are three files", |tallyd| tallyd.path("log.2").exists());
+    let sizes = ["log.1", "log.2"].map(|name| tallyd.path(name).metadata().unwrap().len());
+    assert!(sizes.iter().all(|&size| 0 < size && size <= 200), "{sizes:?}");
+    assert!(!tallyd.path("log.3").exists());
+    tallyd.stop();
+}

@@ -283,7 +283,21 @@ static KEYS: &[Key] = &[
         "",
     ),
     sets("log_file", "logging.file"),
+    converts(
+        "log_file_max_size",
+        &["logging.file_max_bytes"],
+        |node, _| Ok(vec![("logging.file_max_bytes", bytes(node)?)]),
+        "a number of bytes, or of kB, MB or GB",
+    ),
+    sets("log_file_max_rolls", "logging.file_max_rolls"),
     sets("log_to_console", "logging.console"),
+    sets("log_to_syslog", "logging.syslog"),
+    Key {
+        name: "syslog_uri",
+        effect: Effect::Sets("logging.syslog_uri"),
+        remark: "unixgram or udp; not tcp",
+    },
+    sets("syslog_rfc", "logging.syslog_rfc5424"),
     converts(
         "health_port",
         &["status.health_listen"],
@@ -321,9 +335,7 @@ static KEYS: &[Key] = &[
     not_yet("dogstatsd_logging_enabled", "statistics per metric name in a log"),
     not_yet("metric_tag_filterlist", "removal of tags"),
     not_yet("multi_region_failover.*", "a further region"),
-    not_yet("syslog_*", "logs to syslog"),
-    not_yet("log_to_syslog", "logs to syslog"),
-    not_yet("log_file_max_*", "rotation of the log file"),
+    not_yet("syslog_*", "TLS to syslog"),
     not_yet("cmd_port", "commands over HTTP"),
     // What has no counterpart.
     nothing("dogstatsd_queue_size", QUEUES),
@@ -672,6 +684,18 @@ fn whole(node: &Node) -> Result<Node, String> {
     }
 }
 
+/// A size: the Agent's units are powers of 1024, whatever the case of their letters.
+fn bytes(node: &Node) -> Result<Node, String> {
+    let text = scalar(node)?.trim().to_ascii_lowercase();
+    let units = [("kb", 10), ("mb", 20), ("gb", 30)];
+    let unit = units.iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift)));
+    let (number, shift) = unit.unwrap_or_else(|| (text.strip_suffix('b').unwrap_or(&text), 0));
+    let size = number.trim().parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift));
+    let size =
+        size.ok_or_else(|| format!("expected a size such as 10MB, found {}", quoted(&text)))?;
+    Ok(Node::text(size.to_string()))
+}
+
 /// A proxy; without a scheme it is one for HTTP, as everywhere with these variables.
 fn proxy(node: &Node) -> Result<Node, String> {
     match scalar(node)?.trim() {
@@ -889,6 +913,14 @@ mod tests {
         ("log_format_json", "true", "logging.format", "\"json\""),
         ("log_file", "/var/log/x", "logging.file", "\"/var/log/x\""),
         ("log_to_console", "false", "logging.console", "false"),
+        ("log_file_max_size", "10Mb", "logging.file_max_bytes", "10485760"),
+        ("log_file_max_size", "1 GB", "logging.file_max_bytes", "1073741824"),
+        ("log_file_max_size", "5kb", "logging.file_max_bytes", "5120"),
+        ("log_file_max_size", "7", "logging.file_max_bytes", "7"),
+        ("log_file_max_rolls", "3", "logging.file_max_rolls", "3"),
+        ("log_to_syslog", "true", "logging.syslog", "true"),
+        ("syslog_uri", "udp://h:514", "logging.syslog_uri", "\"udp://h:514\""),
+        ("syslog_rfc", "true", "logging.syslog_rfc5424", "true"),
         ("health_port", "5555", "status.health_listen", "\"0.0.0.0:5555\""),
         ("health_port", "0", "status.health_listen", "\"\""),
     ];
@@ -1003,7 +1035,7 @@ mod tests {
     fn what_has_no_effect_is_named_once_each() {
         let loaded = agent_from_text(
             "datadog.yaml",
-            "dogstatsd_queue_size: 5\nlogs_config: {a: 1, b: {c: 2}}\nsyslog_uri: /x\n\
+            "dogstatsd_queue_size: 5\nlogs_config: {a: 1, b: {c: 2}}\nsyslog_pem: /x\n\
              dogstatsd_origin_detection: false\nmy_own: 1\nproxy: {ftp: x}\ntags: [a]\nenv: b\n\
              min_tls_version: tlsv1.1\nhistogram_percentiles: [95]\ntelemetry: {enabled: true}\n",
             &[
@@ -1026,7 +1058,7 @@ mod tests {
                 "settings of the Agent that have no effect in tallyd: dogstatsd_queue_size, \
                  logs_config, proxy.ftp, telemetry.enabled",
                 "settings of the Agent that are not effective in this version: \
-                 DD_DOGSTATSD_TAG_CARDINALITY, syslog_uri",
+                 DD_DOGSTATSD_TAG_CARDINALITY, syslog_pem",
                 "settings that tallyd does not know and ignores: DD_QUEUE, DD_QUUX, my_own",
             ]
         );
@@ -1044,6 +1076,10 @@ mod tests {
             (
                 "dogstatsd_expiry_seconds: -1",
                 "d:1: dogstatsd_expiry_seconds: expected seconds, found \"-1\"",
+            ),
+            (
+                "log_file_max_size: 10Tb",
+                "d:1: log_file_max_size: expected a size such as 10MB, found \"10tb\"",
             ),
             ("histogram_percentiles: {a: b}", "d:1: histogram_percentiles: expected a list"),
             ("api_key: [s3cret]", "d:1: api_key: expected a single value"),

@@ -262,6 +262,8 @@ fn status(config: &status::Config) -> Outcome {
 }
 
 fn logging(config: &logging::Config) -> Outcome {
+    parsed("logging.syslog_uri", logging::check_uri(&config.syslog_uri))?;
+    within("logging.file_max_rolls", config.file_max_rolls, 0..=1000)?;
     word("logging.level", &config.level, &["trace", "debug", "info", "warn", "error", "off"])
 }
 
