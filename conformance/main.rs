@@ -1,11 +1,13 @@
 //! The library and the binary against judges that are not part of them: recorded vectors and
 //! captures, real clients, real servers, decoders written from the protocol's tables.
 
+mod activation;
 mod aggregate_model;
 mod aggregate_vectors;
 mod captures;
 mod cgroups;
 mod collectors;
+mod clock;
 mod config_examples;
 mod corpora;
 mod datadog_payload;
@@ -25,7 +27,10 @@ mod real_clients;
 mod received;
 mod running;
 mod scenarios;
+mod secrets;
 mod start;
 mod terminal;
+mod supervision;
 mod test_intake;
+mod tls;
 mod world;

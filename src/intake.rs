@@ -5,6 +5,7 @@
 //! [`Reader`], which takes what was received to the shards. There is no queue behind the
 //! kernel's.
 
+mod activation;
 pub mod address;
 mod datagrams;
 mod listen;
@@ -27,6 +28,7 @@ use crate::parse;
 use crate::reader::{Reader, Shared};
 use crate::sample::Dialect;
 
+pub use activation::Passed;
 pub use listen::{Opened, Socket, open};
 pub use socket_file::SocketFile;
 
@@ -181,7 +183,14 @@ impl Intake {
                 Socket::Udp(socket) | Socket::UnixDatagram(socket) => {
                     let forward = forward_socket(config)?;
                     let size = config.buffer_size;
-                    let mut run = datagrams::Datagrams::new(socket, reader, forward, pace, size);
+                    let mut run = datagrams::Datagrams::new(
+                        socket,
+                        reader,
+                        forward,
+                        pace,
+                        size,
+                        one.former_drops,
+                    );
                     intake.spawn(&format!("intake-{number}"), move |poll, stopping| {
                         run.run(poll, stopping)
                     })?;
@@ -315,7 +324,7 @@ mod tests {
                 spellings_max: 1000,
             };
             let untouched = Untouched { udp: false, socket: false, status: false };
-            let opened = open(&config, untouched, &telemetry).expect("open");
+            let opened = open(&config, untouched, Passed::default(), &telemetry).expect("open");
             let intake = Intake::start(opened, &config, &shared, || {}).expect("start");
             Self { folder, telemetry, intake }
         }

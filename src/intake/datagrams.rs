@@ -44,9 +44,10 @@ impl Datagrams {
         forward: Option<UdpSocket>,
         pace: Option<Pace>,
         buffer_size: usize,
+        drops: u32,
     ) -> Self {
         let receiver = Receiver::new(buffer_size);
-        Self { socket, reader, receiver, forward, pace, drops: 0, drops_read: 0, drops_logged: 0 }
+        Self { socket, reader, receiver, forward, pace, drops, drops_read: 0, drops_logged: 0 }
     }
 
     /// Reads until `stopping`, then takes what still waits.
