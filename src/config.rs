@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use load::{ConfigError, Loaded, Setting, Source, Sources, agent_from_text, from_text, load};
 
-use crate::{flush, intake, logging, origin, rules, shard, sinks, state, status, value};
+use crate::{flush, intake, logging, origin, profile, rules, shard, sinks, state, status, value};
 
 /// Exit code of a wrong configuration, as in sysexits.h.
 pub const EXIT_CODE: u8 = 78;
@@ -35,4 +35,5 @@ pub struct Config {
     pub state: state::Config,
     pub status: status::Config,
     pub logging: logging::Config,
+    pub self_profile: profile::Config,
 }

@@ -36,6 +36,7 @@ pub mod sinks;
 
 pub mod logging;
 pub mod origin;
+pub mod profile;
 pub mod state;
 pub mod status;
 pub mod sys;

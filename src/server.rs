@@ -15,6 +15,7 @@ use crate::batch::Batch;
 use crate::config::Config;
 use crate::flush::{Flush, Ticker};
 use crate::intake::{self, Intake, Opened, Untouched};
+use crate::profile::{self, Profile};
 use crate::reader::{Reader, Shared};
 use crate::rules::Rules;
 use crate::sample::Dialect;
@@ -40,6 +41,7 @@ const PAGES_GRACE: Duration = Duration::from_millis(500);
 /// A running tallyd.
 pub struct Server {
     runtime: Runtime,
+    profiler: Option<profile::Thread>,
     intake: Intake,
     ticker: Ticker,
     flush: Arc<Flush>,
@@ -124,7 +126,9 @@ impl Server {
         let proxy = telemetry.listener("http".to_owned());
         let options = config.intake.options(Dialect::Datadog);
         let proxy = Reader::new(shared.clone(), proxy, options, false);
-        let status = Arc::new(Status::new(Arc::clone(&telemetry), sinks.prometheus.clone(), proxy));
+        let profile = profile(config, &telemetry);
+        let status = Status::new(Arc::clone(&telemetry), sinks.prometheus.clone(), proxy);
+        let status = Arc::new(status.with_profile(profile.clone()));
         let servers =
             runtime.block_on(status::start(&config.status, untouched, Arc::clone(&status)))?;
         announce(&sinks, servers.address, hint);
@@ -149,8 +153,13 @@ impl Server {
             ended.send_replace(true);
         };
         let intake = Intake::start(opened, &config.intake, &shared, stdin_ends)?;
+        let profiler = profile
+            .map(|profile| profile::Thread::start(profile, config.logging.format))
+            .transpose()
+            .context("cannot start the thread of the profile")?;
         Ok(Self {
             runtime,
+            profiler,
             intake,
             ticker,
             flush,
@@ -204,6 +213,9 @@ impl Server {
             deliveries.into_iter().for_each(|delivery| drop(stops.spawn(delivery.stop(deadline))));
             stops.join_all().await;
         });
+        if let Some(profiler) = self.profiler {
+            profiler.stop();
+        }
         // Whatever still hangs in a blocking call is left behind.
         self.runtime.shutdown_background();
         tracing::info!("stopped");
@@ -309,6 +321,16 @@ fn spool_folder(config: &Config, sinks: &Sinks) -> anyhow::Result<Option<(Folder
     };
     tracing::info!("payloads are kept in {} until they are delivered", root.display());
     Ok(Some((folder, root)))
+}
+
+/// The profile of the process itself. What cannot be had is not worth a failed start.
+fn profile(config: &Config, telemetry: &Arc<Telemetry>) -> Option<Arc<Profile>> {
+    if !config.self_profile.enabled {
+        return None;
+    }
+    Profile::start(&config.self_profile, Arc::clone(telemetry))
+        .inspect_err(|error| tracing::info!("going on without self_profile: {error}"))
+        .ok()
 }
 
 /// The host that series without one of their own get.

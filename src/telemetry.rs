@@ -56,6 +56,9 @@ pub struct Telemetry {
     pub flushes: Counter,
     /// Points that flushes handed to the sinks.
     pub points: Counter,
+    /// Samples of the process's own CPU time, and those there was no room for.
+    pub profile_samples: Counter,
+    pub profile_lost: Counter,
     /// Microseconds that the last flush took.
     pub flush_micros: AtomicU64,
     /// When a reject of each reason was last logged, in Unix seconds.
@@ -293,6 +296,16 @@ pub const OWN: &[Own] = &[
     counter("flushes_total", "Flushes.", Read::Process(|t| t.flushes.get())),
     counter("points_total", "Points handed to the sinks.", Read::Process(|t| t.points.get())),
     gauge("flush_seconds", "Duration of the last flush.", Read::Seconds(|t| &t.flush_micros)),
+    counter(
+        "profile_samples_total",
+        "Samples of tallyd's own CPU time (self_profile).",
+        Read::Process(|t| t.profile_samples.get()),
+    ),
+    counter(
+        "profile_lost_total",
+        "Samples of tallyd's own CPU time that there was no room for.",
+        Read::Process(|t| t.profile_lost.get()),
+    ),
     counter(
         "sink_offered_points_total",
         "Points offered, by sink and endpoint.",

@@ -1,5 +1,6 @@
 //! HTTP: health, metrics, series as JSON, and the endpoint that takes in lines.
 
+mod pprof;
 pub mod series;
 
 use std::net::SocketAddr;
@@ -22,6 +23,7 @@ use tokio::task::JoinHandle;
 use crate::batch::Batch;
 use crate::encode::exposition::{self, Labels, Type};
 use crate::intake::Untouched;
+use crate::profile::Profile;
 use crate::reader::Reader;
 use crate::sinks::prometheus::Prometheus;
 use crate::telemetry::{OWN, Telemetry};
@@ -64,6 +66,8 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Status {
     telemetry: Arc<Telemetry>,
     prometheus: Option<Arc<Prometheus>>,
+    /// The profile of tallyd's own CPU time, unless it is off.
+    profile: Option<Arc<Profile>>,
     /// The last flush.
     last: Mutex<Arc<Batch>>,
     /// Takes in what is posted; `None` once nothing more is taken.
@@ -82,11 +86,18 @@ impl Status {
         Self {
             telemetry,
             prometheus,
+            profile: None,
             last: Mutex::default(),
             proxy: Mutex::new(Some(proxy)),
             posts: Arc::new(Semaphore::new(UNDER_WAY_MAX)),
             pages: Arc::new(Semaphore::new(UNDER_WAY_MAX)),
         }
+    }
+
+    /// With the pages of this profile.
+    #[must_use]
+    pub fn with_profile(self, profile: Option<Arc<Profile>>) -> Self {
+        Self { profile, ..self }
     }
 
     /// Takes in nothing more: a post that is not in yet gets a 503, so its client knows. Waits for
@@ -210,6 +221,7 @@ fn everything(config: &Config, status: &Arc<Status>) -> Router {
         .route("/metrics", get(metrics))
         .route("/api/series", get(api_series))
         .with_state(Arc::clone(status))
+        .merge(pprof::router(status.profile.clone()))
         .merge(proxy(config, status))
         .merge(health())
 }
