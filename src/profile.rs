@@ -198,7 +198,7 @@ impl Profile {
         let mut windows = self.windows();
         let mut taken = 0;
         let lost = self.sampler.drain(|sample| {
-            taken += 1;
+            taken += u64::from(sample.times);
             windows.all().for_each(|window| window.collector.add(&sample));
         });
         windows.all().for_each(|window| window.collector.add_lost(lost));
@@ -313,6 +313,8 @@ fn run(profile: &Profile, format: Format, stopped: &Receiver<()>) {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let drain = drain_interval(profile.config.hz, processors);
     loop {
+        // What cannot be followed now can be later; its samples are missing, not wrong.
+        let _ = profile.sampler.follow();
         let window = profile.collected().advance(Moment::now(profile.started));
         if let Some(window) = window {
             profile.tell(&window, format);

@@ -1,13 +1,17 @@
 //! Takes samples of where the process spends its CPU time, by a timer's signal.
 //!
-//! The kernel sends SIGPROF each time the process has used up another 1/hz of a second of CPU
-//! (`ITIMER_PROF`), to the thread that is running then. The handler notes the thread's name and the
-//! addresses on its stack in a fixed table, which the profile's thread empties. In the handler
-//! nothing is locked or allocated, and of the stack only what the kernel was able to copy is looked
-//! at, so that a broken chain of frames ends a walk and not the process.
+//! Each thread has a timer on its own CPU clock: the kernel sends it SIGPROF each time it has used up
+//! another 1/hz of a second. A timer of the whole process would be simpler, but before Linux 6.4
+//! its signals go to the main thread, whichever runs; and `ITIMER_PROF` misses what runs between two
+//! ticks of the kernel. The handler notes the thread's name and the addresses on its stack in a
+//! fixed table, which the profile's thread empties. In the handler nothing is locked or allocated,
+//! and of the stack only what the kernel was able to copy is looked at, so that a broken chain of
+//! frames ends a walk and not the process.
 #![allow(unsafe_code)]
 
+use std::collections::{HashMap, HashSet};
 use std::io;
+use std::sync::Mutex;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize};
 
@@ -33,13 +37,19 @@ const WORD: usize = size_of::<usize>();
 /// One sample: who ran, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sample {
+    /// How often the timer has gone off: more than once where the kernel was late.
+    pub times: u32,
     pub thread: [u8; NAME],
     /// The instruction that ran, then the calls that led to it, from the inside out.
     pub stack: Vec<usize>,
 }
 
-/// The timer, while it runs. There is one in a process.
-pub struct Sampler(());
+/// The timers, while they run. There is one such set in a process.
+pub struct Sampler {
+    hz: u32,
+    /// By the kernel's number of the thread; `None` where it refused one.
+    timers: Mutex<HashMap<libc::pid_t, Option<Timer>>>,
+}
 
 static RUNNING: AtomicBool = AtomicBool::new(false);
 static TABLE: Table = Table::new();
@@ -59,7 +69,7 @@ impl Sampler {
             return Err(io::Error::new(io::ErrorKind::AddrInUse, taken));
         }
         // From here on its drop clears the way for the next one.
-        let sampler = Self(());
+        let sampler = Self { hz: hz.clamp(1, 1_000_000_000), timers: Mutex::default() };
         let code = maps::holding(on_timer as *const () as usize)?;
         CODE.0.store(code.start, Relaxed);
         CODE.1.store(code.end, Relaxed);
@@ -75,8 +85,30 @@ impl Sampler {
                 return Err(io::Error::last_os_error());
             }
         }
-        set_timer(1_000_000 / hz.clamp(1, 1_000_000))?;
+        sampler.follow()?;
         Ok(sampler)
+    }
+
+    /// Gives threads that have begun a timer, and takes those of threads that have ended away.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read, or not even this thread can have a timer.
+    pub fn follow(&self) -> io::Result<()> {
+        let threads = std::fs::read_dir("/proc/self/task")?
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .collect::<HashSet<libc::pid_t>>();
+        let mut timers = self.timers.lock().expect("no panic under this lock");
+        timers.retain(|thread, _| threads.contains(thread));
+        let mut refused = None;
+        for thread in threads {
+            timers.entry(thread).or_insert_with(|| {
+                Timer::start(thread, self.hz).map_err(|error| refused = Some(error)).ok()
+            });
+        }
+        match refused {
+            Some(error) if timers.values().all(Option::is_none) => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Takes what has been sampled since the last call. Returns the number of samples for which
@@ -89,9 +121,51 @@ impl Sampler {
 impl Drop for Sampler {
     fn drop(&mut self) {
         // The handler stays: a signal may still be on its way, and would end the process.
-        let _ = set_timer(0);
+        self.timers.get_mut().expect("no panic under this lock").clear();
         TABLE.drain(drop);
         RUNNING.store(false, Release);
+    }
+}
+
+/// A timer on the CPU clock of one thread.
+struct Timer(libc::timer_t);
+
+// SAFETY: it is a name that any thread of the process may use.
+unsafe impl Send for Timer {}
+
+impl Timer {
+    fn start(thread: libc::pid_t, hz: u32) -> io::Result<Self> {
+        // How Linux names the clock of a thread's time on a processor.
+        let clock = !thread << 3 | 6;
+        let period = libc::timespec {
+            tv_sec: libc::time_t::from(1 / hz),
+            tv_nsec: (1_000_000_000 / hz % 1_000_000_000).into(),
+        };
+        let time = libc::itimerspec { it_interval: period, it_value: period };
+        // SAFETY: sigevent is plain data for which all zeroes is a valid value, and the kernel only
+        // reads it; it writes the timer's name into `timer`, and reads `time`.
+        unsafe {
+            let mut event: libc::sigevent = std::mem::zeroed();
+            event.sigev_notify = libc::SIGEV_THREAD_ID;
+            event.sigev_signo = libc::SIGPROF;
+            event.sigev_notify_thread_id = thread;
+            let mut timer = std::ptr::null_mut();
+            if libc::timer_create(clock, &raw mut event, &raw mut timer) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            let timer = Self(timer);
+            if libc::timer_settime(timer.0, 0, &raw const time, std::ptr::null_mut()) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(timer)
+        }
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        // SAFETY: the timer was made by `start`, and is deleted only here.
+        unsafe { libc::timer_delete(self.0) };
     }
 }
 
@@ -102,19 +176,6 @@ pub fn sees_callers() -> bool {
     Stack::new().word(&raw const word as usize) == Some(word)
 }
 
-/// No microseconds stop the timer.
-fn set_timer(microseconds: u32) -> io::Result<()> {
-    let time = libc::timeval {
-        tv_sec: libc::time_t::from(microseconds / 1_000_000),
-        tv_usec: libc::suseconds_t::from(microseconds % 1_000_000),
-    };
-    let timer = libc::itimerval { it_interval: time, it_value: time };
-    // SAFETY: the kernel reads `timer` and writes nothing.
-    let result =
-        unsafe { libc::setitimer(libc::ITIMER_PROF, &raw const timer, std::ptr::null_mut()) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
 /// The handler of SIGPROF.
 extern "C" fn on_timer(_: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::ucontext_t) {
     // SAFETY: the place of errno is valid for the thread's life, and `info` for that of the
@@ -122,8 +183,9 @@ extern "C" fn on_timer(_: libc::c_int, info: *mut libc::siginfo_t, context: *mut
     unsafe {
         let errno = *libc::__errno_location();
         // Whoever else sends SIGPROF has measured nothing.
-        if (*info).si_code == libc::SI_KERNEL {
-            record(&TABLE, Registers::of(context));
+        if (*info).si_code == libc::SI_TIMER {
+            let times = 1 + (*info).si_overrun().max(0) as u32;
+            record(&TABLE, Registers::of(context), times);
         }
         *libc::__errno_location() = errno;
     }
@@ -171,8 +233,9 @@ impl Registers {
 }
 
 /// Notes the thread's name and its stack in a free slot of the table, or counts that there is none.
-fn record(table: &Table, at: Registers) {
+fn record(table: &Table, at: Registers, times: u32) {
     let Some(slot) = table.claim() else { return };
+    slot.times.store(times, Relaxed);
     let mut name = [0_u64; NAME / 8];
     // SAFETY: the kernel writes at most 16 bytes into `name`, which is that long.
     unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
@@ -337,6 +400,7 @@ const FULL: u8 = 2;
 /// One sample in the table.
 struct Slot {
     state: AtomicU8,
+    times: AtomicU32,
     thread: [AtomicU64; NAME / 8],
     depth: AtomicUsize,
     stack: [AtomicUsize; DEPTH_MAX],
@@ -357,6 +421,7 @@ impl Table {
         let slots = [const {
             Slot {
                 state: AtomicU8::new(EMPTY),
+                times: AtomicU32::new(0),
                 thread: [const { AtomicU64::new(0) }; NAME / 8],
                 depth: AtomicUsize::new(0),
                 stack: [const { AtomicUsize::new(0) }; DEPTH_MAX],
@@ -380,11 +445,44 @@ impl Table {
             for (bytes, part) in thread.chunks_exact_mut(8).zip(&slot.thread) {
                 bytes.copy_from_slice(&part.load(Relaxed).to_ne_bytes());
             }
+            let times = slot.times.load(Relaxed);
             let depth = slot.depth.load(Relaxed).min(DEPTH_MAX);
             let stack = slot.stack[..depth].iter().map(|a| a.load(Relaxed)).collect();
             slot.state.store(EMPTY, Release);
-            take(Sample { thread, stack });
+            take(Sample { times, thread, stack });
         }
         self.lost.swap(0, Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::hint::black_box;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::sys;
+
+    #[inline(never)]
+    fn burn(cpu: Duration) -> u64 {
+        let end = sys::cpu_time() + cpu;
+        let mut sum = 0_u64;
+        while sys::cpu_time() < end {
+            for i in 0..10_000_u64 {
+                sum = black_box(sum.wrapping_mul(31).wrapping_add(i));
+            }
+        }
+        sum
+    }
+
+    #[test]
+    fn what_burns_is_seen() {
+        let sampler = Sampler::start(99).unwrap();
+        let before = sys::cpu_time();
+        burn(Duration::from_secs(1));
+        let cpu = sys::cpu_time() - before;
+        let mut n = 0;
+        let lost = sampler.drain(|_| n += 1);
+        println!("{n} {lost} {cpu:?}");
     }
 }

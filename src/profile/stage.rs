@@ -17,11 +17,8 @@ pub const STAGES: [&str; 11] = [
 ];
 
 /// The stage of a sample, by its functions from the inside out and the name of its thread.
-pub fn of<'a>(
-    functions: impl DoubleEndedIterator<Item = &'a str> + Clone,
-    thread: &str,
-) -> &'a str {
-    let mut stages = functions.clone().filter_map(of_function);
+pub fn of<'a>(functions: impl Iterator<Item = &'a str>, thread: &str) -> &'a str {
+    let mut stages = functions.filter_map(of_function);
     match stages.next() {
         // A flush works on the same series as the samples do.
         Some("aggregate") if stages.any(|stage| stage == "flush") => "flush",

@@ -1,6 +1,7 @@
 //! Names of functions for addresses in this process.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::maps::{self, Mapping};
@@ -69,11 +70,12 @@ impl Symbols {
         let behind = std::ptr::without_provenance_mut(address.wrapping_add(1));
         backtrace::resolve(behind, |symbol| {
             let Some(name) = symbol.name() else { return };
+            // Without the hash that ends a mangled name.
+            let name = format!("{name:#}");
+            let file = symbol.filename().and_then(Path::to_str).unwrap_or_default();
             lines.push(Line {
-                // Without the hash that ends a mangled name.
-                function: self.text(format!("{name:#}")),
-                file: self
-                    .text(symbol.filename().map_or_else(String::new, |f| f.display().to_string())),
+                function: self.text(qualified(&name, file).unwrap_or(name)),
+                file: self.text(file.to_owned()),
                 line: symbol.lineno().unwrap_or(0),
             });
         });
@@ -89,5 +91,81 @@ impl Symbols {
     /// One copy of each text.
     fn text(&mut self, text: String) -> Arc<str> {
         Arc::clone(self.texts.entry(text).or_insert_with_key(|text| text.as_str().into()))
+    }
+}
+
+/// Line tables name an inlined function without its module: `fold<u8, u64>`. Its file tells that:
+/// `.../hashbrown-0.17.1/src/raw.rs` gives `hashbrown::raw::fold`. Nothing for a name that has its
+/// module, and for a file that is not in a crate's `src`.
+fn qualified(name: &str, file: &str) -> Option<String> {
+    let bare = name.split('<').next().filter(|bare| !bare.is_empty())?;
+    if bare.contains("::") {
+        return None;
+    }
+    let (folder, path) = file.strip_suffix(".rs")?.rsplit_once("/src/")?;
+    let crate_name = if folder == env!("CARGO_MANIFEST_DIR") {
+        env!("CARGO_PKG_NAME")
+    } else {
+        let name = folder.rsplit('/').next()?;
+        let version = name.rmatch_indices('-').map(|(at, _)| at);
+        let is_version = |at: &usize| name[at + 1..].starts_with(|c: char| c.is_ascii_digit());
+        version.filter(is_version).last().map_or(name, |at| &name[..at])
+    };
+    let modules = path.split('/').filter(|module| !["lib", "main", "mod"].contains(module));
+    let parts = std::iter::once(crate_name).chain(modules).chain([bare]);
+    Some(parts.collect::<Vec<_>>().join("::").replace('-', "_"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_gives_the_module_of_an_inlined_function() {
+        let own = |path: &str| format!("{}/src/{path}", env!("CARGO_MANIFEST_DIR"));
+        let cargo = "/home/x/.cargo/registry/src/index.crates.io-1949cf8c6b5b557f";
+        for (name, file, function) in [
+            ("metric", own("parse.rs"), Some("tallyd::parse::metric")),
+            ("put<u8>", own("sinks/spool.rs"), Some("tallyd::sinks::spool::put")),
+            ("all", own("sinks/mod.rs"), Some("tallyd::sinks::all")),
+            (
+                "find<A<b::C>>",
+                format!("{cargo}/hashbrown-0.17.1/src/raw.rs"),
+                Some("hashbrown::raw::find"),
+            ),
+            ("x", format!("{cargo}/zstd-sys-2.0.16+zstd.1.5.7/src/lib.rs"), Some("zstd_sys::x")),
+            (
+                "{closure#0}<u8>",
+                "/rustc/a1b2/library/core/src/slice/mod.rs".to_owned(),
+                Some("core::slice::{closure#0}"),
+            ),
+            ("tallyd::parse::line", own("parse.rs"), None),
+            ("<tallyd::parse::Parts as core::Iterator>::next", own("parse.rs"), None),
+            ("ZSTD_compress", "zstd/lib/compress/zstd_compress.c".to_owned(), None),
+            ("malloc", String::new(), None),
+        ] {
+            assert_eq!(qualified(name, &file).as_deref(), function, "{name} in {file}");
+        }
+    }
+
+    #[test]
+    fn functions_of_this_program_and_of_others_have_names() {
+        let here = functions_of_this_program_and_of_others_have_names as fn() as usize;
+        let libc = libc::malloc as *const () as usize;
+        let nodes = [here + 1, libc + 1, 1].map(|address| crate::profile::window::Node {
+            caller: crate::profile::window::Caller::Thread(0),
+            address,
+            own: 1,
+        });
+        let window = Window { nodes: nodes.to_vec(), ..Window::default() };
+        let mut symbols = Symbols::default();
+        assert_eq!(&*symbols.at(here + 1)[0].function, "[unknown]");
+        symbols.learn(&window);
+        let name = |address| symbols.at(address).last().expect("one").function.to_string();
+        let own =
+            "tallyd::profile::symbols::tests::functions_of_this_program_and_of_others_have_names";
+        assert_eq!(name(here + 1), own);
+        assert!(name(libc + 1).ends_with("malloc"), "{}", name(libc + 1));
+        assert_eq!(name(1), "[unknown]");
     }
 }

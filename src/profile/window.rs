@@ -92,14 +92,17 @@ impl Collector {
         let mut caller = Caller::Thread(self.thread(&sample.thread[..end]));
         for &address in sample.stack.iter().rev() {
             let Some(node) = self.node(caller, address) else {
-                self.lost += 1;
+                self.lost += u64::from(sample.times);
                 return;
             };
             caller = Caller::Node(node);
         }
         match caller {
-            Caller::Node(node) => self.nodes[node as usize].own += 1,
-            Caller::Thread(_) => self.lost += 1,
+            Caller::Node(node) => {
+                let own = &mut self.nodes[node as usize].own;
+                *own = own.saturating_add(sample.times);
+            }
+            Caller::Thread(_) => self.lost += u64::from(sample.times),
         }
     }
 
@@ -143,7 +146,7 @@ pub(super) mod tests {
     pub(in crate::profile) fn sample(thread: &str, stack: &[usize]) -> Sample {
         let mut name = [0; 16];
         name[..thread.len()].copy_from_slice(thread.as_bytes());
-        Sample { thread: name, stack: stack.to_vec() }
+        Sample { times: 1, thread: name, stack: stack.to_vec() }
     }
 
     pub(in crate::profile) fn window(samples: &[(&str, &[usize])]) -> Window {
