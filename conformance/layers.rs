@@ -9,7 +9,7 @@ const LAYERS: [&[&str]; 10] = [
     &["context", "sketch", "telemetry"],
     &["batch", "blocklist", "grammar", "origin", "parse", "rules", "stream", "value"],
     &["encode", "shard"],
-    &["flush", "reader", "sinks", "spellings"],
+    &["flush", "profile", "reader", "sinks", "spellings"],
     &["intake", "status"],
     &["config"],
     &["server"],
@@ -19,7 +19,7 @@ const LAYERS: [&[&str]; 10] = [
 
 /// What only some may touch: the text looked for, and the files it may stand in.
 const RESERVED: [(&str, &[&str]); 7] = [
-    ("unsafe ", &["sys.rs"]),
+    ("unsafe ", &["sys.rs", "profile/sampler.rs"]),
     ("nom::", &["grammar.rs"]),
     ("thread::sleep", &[]),
     ("reqwest::", &["sinks/http.rs", "sinks/datadog.rs"]),
@@ -34,6 +34,7 @@ const RESERVED: [(&str, &[&str]); 7] = [
             "intake/datagrams.rs",
             "intake/stdin.rs",
             "intake/streams.rs",
+            "profile.rs",
             "status/mod.rs",
             "time.rs",
         ],

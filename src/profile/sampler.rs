@@ -260,9 +260,18 @@ fn walk(at: Registers, mut step: impl FnMut(usize) -> bool) {
     }
     let mut stack = Stack::new();
     let (mut low, mut frame) = (at.stack, at.frame);
-    // The C library's functions have no frames and may use that register for anything.
-    if !is_code(at.instruction) {
-        let Some(caller) = caller_of_foreign(&mut stack, at) else { return };
+    let frameless = if !is_code(at.instruction) {
+        // The C library's functions have no frames and may use that register for anything.
+        let caller = caller_of_foreign(&mut stack, at);
+        if caller.is_none() {
+            return;
+        }
+        caller
+    } else {
+        // The frame is still the caller's, or again.
+        back_at_edge(&mut stack, at).map(|back| Caller { back, low, frame })
+    };
+    if let Some(caller) = frameless {
         if !step(caller.back - 1) {
             return;
         }
@@ -287,6 +296,37 @@ struct Caller {
     /// The frame of the caller, and the lowest address where it can be.
     frame: usize,
     low: usize,
+}
+
+/// Where a function of the program returns to, while its first instructions have not made its frame
+/// yet, and when the last one is next.
+#[cfg(target_arch = "x86_64")]
+fn back_at_edge(stack: &mut Stack, at: Registers) -> Option<usize> {
+    // Instructions have up to 15 bytes: there is code behind each.
+    if !is_code(at.instruction + 2) {
+        return None;
+    }
+    // SAFETY: the bytes lie in the program's own code, which is readable as long as it runs.
+    let code = |n: usize| unsafe { *((at.instruction + n) as *const u8) };
+    let back = match code(0) {
+        // push %rbp; ret.
+        0x55 | 0xc3 => stack.word(at.stack),
+        // mov %rsp, %rbp.
+        0x48 if (code(1), code(2)) == (0x89, 0xe5) => stack.word(at.stack + WORD),
+        _ => None,
+    };
+    back.filter(|back| follows_call(*back))
+}
+
+/// Where a function of the program returns to, while its first instruction has not made its frame
+/// yet, and when the last one is next.
+#[cfg(target_arch = "aarch64")]
+fn back_at_edge(_: &mut Stack, at: Registers) -> Option<usize> {
+    // SAFETY: the aligned word lies in the program's own code, which is readable as long as it runs.
+    let code = unsafe { *((at.instruction & !3) as *const u32) };
+    // stp x29, x30, [sp, ...]!; ret.
+    let at_edge = code & 0xffc0_7fff == 0xa980_7bfd || code == 0xd65f_03c0;
+    (at_edge && follows_call(at.link)).then_some(at.link)
 }
 
 /// The nearest place on the stack to which a function of the program's own is returned to.
@@ -458,10 +498,14 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use std::hint::black_box;
-    use std::time::Duration;
+    use std::io::{Read, Write};
+    use std::time::{Duration, Instant};
 
     use super::*;
     use crate::sys;
+
+    /// Only one test at a time can have the timers.
+    static ALONE: Mutex<()> = Mutex::new(());
 
     #[inline(never)]
     fn burn(cpu: Duration) -> u64 {
@@ -475,14 +519,203 @@ mod tests {
         sum
     }
 
+    /// Burns in the C library, which has no frame pointers.
+    #[inline(never)]
+    fn allocate(cpu: Duration) {
+        let end = sys::cpu_time() + cpu;
+        while sys::cpu_time() < end {
+            let vectors: Vec<_> = (0..1000).map(|i| vec![1_u8; 2000 + 64 * i]).collect();
+            black_box(vectors);
+        }
+    }
+
+    /// Where a function's code may be: the compiler puts others behind it.
+    fn within(function: usize, address: usize) -> bool {
+        (function..function + 1024).contains(&address)
+    }
+
+    /// A thread of this name that does this, and its samples.
+    fn samples_of(name: &str, work: impl FnOnce() + Send + 'static) -> Vec<Sample> {
+        let sampler = Sampler::start(99).expect("no other one");
+        let thread = std::thread::Builder::new().name(name.to_owned());
+        let (go, wait) = std::sync::mpsc::channel();
+        let thread = thread.spawn(move || wait.recv().map(|()| work())).expect("a thread");
+        sampler.follow().expect("timers");
+        go.send(()).expect("it waits");
+        thread.join().expect("no panic").expect("it was told");
+        let mut samples = Vec::new();
+        assert_eq!(sampler.drain(|sample| samples.push(sample)), 0);
+        samples.retain(|sample| sample.thread.starts_with(name.as_bytes()));
+        samples
+    }
+
+    fn times(samples: &[Sample]) -> u32 {
+        samples.iter().map(|sample| sample.times).sum()
+    }
+
     #[test]
-    fn what_burns_is_seen() {
-        let sampler = Sampler::start(99).unwrap();
-        let before = sys::cpu_time();
-        burn(Duration::from_secs(1));
-        let cpu = sys::cpu_time() - before;
-        let mut n = 0;
-        let lost = sampler.drain(|_| n += 1);
-        println!("{n} {lost} {cpu:?}");
+    fn cpu_time_is_sampled_where_it_is_spent() {
+        let _alone = ALONE.lock();
+        let samples = samples_of("burner", || {
+            burn(Duration::from_secs(1));
+        });
+        let all = times(&samples);
+        // Other tests use CPU time too, so the thread may have less than a second of it.
+        assert!((10..=110).contains(&all), "{all} samples of a second");
+        let burning = samples.iter().filter(|sample| {
+            sample.stack.iter().any(|address| within(burn as *const () as usize, *address))
+        });
+        let burning = times(&burning.cloned().collect::<Vec<_>>());
+        assert!(burning * 10 >= all * 9, "{burning} of {all} know who burns");
+        assert!(samples.iter().all(|sample| sample.stack.len() > 3), "{samples:?}");
+    }
+
+    #[test]
+    fn callers_of_the_c_library_are_found() {
+        let _alone = ALONE.lock();
+        let samples = samples_of("allocator", || allocate(Duration::from_millis(700)));
+        let foreign: Vec<_> =
+            samples.into_iter().filter(|sample| !is_code(sample.stack[0])).collect();
+        let all = times(&foreign);
+        assert!(all >= 5, "only {all} samples in the C library");
+        let named = foreign.iter().filter(|sample| {
+            sample.stack.iter().any(|address| within(allocate as *const () as usize, *address))
+        });
+        let named = times(&named.cloned().collect::<Vec<_>>());
+        assert!(named * 10 >= all * 8, "{named} of {all} know who allocates");
+    }
+
+    #[test]
+    fn there_is_one_at_a_time_and_an_end() {
+        let _alone = ALONE.lock();
+        let first = Sampler::start(1000).expect("no other one");
+        let error = Sampler::start(99).err().expect("there is one").to_string();
+        assert_eq!(error, "another server in this process takes the profile");
+        drop(first);
+        let second = Sampler::start(1).expect("the first is gone");
+        burn(Duration::from_millis(300));
+        let mut taken = 0;
+        second.drain(|sample| taken += sample.times);
+        // The first would have taken hundreds.
+        assert!(taken <= 2, "{taken} samples");
+    }
+
+    #[test]
+    fn a_storm_of_signals_from_elsewhere_does_nothing() {
+        let _alone = ALONE.lock();
+        let sampler = Sampler::start(99).expect("no other one");
+        // Blocks in calls that signals interrupt, and does arithmetic that they must not disturb.
+        let (mut reader, mut writer) = io::pipe().expect("a pipe");
+        let read = std::thread::spawn(move || {
+            let mut text = String::new();
+            reader.read_to_string(&mut text).map(|_| text)
+        });
+        let waited = std::thread::spawn(|| {
+            let begun = Instant::now();
+            std::thread::sleep(Duration::from_millis(300));
+            begun.elapsed()
+        });
+        let sum =
+            std::thread::spawn(|| (0..30_000_000_u64).fold(1.0_f64, |x, i| (x + i as f64).sqrt()));
+        let until = Instant::now() + Duration::from_millis(400);
+        let mut sent = 0_u32;
+        while Instant::now() < until {
+            for thread in std::fs::read_dir("/proc/self/task").expect("threads") {
+                let name = thread.expect("a thread").file_name();
+                let number: libc::pid_t =
+                    name.to_str().and_then(|n| n.parse().ok()).expect("a number");
+                // SAFETY: it sends a signal that has a handler; a thread that has ended gets none.
+                unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), number, libc::SIGPROF) };
+                sent += 1;
+            }
+        }
+        writer.write_all(b"all of it").expect("a reader");
+        drop(writer);
+        assert_eq!(read.join().expect("no panic").expect("no error"), "all of it");
+        assert!(waited.join().expect("no panic") >= Duration::from_millis(300));
+        let calm = (0..30_000_000_u64).fold(1.0_f64, |x, i| (x + i as f64).sqrt());
+        assert_eq!(sum.join().expect("no panic").to_bits(), calm.to_bits());
+        let mut taken = 0;
+        sampler.drain(|sample| taken += sample.times);
+        assert!(sent > 1000 && taken < sent / 2, "{taken} samples of {sent} signals");
+    }
+
+    /// A stack that only this test knows: frames of the given sizes, each the place of the next.
+    #[test]
+    fn a_walk_follows_frames_and_survives_broken_ones() {
+        let _alone = ALONE.lock();
+        let _sampler = Sampler::start(1).expect("no other one");
+        let code = a_walk_follows_frames_and_survives_broken_ones as fn() as usize;
+        let mut words = vec![0_usize; 4096];
+        let base = words.as_ptr() as usize;
+        let place = |word: usize| base + word * WORD;
+        for (frame, outer, back) in [(10, 20, 101), (20, 700, 102), (700, 3000, 103)] {
+            words[frame] = place(outer);
+            words[frame + 1] = back;
+        }
+        let registers = |frame| Registers { instruction: code, stack: place(2), frame, link: 0 };
+        let walked = |words: &[usize], registers| {
+            black_box(words);
+            let mut stack = Vec::new();
+            walk(registers, |address| {
+                stack.push(address);
+                stack.len() < DEPTH_MAX
+            });
+            stack
+        };
+        let whole = [code, 100, 101, 102];
+        // The frame at 3000 returns to nowhere.
+        assert_eq!(walked(&words, registers(place(10))), whole);
+        for (outer, why) in [
+            (0, "no frame"),
+            (8, "not mapped"),
+            (usize::MAX, "the end of memory"),
+            (usize::MAX - 7, "the end of memory"),
+            (place(700), "itself"),
+            (place(10), "an inner one"),
+            (place(3000) + 1, "not aligned"),
+            (place(700) + FRAME_MAX + 64, "too far"),
+        ] {
+            words[700] = outer;
+            assert_eq!(walked(&words, registers(place(10))), whole, "{why}");
+        }
+        assert_eq!(walked(&words, registers(place(1))), [code], "below the stack");
+        // Deeper than is kept.
+        for frame in 0..2000 {
+            words[10 + 2 * frame] = place(12 + 2 * frame);
+            words[11 + 2 * frame] = 500;
+        }
+        assert_eq!(walked(&words, registers(place(10))).len(), DEPTH_MAX);
+    }
+
+    #[test]
+    fn a_table_gives_back_what_was_put_in_and_counts_the_rest() {
+        static SMALL: Table = Table::new();
+        let at = Registers { instruction: 77, stack: 0, frame: 0, link: 0 };
+        (0..SLOTS as u32 + 100).for_each(|times| record(&SMALL, at, times));
+        let mut taken = Vec::new();
+        assert_eq!(SMALL.drain(|sample| taken.push(sample)), 100);
+        let mut got: Vec<u32> = taken.iter().map(|sample| sample.times).collect();
+        got.sort_unstable();
+        assert!(got.into_iter().eq(0..SLOTS as u32));
+        assert!(taken.iter().all(|sample| sample.stack == [77]));
+        assert_eq!(SMALL.drain(|_| panic!("there is none")), 0);
+
+        // Several at once, while it is being emptied: each comes out once or is counted.
+        let (mut got, mut lost) = (0, 0);
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4)
+                .map(|_| scope.spawn(move || (0..20_000).for_each(|_| record(&SMALL, at, 1))))
+                .collect();
+            while !threads.iter().all(std::thread::ScopedJoinHandle::is_finished) {
+                lost += SMALL.drain(|sample| {
+                    assert_eq!((sample.times, &sample.stack[..]), (1, &[77][..]));
+                    got += 1;
+                });
+            }
+        });
+        lost += SMALL.drain(|_| got += 1);
+        assert_eq!(got + lost, 80_000);
+        assert!(got >= SLOTS as u64, "{got} came out");
     }
 }
