@@ -344,3 +344,105 @@ fn build_id() -> Option<String> {
     let id = program.build_id().ok()??;
     Some(id.iter().map(|byte| format!("{byte:02x}")).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn moment(seconds: i64, uptime: u64, cpu_ms: u64) -> Moment {
+        Moment {
+            time: Time::from_seconds(seconds),
+            uptime: Duration::from_secs(uptime),
+            cpu: Duration::from_millis(cpu_ms),
+        }
+    }
+
+    fn windows(config: Config, now: Moment) -> Windows {
+        Windows::new(&config, now)
+    }
+
+    #[test]
+    fn a_window_ends_with_its_minute() {
+        let mut windows = windows(Config::default(), moment(630, 5, 100));
+        let sample = window::tests::sample("one", &[1]);
+        for (now, closed) in [
+            (moment(630, 5, 100), None),
+            (moment(659, 34, 150), None),
+            // Begun within a minute: the first is shorter.
+            (moment(660, 35, 200), Some((630, 30, 100, 1))),
+            (moment(719, 94, 300), None),
+            (moment(725, 100, 1200), Some((660, 65, 1000, 1))),
+            // The clock was set back, and then ahead by an hour.
+            (moment(100, 101, 1200), Some((725, 1, 0, 1))),
+            (moment(3700, 102, 1201), Some((100, 1, 1, 1))),
+        ] {
+            windows.all().for_each(|open| open.collector.add(&sample));
+            let window = windows
+                .advance(now)
+                .map(|w| (w.begun.seconds(), w.length.as_secs(), w.cpu.as_millis(), w.nodes.len()));
+            assert_eq!(window, closed, "{now:?}");
+        }
+        let kept: Vec<_> = windows.kept.iter().map(|w| (w.begun.seconds(), w.samples())).collect();
+        assert_eq!(kept, [(100, 1), (725, 1), (660, 2), (630, 3)]);
+    }
+
+    #[test]
+    fn windows_on_demand_disturb_nothing() {
+        let mut windows = windows(Config::default(), moment(600, 0, 0));
+        let add = |windows: &mut Windows, address| {
+            let sample = window::tests::sample("one", &[address]);
+            windows.all().for_each(|open| open.collector.add(&sample));
+        };
+        add(&mut windows, 1);
+        windows.others.push((7, Open::new(moment(610, 10, 0))));
+        add(&mut windows, 2);
+        windows.others.push((8, Open::new(moment(620, 20, 0))));
+        add(&mut windows, 3);
+        let first = windows.end(7, moment(630, 30, 500)).expect("it is open");
+        add(&mut windows, 4);
+        let minute = windows.advance(moment(660, 60, 900)).expect("it is over");
+        let second = windows.end(8, moment(665, 65, 1000)).expect("it is open");
+        assert_eq!([first.samples(), second.samples(), minute.samples()], [2, 2, 4]);
+        assert_eq!(
+            (first.length, first.cpu),
+            (Duration::from_secs(20), Duration::from_millis(500))
+        );
+        assert!(windows.end(7, moment(665, 65, 1000)).is_none());
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded() {
+        let mut few = windows(Config { keep: 2, ..Config::default() }, moment(0, 0, 0));
+        let mut large = windows(Config { keep: 1000, ..Config::default() }, moment(0, 0, 0));
+        for minute in 1..=40 {
+            for address in 0..window::NODES_MAX {
+                large.current.collector.add(&window::tests::sample("one", &[address]));
+            }
+            assert!(few.advance(moment(60 * minute, 0, 0)).is_some());
+            assert!(large.advance(moment(60 * minute, 0, 0)).is_some());
+        }
+        assert_eq!(few.kept.len(), 2);
+        assert_eq!(few.kept[0].begun, Time::from_seconds(39 * 60));
+        assert_eq!(large.kept[0].begun, Time::from_seconds(39 * 60));
+        let bytes: usize = large.kept.iter().map(|window| window.bytes()).sum();
+        assert!((KEPT_BYTES_MAX * 9 / 10..=KEPT_BYTES_MAX).contains(&bytes), "{bytes}");
+    }
+
+    #[test]
+    fn samples_are_collected_before_the_table_is_full() {
+        let ms = |hz, processors| drain_interval(hz, processors).as_millis();
+        assert_eq!([ms(99, 1), ms(99, 2), ms(99, 8), ms(1000, 64)], [1000, 1000, 323, 50]);
+    }
+
+    #[test]
+    fn this_program_has_a_build_id() {
+        let path = std::env::current_exe().expect("a path");
+        let Ok(output) = std::process::Command::new("readelf").arg("-n").arg(path).output() else {
+            println!("SKIP this_program_has_a_build_id: readelf is not installed");
+            return;
+        };
+        let text = String::from_utf8(output.stdout).expect("text");
+        let noted = text.split("Build ID: ").nth(1).and_then(|rest| rest.split_whitespace().next());
+        assert_eq!(build_id().as_deref(), noted);
+    }
+}

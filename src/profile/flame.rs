@@ -127,3 +127,59 @@ fn label(name: &str, width: f64) -> Option<String> {
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::symbols::tests::symbols;
+    use super::super::window::tests::window;
+    use super::*;
+
+    #[test]
+    fn bars_are_as_wide_as_their_samples() {
+        let symbols = symbols(&[
+            (1, &["tallyd::intake::run"]),
+            (2, &["<A as \"B\">::c", "tallyd::reader::datagram"]),
+            (3, &["tallyd::encode::table::a_name_that_is_much_too_long_for_so_few_samples_of_it"]),
+            (4, &["tallyd::intake::run"]),
+        ]);
+        let samples: [(&str, &[usize]); 4] =
+            [("one", &[2, 1]), ("one", &[2, 4]), ("one", &[1]), ("two", &[3])];
+        let svg = draw(&window(&samples), &symbols);
+        let bar = |name: &str, samples: u32, pct: &str, left: u32, level: usize, width: u32| {
+            let top = HEAD + level * BAR;
+            let title = format!("<title>{name}: {samples} samples, {pct} %</title>");
+            let line = svg.lines().find(|line| line.contains(&title));
+            let line = line.unwrap_or_else(|| panic!("no {title} in\n{svg}"));
+            let place = format!("x=\"{left}.0\" y=\"{top}\" width=\"{width}.0\" ");
+            assert!(line.contains(&place), "{line}");
+            line.to_owned()
+        };
+        bar("all", 4, "100.0", 0, 0, 1200);
+        bar("one", 3, "75.0", 0, 1, 900);
+        bar("two", 1, "25.0", 900, 1, 300);
+        let receive = bar("tallyd::intake::run", 3, "75.0", 0, 2, 900);
+        let aggregate = bar("tallyd::reader::datagram", 2, "50.0", 0, 3, 600);
+        let inner = bar("&lt;A as &quot;B&quot;&gt;::c", 2, "50.0", 0, 4, 600);
+        let long = "tallyd::encode::table::a_name_that_is_much_too_long_for_so_few_samples_of_it";
+        let encode = bar(long, 1, "25.0", 900, 2, 300);
+        assert!(
+            encode.ends_with(">tallyd::encode::table::a_name_that_is_much…</text></g>"),
+            "{encode}"
+        );
+        let hue = |line: &str| {
+            let (_, fill) = line.split_once("hsl(").expect("a fill");
+            fill.split(' ').next().expect("a hue").to_owned()
+        };
+        assert_eq!(hue(&aggregate), hue(&inner));
+        assert!(hue(&receive) != hue(&aggregate) && hue(&encode) != hue(&aggregate));
+        assert!(svg.contains(&format!("viewBox=\"0 0 1200 {}\"", HEAD + 5 * BAR)), "{svg}");
+        assert_eq!(svg.lines().filter(|line| line.starts_with("<g>")).count(), 7, "{svg}");
+    }
+
+    #[test]
+    fn an_idle_window_is_drawn_too() {
+        let svg = draw(&Window::default(), &Symbols::default());
+        assert!(svg.contains("0 samples in 0 s, 0.00 s of CPU time"), "{svg}");
+        assert!(svg.ends_with("</svg>\n"), "{svg}");
+    }
+}

@@ -104,7 +104,7 @@ impl Report {
     /// For people: stages and threads without samples are left out.
     pub fn text(&self) -> String {
         let mut text = format!(
-            "CPU in {:.0} s: {:.2} s, {} % of a core; {} samples at {} Hz",
+            "CPU in {:.0} s: {} s, {} % of a core; {} samples at {} Hz",
             self.window_s, self.cpu_s, self.cpu_pct, self.samples, self.hz
         );
         if self.lost > 0 {
@@ -144,4 +144,120 @@ fn percent(part: f64, whole: f64) -> f64 {
 fn rounded(value: f64, digits: i32) -> f64 {
     let scale = 10_f64.powi(digits);
     (value * scale).round() / scale
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::{Value, json};
+
+    use super::super::symbols::tests::symbols;
+    use super::super::window::tests::window;
+    use super::*;
+
+    fn example() -> Report {
+        let symbols = symbols(&[
+            (1, &["tallyd::intake::run"]),
+            // Inlined into the function behind it.
+            (2, &["tallyd::parse::line", "tallyd::reader::datagram"]),
+            (3, &["memchr"]),
+            (4, &["tallyd::encode::table"]),
+        ]);
+        let window = window(&[
+            ("intake-0", &[3, 2, 1]),
+            ("intake-0", &[2, 1]),
+            ("intake-1", &[2, 1]),
+            ("intake-0", &[1]),
+            // Recursion.
+            ("control", &[4, 4, 4]),
+            ("control", &[99]),
+            ("x", &[99]),
+            ("x", &[99]),
+        ]);
+        Report::new(&window, &symbols)
+    }
+
+    #[test]
+    fn shares_are_those_of_the_samples() {
+        let report = serde_json::to_value(example()).expect("JSON");
+        let share = |name, samples, pct| json!({"name": name, "samples": samples, "pct": pct});
+        assert_eq!(
+            report["stages"],
+            json!([
+                share("receive", 1, 12.5),
+                share("parse", 3, 37.5),
+                share("aggregate", 0, 0.0),
+                share("flush", 0, 0.0),
+                share("journal", 0, 0.0),
+                share("encode", 1, 12.5),
+                share("spool", 0, 0.0),
+                share("send", 1, 12.5),
+                share("pages", 0, 0.0),
+                share("profiler", 0, 0.0),
+                share("other", 2, 25.0),
+            ])
+        );
+        assert_eq!(
+            report["threads"],
+            json!([
+                share("intake-0", 3, 37.5),
+                share("control", 2, 25.0),
+                share("x", 2, 25.0),
+                share("intake-1", 1, 12.5),
+            ])
+        );
+        let top = report["top"].as_array().expect("a list").iter();
+        let top: Vec<_> = top
+            .map(|f| (f["name"].as_str().expect("text"), f["own"].clone(), f["total"].clone()))
+            .collect();
+        let function = |name, own: u64, total: u64| (name, Value::from(own), Value::from(total));
+        assert_eq!(
+            top,
+            [
+                function("[unknown]", 3, 3),
+                function("tallyd::parse::line", 2, 3),
+                function("tallyd::intake::run", 1, 4),
+                function("memchr", 1, 1),
+                function("tallyd::encode::table", 1, 1),
+                function("tallyd::reader::datagram", 0, 3),
+            ]
+        );
+        for (key, value) in [
+            ("event", json!("cpu_profile")),
+            ("window_s", json!(60.0)),
+            ("cpu_s", json!(1.0)),
+            ("cpu_pct", json!(1.7)),
+            ("hz", json!(100)),
+            ("samples", json!(8)),
+            ("lost", json!(0)),
+        ] {
+            assert_eq!(report[key], value, "{key}");
+        }
+    }
+
+    #[test]
+    fn a_line_for_people_leaves_out_what_is_zero() {
+        let mut report = example();
+        report.lost = 3;
+        report.top.truncate(2);
+        assert_eq!(
+            report.text(),
+            "CPU in 60 s: 1 s, 1.7 % of a core; 8 samples at 100 Hz, 3 lost; \
+             stages: receive 12.5 %, parse 37.5 %, encode 12.5 %, send 12.5 %, other 25 %; \
+             threads: intake-0 37.5 %, control 25 %, x 25 %, intake-1 12.5 %; \
+             functions (own/total): [unknown] 37.5 %/37.5 %, tallyd::parse::line 25 %/37.5 %"
+        );
+    }
+
+    #[test]
+    fn an_idle_window_has_zeros() {
+        let window = Window { length: Duration::from_secs(60), hz: 99, ..Window::default() };
+        let report = Report::new(&window, &Symbols::default());
+        assert_eq!(report.text(), "CPU in 60 s: 0 s, 0 % of a core; 0 samples at 99 Hz");
+        let document = serde_json::to_value(&report).expect("JSON");
+        assert_eq!(document["stages"].as_array().map(Vec::len), Some(STAGES.len()));
+        assert_eq!((&document["cpu_pct"], &document["samples"]), (&json!(0.0), &json!(0)));
+        assert_eq!((&document["top"], &document["threads"]), (&json!([]), &json!([])));
+    }
 }

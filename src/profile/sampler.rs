@@ -557,11 +557,11 @@ mod tests {
     fn cpu_time_is_sampled_where_it_is_spent() {
         let _alone = ALONE.lock();
         let samples = samples_of("burner", || {
-            burn(Duration::from_secs(1));
+            burn(Duration::from_millis(500));
         });
         let all = times(&samples);
-        // Other tests use CPU time too, so the thread may have less than a second of it.
-        assert!((10..=110).contains(&all), "{all} samples of a second");
+        // Other tests use CPU time too, so the thread may have less than half a second of it.
+        assert!((5..=55).contains(&all), "{all} samples of half a second");
         let burning = samples.iter().filter(|sample| {
             sample.stack.iter().any(|address| within(burn as *const () as usize, *address))
         });
@@ -573,7 +573,7 @@ mod tests {
     #[test]
     fn callers_of_the_c_library_are_found() {
         let _alone = ALONE.lock();
-        let samples = samples_of("allocator", || allocate(Duration::from_millis(700)));
+        let samples = samples_of("allocator", || allocate(Duration::from_millis(500)));
         let foreign: Vec<_> =
             samples.into_iter().filter(|sample| !is_code(sample.stack[0])).collect();
         let all = times(&foreign);

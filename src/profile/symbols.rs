@@ -117,8 +117,16 @@ fn qualified(name: &str, file: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// Addresses and the names that are known of them, the innermost first.
+    pub(in crate::profile) fn symbols(known: &[(usize, &[&str])]) -> Symbols {
+        let line =
+            |name: &&str| Line { function: (*name).into(), file: "src/x.rs".into(), line: 7 };
+        let known = known.iter().map(|(at, names)| (*at, names.iter().map(line).collect()));
+        Symbols { known: known.collect(), ..Symbols::default() }
+    }
 
     #[test]
     fn a_file_gives_the_module_of_an_inlined_function() {
