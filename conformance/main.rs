@@ -17,6 +17,7 @@ mod real_clients;
 mod received;
 mod running;
 mod scenarios;
+mod self_profile;
 mod start;
 mod test_intake;
 mod world;

@@ -107,9 +107,11 @@ fn qualified(name: &str, file: &str) -> Option<String> {
         env!("CARGO_PKG_NAME")
     } else {
         let name = folder.rsplit('/').next()?;
-        let version = name.rmatch_indices('-').map(|(at, _)| at);
-        let is_version = |at: &usize| name[at + 1..].starts_with(|c: char| c.is_ascii_digit());
-        version.filter(is_version).last().map_or(name, |at| &name[..at])
+        // A version begins with a digit.
+        let version = name.match_indices('-').map(|(at, _)| at);
+        let mut version =
+            version.filter(|at| name[at + 1..].starts_with(|c: char| c.is_ascii_digit()));
+        version.next().map_or(name, |at| &name[..at])
     };
     let modules = path.split('/').filter(|module| !["lib", "main", "mod"].contains(module));
     let parts = std::iter::once(crate_name).chain(modules).chain([bare]);
