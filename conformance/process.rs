@@ -164,7 +164,9 @@ impl Tallyd {
         let text = format!("listening on {scheme}://");
         let log = self.stderr.text();
         let mut found = log.lines().filter_map(|line| line.split_once(&text));
-        found.nth(number).unwrap_or_else(|| panic!("no {scheme} in\n{log}")).1.to_owned()
+        let (_, address) = found.nth(number).unwrap_or_else(|| panic!("no {scheme} in\n{log}"));
+        // A log of JSON goes on behind it.
+        address.trim_end_matches(['"', '}']).to_owned()
     }
 
     /// The address of its only listener of this scheme.
@@ -185,7 +187,7 @@ impl Tallyd {
     pub fn server(&self, number: usize) -> SocketAddr {
         let log = self.stderr.text();
         let mut found = log.lines().filter_map(|line| line.split_once("serving http://"));
-        found.nth(number).unwrap().1.parse().unwrap()
+        found.nth(number).unwrap().1.trim_end_matches(['"', '}']).parse().unwrap()
     }
 
     /// The body of a page.

@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ fn launch() -> Launch {
 
 /// Sends lines as fast as they are taken until this is dropped.
 struct Load {
-    stop: std::sync::Arc<AtomicBool>,
+    stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<u64>>,
 }
 
@@ -38,8 +39,8 @@ impl Load {
                 (0..20).map(line).collect::<Vec<_>>().join("\n")
             })
             .collect();
-        let stop = std::sync::Arc::<AtomicBool>::default();
-        let stopped = std::sync::Arc::clone(&stop);
+        let stop = Arc::<AtomicBool>::default();
+        let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             let mut sent = 0;
             for datagram in datagrams.iter().cycle() {
@@ -179,6 +180,9 @@ fn the_line_adds_up_while_signals_storm() {
             assert!(figure("own") <= figure("total") && figure("total") <= samples, "{line}");
         }
     }
+    let cpu: f64 = lines.iter().map(|line| line["cpu_s"].as_f64().unwrap()).sum();
+    let samples: u64 = lines.iter().map(|line| line["samples"].as_u64().unwrap()).sum();
+    assert!(samples as f64 > cpu * 99.0 / 2.0 - 20.0, "{samples} samples in {cpu} s of CPU time");
     let busiest = lines.iter().max_by_key(|line| line["samples"].as_u64()).unwrap();
     assert!(busiest["samples"].as_u64().unwrap() >= 20, "{busiest}");
     assert!(stage(busiest, "parse") > 0 && stage(busiest, "aggregate") > 0, "{busiest}");
