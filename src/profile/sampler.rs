@@ -176,6 +176,20 @@ pub fn sees_callers() -> bool {
     Stack::new().word(&raw const word as usize) == Some(word)
 }
 
+/// Sends the calling thread a signal as a timer does. For the bench.
+#[doc(hidden)]
+pub fn provoke() {
+    // SAFETY: siginfo_t is plain data for which all zeroes is a valid value, and the kernel only
+    // reads it; the signal has a handler once a sampler was started, and else ends the process.
+    unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        info.si_signo = libc::SIGPROF;
+        info.si_code = libc::SI_TIMER;
+        let (process, thread) = (libc::getpid(), libc::syscall(libc::SYS_gettid));
+        libc::syscall(libc::SYS_rt_tgsigqueueinfo, process, thread, libc::SIGPROF, &raw const info);
+    }
+}
+
 /// The handler of SIGPROF.
 extern "C" fn on_timer(_: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::ucontext_t) {
     // SAFETY: the place of errno is valid for the thread's life, and `info` for that of the
