@@ -218,6 +218,16 @@ pub fn disk_space(folder: &Path) -> io::Result<(u64, u64)> {
     Ok((bytes(found.f_bavail), bytes(found.f_blocks)))
 }
 
+/// Gives memory that is free back to the system, after work that needed much of it. Where the C
+/// library is not glibc, it does so by itself.
+pub fn trim_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes the allocator's own locks, and touches what nobody uses.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// CPU time that the process has used, in itself and in the kernel.
 pub fn cpu_time() -> Duration {
     // SAFETY: rusage is plain data for which all zeroes is a valid value.

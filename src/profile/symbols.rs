@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::maps::{self, Mapping};
 use super::window::Window;
+use crate::sys;
 
 /// Addresses whose names are remembered. Beyond them all are forgotten and looked up anew.
 const KNOWN_MAX: usize = 20_000;
@@ -44,8 +45,9 @@ impl Symbols {
             self.known.insert(address, lines);
         }
         if mappings.is_some() {
-            // What was read of the program's file would take megabytes until the next look.
+            // What was read of line tables would take many megabytes until the next look.
             backtrace::clear_symbol_cache();
+            sys::trim_memory();
         }
     }
 
