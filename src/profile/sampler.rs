@@ -138,7 +138,7 @@ impl Timer {
         // How Linux names the clock of a thread's time on a processor.
         let clock = !thread << 3 | 6;
         let period = libc::timespec {
-            tv_sec: libc::time_t::from(1 / hz),
+            tv_sec: (1 / hz).into(),
             tv_nsec: (1_000_000_000 / hz % 1_000_000_000).into(),
         };
         let time = libc::itimerspec { it_interval: period, it_value: period };

@@ -220,8 +220,8 @@ fn everything(config: &Config, status: &Arc<Status>) -> Router {
         .route("/", get(index))
         .route("/metrics", get(metrics))
         .route("/api/series", get(api_series))
-        .with_state(Arc::clone(status))
         .merge(pprof::router(status.profile.clone()))
+        .with_state(Arc::clone(status))
         .merge(proxy(config, status))
         .merge(health())
 }

@@ -33,7 +33,7 @@ struct Pages {
 }
 
 /// The pages below `/debug/pprof/`; without a profile each says that it is off.
-pub(super) fn router(profile: Option<Arc<Profile>>) -> Router {
+pub(super) fn router<S: Clone + Send + Sync + 'static>(profile: Option<Arc<Profile>>) -> Router<S> {
     let Some(profile) = profile else {
         let off = || async { (StatusCode::NOT_FOUND, "self_profile.enabled is off\n") };
         return Router::new()
