@@ -15,10 +15,10 @@ use rig::Rig;
 const HZ: u32 = 99;
 const SERIES: u64 = 10_000;
 const SIZE: usize = 8192;
-/// Lines of a turn: some milliseconds.
-const LINES: u64 = 50_000;
+/// Lines of a turn: some ten samples.
+const LINES: u64 = 600_000;
 /// Turns with and without, side by side, unless told otherwise.
-const PAIRS: usize = 100;
+const PAIRS: usize = 50;
 /// Frames on the stack, beside those of a bench, while single samples are timed.
 const DEPTH: usize = 20;
 const SAMPLES: u32 = 100_000;

@@ -42,7 +42,7 @@ fn of_function(function: &str) -> Option<&str> {
         ("parse" | "stream", _) => "parse",
         ("reader" | "spellings" | "shard", _) => "aggregate",
         ("flush", _) => "flush",
-        ("journal", _) => "journal",
+        ("journal" | "replay", _) => "journal",
         ("encode", _) => "encode",
         ("sinks", _) => "send",
         ("status", _) => "pages",
