@@ -23,7 +23,7 @@ const RESERVED: [(&str, &[&str]); 7] = [
     ("nom::", &["grammar.rs"]),
     ("thread::sleep", &[]),
     ("reqwest::", &["sinks/http.rs", "sinks/datadog.rs"]),
-    ("hdrhistogram::", &["value/histogram.rs"]),
+    ("hdrhistogram::", &["telemetry/latency.rs", "value/histogram.rs"]),
     // Retry-After may be a date.
     ("SystemTime::now()", &["time.rs", "sinks/datadog.rs"]),
     (
@@ -35,6 +35,7 @@ const RESERVED: [(&str, &[&str]); 7] = [
             "intake/stdin.rs",
             "intake/streams.rs",
             "profile.rs",
+            "sinks/deliver.rs",
             "status/mod.rs",
             "time.rs",
         ],

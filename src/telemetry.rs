@@ -3,11 +3,14 @@
 //! There is one [`Telemetry`] per process, made at the start and handed to whoever counts. A
 //! counter is a relaxed atomic; readers add to it once per batch of datagrams, not per line.
 
+pub mod latency;
+
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, RwLock};
 
 use crate::sample::Reject;
 use crate::time::Time;
+use latency::Latency;
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -61,6 +64,8 @@ pub struct Telemetry {
     pub profile_lost: Counter,
     /// Microseconds that the last flush took.
     pub flush_micros: AtomicU64,
+    /// How long flushes take.
+    pub flush: Latency,
     /// When a reject of each reason was last logged, in Unix seconds.
     logged: [AtomicI64; Reject::ALL.len()],
 }
@@ -87,6 +92,8 @@ pub struct Listener {
     /// Raw copies that could not be forwarded.
     pub forward_errors: Counter,
     pub rejects: Rejects,
+    /// How long it takes to read datagrams and add their values.
+    pub batch: Latency,
 }
 
 /// Refused lines by reason.
@@ -109,6 +116,10 @@ pub struct Endpoint {
     pub sink: &'static str,
     /// Never holds a key.
     pub name: String,
+    /// How long encoding a batch takes, sending a payload, and how old one is when delivered.
+    pub encode: Latency,
+    pub send: Latency,
+    pub age: Latency,
     pub offered: Counter,
     pub delivered: Counter,
     /// Sends that failed and were tried again, in payloads.
@@ -509,6 +520,9 @@ mod tests {
         for own in OWN {
             let kind = if own.counter { "counter" } else { "gauge" };
             document += &format!("| `tallyd_{}` | {kind} | {} |\n", own.name, own.help);
+        }
+        for timed in latency::TIMED {
+            document += &format!("| `tallyd_{}` | summary | {} |\n", timed.name, timed.help);
         }
         if std::env::var_os("UPDATE").is_some() {
             std::fs::write("METRICS.md", &document).expect("METRICS.md can be written");

@@ -28,6 +28,16 @@ pub(super) enum Item {
     Spooled(Entry),
 }
 
+impl Item {
+    /// When its batch was flushed, in Unix seconds.
+    pub(super) const fn time(&self) -> i64 {
+        match self {
+            Self::Held(_, time, _) => *time,
+            Self::Spooled(entry) => entry.time,
+        }
+    }
+}
+
 /// Payloads that wait for one endpoint.
 pub(super) struct Queue {
     pub(super) endpoint: Arc<Endpoint>,

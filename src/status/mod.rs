@@ -26,6 +26,7 @@ use crate::intake::Untouched;
 use crate::profile::Profile;
 use crate::reader::Reader;
 use crate::sinks::prometheus::Prometheus;
+use crate::telemetry::latency::{QUANTILES, TIMED};
 use crate::telemetry::{OWN, Telemetry};
 use crate::time::Time;
 
@@ -136,6 +137,17 @@ impl Status {
                 kind,
                 samples,
             );
+        }
+        let now = Time::now();
+        for timed in TIMED {
+            let name = format!("tallyd_{}", timed.name);
+            let figures = self.telemetry.timed(timed, now);
+            let figures = figures.iter().map(|(labels, summary)| {
+                let labels = labels.iter().map(|(key, value)| (*key, value.as_str()));
+                let quantiles = QUANTILES.into_iter().zip(summary.quantiles);
+                (Labels::new(labels), quantiles, summary.seconds, summary.count)
+            });
+            exposition::write_own_summary(&mut page, &name, timed.help, figures);
         }
         page
     }
