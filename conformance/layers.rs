@@ -23,7 +23,7 @@ const LAYERS: [&[&str]; 10] = [
         "value",
     ],
     &["capture", "encode", "shard"],
-    &["flush", "reader", "sinks", "spellings"],
+    &["flush", "profile", "reader", "sinks", "spellings"],
     &["collectors", "intake", "status"],
     &["config"],
     &["server"],
@@ -32,11 +32,12 @@ const LAYERS: [&[&str]; 10] = [
 ];
 
 /// What only some may touch: the text looked for, and the files it may stand in.
-const RESERVED: [(&str, &[&str]); 6] = [
-    ("unsafe ", &["sys.rs"]),
+const RESERVED: [(&str, &[&str]); 7] = [
+    ("unsafe ", &["sys.rs", "profile/sampler.rs"]),
     ("nom::", &["grammar.rs"]),
     ("thread::sleep", &[]),
     ("reqwest::", &["sinks/http.rs", "sinks/datadog.rs"]),
+    ("hdrhistogram::", &["telemetry/latency.rs"]),
     // Retry-After may be a date.
     ("SystemTime::now()", &["time.rs", "sinks/datadog.rs"]),
     (
@@ -49,6 +50,8 @@ const RESERVED: [(&str, &[&str]); 6] = [
             "intake/stdin.rs",
             "intake/streams.rs",
             "status/api.rs",
+            "profile.rs",
+            "sinks/deliver.rs",
             "status/mod.rs",
             "time.rs",
         ],

@@ -63,13 +63,8 @@ impl Launch {
         let folder = tempfile::tempdir().unwrap();
         // Most tests compare everything that is delivered.
         let environment = vec![("TALLYD_TELEMETRY__SERIES".to_owned(), "false".to_owned())];
-        let launch = Self {
-            folder,
-            arguments: Vec::new(),
-            environment,
-            stdin: Stdio::null(),
-            passed: None,
-        };
+        let launch =
+            Self { folder, arguments: Vec::new(), environment, stdin: Stdio::null(), passed: None };
         std::fs::write(launch.path("tallyd.yaml"), text).unwrap();
         std::fs::write(launch.path("datadog.yaml"), "").unwrap();
         launch
@@ -198,7 +193,9 @@ impl Tallyd {
         let text = format!("listening on {scheme}://");
         let log = self.stderr.text();
         let mut found = log.lines().filter_map(|line| line.split_once(&text));
-        found.nth(number).unwrap_or_else(|| panic!("no {scheme} in\n{log}")).1.to_owned()
+        let (_, address) = found.nth(number).unwrap_or_else(|| panic!("no {scheme} in\n{log}"));
+        // A log of JSON goes on behind it.
+        address.trim_end_matches(['"', '}']).to_owned()
     }
 
     /// The address of its only listener of this scheme.
@@ -219,7 +216,7 @@ impl Tallyd {
     pub fn server(&self, number: usize) -> SocketAddr {
         let log = self.stderr.text();
         let mut found = log.lines().filter_map(|line| line.split_once("serving http://"));
-        found.nth(number).unwrap().1.parse().unwrap()
+        found.nth(number).unwrap().1.trim_end_matches(['"', '}']).parse().unwrap()
     }
 
     /// The body of a page.
@@ -277,6 +274,11 @@ impl Tallyd {
         let status = std::fs::read_to_string(status).unwrap();
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
         peak.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+    }
+
+    /// Its number among processes.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Sends it a signal, by name.

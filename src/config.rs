@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 pub use load::{ConfigError, Loaded, Setting, Source, Sources, agent_from_text, from_text, load};
 
 use crate::{
-    collectors, flush, intake, logging, origin, rules, secrets, shard, sinks, state, status,
-    telemetry, value,
+    collectors, flush, intake, logging, origin, profile, rules, secrets, shard, sinks, state,
+    status, telemetry, value,
 };
 
 /// Exit code of a wrong configuration, as in sysexits.h.
@@ -44,6 +44,7 @@ pub struct Config {
     pub status: status::Config,
     pub telemetry: telemetry::Config,
     pub logging: logging::Config,
+    pub self_profile: profile::Config,
 }
 
 impl Config {

@@ -65,8 +65,9 @@ impl Flush {
         };
         self.telemetry.flushes.add(1);
         self.telemetry.points.add(batch.points());
-        let took = begun.elapsed().as_micros() as u64;
-        self.telemetry.flush_micros.store(took, Ordering::Relaxed);
+        let took = begun.elapsed();
+        self.telemetry.flush_micros.store(took.as_micros() as u64, Ordering::Relaxed);
+        self.telemetry.flush.record(took, now);
         batch
     }
 }

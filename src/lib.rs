@@ -45,6 +45,7 @@ pub mod cost;
 pub mod ledger;
 pub mod logging;
 pub mod origin;
+pub mod profile;
 pub mod secrets;
 pub mod service;
 pub mod state;

@@ -19,6 +19,7 @@ use crate::flush::{Flush, Ticker};
 use crate::intake::{self, Intake, Opened, Passed, Untouched};
 use crate::ledger::Ledger;
 use crate::origin;
+use crate::profile::{self, Profile};
 use crate::reader::{Reader, Shared};
 use crate::rules::Rules;
 use crate::sample::Dialect;
@@ -54,6 +55,7 @@ const COLLECTORS_GRACE: Duration = Duration::from_millis(500);
 /// A running tallyd.
 pub struct Server {
     runtime: Runtime,
+    profiler: Option<profile::Thread>,
     intake: Intake,
     ticker: Ticker,
     flush: Arc<Flush>,
@@ -153,13 +155,15 @@ impl Server {
         let proxy = telemetry.listener("http".to_owned());
         let options = config.intake.options(Dialect::Datadog);
         let proxy = Reader::new(shared.clone(), proxy, options, false);
-        let status = Arc::new(Status::new(
+        let profile = profile(config, &telemetry);
+        let status = Status::new(
             &config.status,
             Arc::clone(&telemetry),
             sinks.prometheus.clone(),
             proxy,
             interval,
-        ));
+        );
+        let status = Arc::new(status.with_profile(profile.clone()));
         let servers =
             runtime.block_on(status::start(&config.status, untouched, Arc::clone(&status)))?;
         announce(&sinks, servers.address, hint);
@@ -196,8 +200,13 @@ impl Server {
             let _runtime = runtime.enter();
             start_collectors(config, shared)
         };
+        let profiler = profile
+            .map(|profile| profile::Thread::start(profile, config.logging.format))
+            .transpose()
+            .context("cannot start the thread of the profile")?;
         Ok(Self {
             runtime,
+            profiler,
             intake,
             ticker,
             flush,
@@ -256,6 +265,9 @@ impl Server {
             deliveries.into_iter().for_each(|delivery| drop(stops.spawn(delivery.stop(deadline))));
             stops.join_all().await;
         });
+        if let Some(profiler) = self.profiler {
+            profiler.stop();
+        }
         // Whatever still hangs in a blocking call is left behind.
         self.runtime.shutdown_background();
         tracing::info!("stopped");
@@ -375,6 +387,16 @@ async fn log_ledger(telemetry: Arc<Telemetry>) {
         }
         before = ledger;
     }
+}
+
+/// The profile of the process itself. What cannot be had is not worth a failed start.
+fn profile(config: &Config, telemetry: &Arc<Telemetry>) -> Option<Arc<Profile>> {
+    if !config.self_profile.enabled {
+        return None;
+    }
+    Profile::start(&config.self_profile, Arc::clone(telemetry))
+        .inspect_err(|error| tracing::info!("going on without self_profile: {error}"))
+        .ok()
 }
 
 /// The host that series without one of their own get.

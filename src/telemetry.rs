@@ -3,6 +3,7 @@
 //! There is one [`Telemetry`] per process, made at the start and handed to whoever counts. A
 //! counter is a relaxed atomic; readers add to it once per batch of datagrams, not per line.
 
+pub mod latency;
 pub mod recorder;
 pub mod tap;
 
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::sample::Reject;
 use crate::time::Time;
+use latency::Latency;
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -93,8 +95,13 @@ pub struct Telemetry {
     pub flushes: Counter,
     /// Points that flushes handed to the sinks.
     pub points: Counter,
+    /// Samples of the process's own CPU time, and those there was no room for.
+    pub profile_samples: Counter,
+    pub profile_lost: Counter,
     /// Microseconds that the last flush took.
     pub flush_micros: AtomicU64,
+    /// How long flushes take.
+    pub flush: Latency,
     /// When a reject of each reason was last logged, in Unix seconds.
     logged: [AtomicI64; Reject::ALL.len()],
 }
@@ -124,6 +131,8 @@ pub struct Listener {
     /// Raw copies that could not be forwarded.
     pub forward_errors: Counter,
     pub rejects: Rejects,
+    /// How long it takes to read datagrams and add their values.
+    pub batch: Latency,
 }
 
 /// Longest part of a refused line that is shown.
@@ -180,6 +189,10 @@ pub struct Endpoint {
     pub sink: &'static str,
     /// Never holds a key.
     pub name: String,
+    /// How long encoding a batch takes, sending a payload, and how old one is when delivered.
+    pub encode: Latency,
+    pub send: Latency,
+    pub age: Latency,
     pub offered: Counter,
     pub delivered: Counter,
     /// Sends that failed and were tried again, in payloads.
@@ -441,6 +454,16 @@ pub const OWN: &[Own] = &[
     counter("points_total", "Points handed to the sinks.", Read::Process(|t| t.points.get())),
     gauge("flush_seconds", "Duration of the last flush.", Read::Seconds(|t| &t.flush_micros)),
     counter(
+        "profile_samples_total",
+        "Samples of tallyd's own CPU time (self_profile).",
+        Read::Process(|t| t.profile_samples.get()),
+    ),
+    counter(
+        "profile_lost_total",
+        "Samples of tallyd's own CPU time that there was no room for.",
+        Read::Process(|t| t.profile_lost.get()),
+    ),
+    counter(
         "sink_offered_points_total",
         "Points offered, by sink and endpoint.",
         Read::Endpoint(|e| e.offered.get()),
@@ -689,6 +712,9 @@ mod tests {
         for own in OWN {
             let kind = if own.counter { "counter" } else { "gauge" };
             document += &format!("| `tallyd_{}` | {kind} | {} |\n", own.name, own.help);
+        }
+        for timed in latency::TIMED {
+            document += &format!("| `tallyd_{}` | summary | {} |\n", timed.name, timed.help);
         }
         if std::env::var_os("UPDATE").is_some() {
             std::fs::write("METRICS.md", &document).expect("METRICS.md can be written");

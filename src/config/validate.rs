@@ -45,7 +45,10 @@ pub(super) fn validate(config: &Config) -> Outcome {
     http(&config.sinks.datadog.http)?;
     secrets(config)?;
     status(&config.status)?;
-    logging(&config.logging)
+    logging(&config.logging)?;
+    within("self_profile.hz", config.self_profile.hz, 1..=1000)?;
+    within("self_profile.period", config.self_profile.period, 1..=3600)?;
+    within("self_profile.keep", config.self_profile.keep, 0..=1440)
 }
 
 /// What is given and does nothing, or is dangerous; one line each.

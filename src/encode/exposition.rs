@@ -180,6 +180,24 @@ pub fn write_own(
     }
 }
 
+/// Writes a summary of tallyd's own: for each set of labels its quantiles, its sum and its count.
+/// Otherwise as [`write_own`].
+pub fn write_own_summary<Q: IntoIterator<Item = (f64, f64)>>(
+    out: &mut String,
+    name: &str,
+    help: &str,
+    figures: impl IntoIterator<Item = (Labels, Q, f64, u64)>,
+) {
+    write_own(out, name, help, Type::Summary, []);
+    for (labels, quantiles, sum, count) in figures {
+        for (quantile, value) in quantiles {
+            write_quantile(out, name, quantile, &labels, value);
+        }
+        write_sample(out, name, "_sum", &labels, sum);
+        write_sample(out, name, "_count", &labels, count as f64);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

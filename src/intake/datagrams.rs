@@ -89,6 +89,7 @@ impl Datagrams {
 
     /// Takes one batch and returns the number of its datagrams.
     fn take_batch(&mut self, now: Time) -> usize {
+        let begun = Instant::now();
         let mut count = 0;
         match self.receiver.receive(self.socket.as_fd()) {
             Ok(datagrams) => {
@@ -108,6 +109,9 @@ impl Datagrams {
                 ErrorKind::Interrupted => count = BATCH,
                 _ => self.reader.listener().read_errors.add(1),
             },
+        }
+        if count > 0 {
+            self.reader.listener().batch.record(begun.elapsed(), now);
         }
         if now.seconds() != self.drops_read {
             self.drops_read = now.seconds();

@@ -39,6 +39,7 @@ use super::spool::{self, Spool};
 use super::{Encoded, Payload, Sink, Verdict};
 use crate::batch::Batch;
 use crate::telemetry::Telemetry;
+use crate::time::Time;
 
 /// Batches that may wait to be encoded.
 const BATCHES: usize = 4;
@@ -216,8 +217,11 @@ async fn encode(
     while let Some((batch, receipt)) = batches.recv().await {
         let (points, time) = (batch.points(), batch.flushed_at);
         let encoder = Arc::clone(&sink);
+        let begun = Instant::now();
         // A large batch takes long to encode and compress.
         let encoded = spawn_blocking(move || encoder.encode(&batch)).await;
+        let took = begun.elapsed();
+        queues.iter().for_each(|queue| queue.endpoint.encode.record(took, Time::now()));
         if encoded.is_err() {
             tracing::error!("sink {}: the encoder failed; {points} points lost", sink.name());
         }
@@ -292,7 +296,9 @@ impl Send {
     async fn run(mut self, mut stopping: watch::Receiver<bool>) {
         while let Some((item, fresh)) = self.queue.next().await {
             let Some(payload) = self.queue.load(&item).await else { continue };
+            let begun = Instant::now();
             let verdict = self.sink.send(self.number, &payload).await;
+            self.queue.endpoint.send.record(begun.elapsed(), Time::now());
             let Some(wait) = self.take(verdict, &payload, item, fresh).await else { continue };
             // The stop cuts a wait short for one more try. After that there is no time to wait:
             // what is left is settled.
@@ -321,6 +327,9 @@ impl Send {
                     self.backlog_errors = self.backlog_errors.saturating_sub(ERRORS_RECOVERED);
                 }
                 self.delivered(payload);
+                let now = Time::now();
+                let age = now.seconds().saturating_sub(item.time()).max(0);
+                queue.endpoint.age.record(Duration::from_secs(age as u64), now);
                 queue.done(item).await;
                 None
             }

@@ -362,6 +362,14 @@ impl Queue {
 }
 
 impl Item {
+    /// When its batch was flushed, in Unix seconds.
+    pub(super) const fn time(&self) -> i64 {
+        match self {
+            Self::Held(_, time, _) => *time,
+            Self::Spooled(entry) => entry.time,
+        }
+    }
+
     fn kind(&self) -> &'static str {
         match self {
             Self::Held(payload, ..) => payload.kind,
