@@ -1,5 +1,6 @@
 //! What leaves at a flush: owned, immutable, shared by every sink.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::blocklist::Blocklist;
@@ -16,6 +17,8 @@ pub struct Batch {
     pub flushed_at: i64,
     /// Length of a bucket in seconds: what a count is divided by to become a rate.
     pub interval: u32,
+    /// What it was made of: see [`Generation`](crate::shard::Generation).
+    pub generations: Range<u64>,
     /// Rows of one context stand together, in the order of their time.
     pub rows: Vec<Row>,
     pub events: Vec<Event>,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::batch::Batch;
 use crate::blocklist::Blocklist;
-use crate::shard::Shards;
+use crate::shard::{Flushed, Shards};
 use crate::telemetry::Telemetry;
 use crate::time::Time;
 use crate::value::Aggregate;
@@ -49,11 +49,11 @@ impl Flush {
     /// Takes what has closed by `now`; with `open`, the open bucket too.
     pub fn batch(&self, now: Time, open: bool) -> Batch {
         let begun = Instant::now();
-        let rows = self.shards.flush(now, open);
-        let (events, checks) = self.shards.take_inbox();
+        let Flushed { generations, rows, events, checks } = self.shards.flush(now, open);
         let batch = Batch {
             flushed_at: now.seconds(),
             interval: self.shards.interval(),
+            generations,
             rows,
             events,
             checks,

@@ -16,15 +16,19 @@ use smallvec::SmallVec;
 use crate::parse;
 use crate::rules::{Outcome, Rules};
 use crate::sample::{Dialect, Kind, Message, Reject, Sample, Values};
-use crate::shard::Shards;
+use crate::shard::{Shards, Window};
 use crate::spellings::{Print, Series, Spellings};
 use crate::stream::{FrameError, Framer};
+use crate::sys::Datagram;
 use crate::telemetry::{Listener, Telemetry};
 use crate::time::Time;
 use crate::value::WEIGHT_MAX;
 
 /// Samples of a run: enough to hide the memory's latency, few enough to stay in the cache.
 const RUN: usize = 64;
+
+/// Datagrams that are taken in before a rotation may come between.
+const WINDOW: usize = 16;
 
 /// Longest part of a refused line that is shown in the log.
 const EXCERPT: usize = 120;
@@ -84,6 +88,22 @@ impl Reader {
     /// Takes in one datagram, frame or run of text lines that arrived at `now`. `truncated` says
     /// that its end is missing.
     pub fn datagram(&mut self, bytes: &[u8], truncated: bool, now: Time) {
+        self.datagrams(&[Datagram { bytes, truncated }], now);
+    }
+
+    /// Takes in what arrived at `now`.
+    pub fn datagrams(&mut self, datagrams: &[Datagram<'_>], now: Time) {
+        let shards = Arc::clone(&self.shared.shards);
+        for some in datagrams.chunks(WINDOW) {
+            let window = shards.window(now);
+            for datagram in some {
+                self.take_in(datagram, &window, now);
+            }
+        }
+    }
+
+    fn take_in(&mut self, datagram: &Datagram<'_>, window: &Window<'_>, now: Time) {
+        let Datagram { bytes, truncated } = *datagram;
         self.listener.datagrams.add(1);
         self.listener.bytes.add(bytes.len() as u64);
         self.listener.truncated.add(truncated.into());
@@ -114,23 +134,23 @@ impl Reader {
                     samples += 1;
                     self.queue(sample, &mut run);
                     if run.len() == RUN {
-                        self.take(&mut run, now);
+                        self.take(&mut run, window);
                     }
                 }
                 Ok(Message::Event(event)) => {
                     events += 1;
                     self.shared.telemetry.fields_ignored.add(event.ignored.into());
-                    self.shared.shards.event(self.shared.rules.event(&event, now.seconds()));
+                    window.event(self.shared.rules.event(&event, now.seconds()));
                 }
                 Ok(Message::Check(check)) => {
                     checks += 1;
                     self.shared.telemetry.fields_ignored.add(check.ignored.into());
-                    self.shared.shards.check(self.shared.rules.check(&check, now.seconds()));
+                    window.check(self.shared.rules.check(&check, now.seconds()));
                 }
                 Err(reason) => self.reject(reason, line, now),
             });
         }
-        self.take(&mut run, now);
+        self.take(&mut run, window);
         self.listener.samples.add(samples);
         self.listener.events.add(events);
         self.listener.checks.add(checks);
@@ -142,9 +162,11 @@ impl Reader {
     /// Takes in every payload that a stream has complete. Returns false when the stream cannot be
     /// read any further.
     pub fn payloads(&mut self, framer: &mut Framer, now: Time) -> bool {
-        while let Some(payload) = framer.payload() {
+        let mut complete = SmallVec::<[Datagram<'_>; WINDOW]>::new();
+        let mut readable = true;
+        for payload in framer.payloads() {
             match payload {
-                Ok(bytes) => self.datagram(bytes, false, now),
+                Ok(bytes) => complete.push(Datagram { bytes, truncated: false }),
                 Err(FrameError::LineTooLong) => {
                     self.listener.truncated.add(1);
                     self.reject(Reject::Truncated, b"(longer than intake.buffer_size)", now);
@@ -152,11 +174,12 @@ impl Reader {
                 Err(error @ (FrameError::FrameTooLong(_) | FrameError::Unfinished(_))) => {
                     self.listener.connections_refused.add(1);
                     self.reject(Reject::Truncated, error.to_string().as_bytes(), now);
-                    return false;
+                    readable = false;
                 }
             }
         }
-        true
+        self.datagrams(&complete, now);
+        readable
     }
 
     /// Puts a sample into the run, unless it has no value.
@@ -172,20 +195,20 @@ impl Reader {
     }
 
     /// Takes the samples of a run to their series.
-    fn take(&mut self, run: &mut Run<'_>, now: Time) {
-        self.look_up(run, now);
-        self.apply(run, now);
+    fn take(&mut self, run: &mut Run<'_>, window: &Window<'_>) {
+        self.look_up(run, window);
+        self.apply(run, window);
         run.clear();
     }
 
-    fn look_up(&mut self, run: &mut Run<'_>, now: Time) {
-        let epoch = self.shared.shards.epoch();
+    fn look_up(&mut self, run: &mut Run<'_>, window: &Window<'_>) {
+        let epoch = window.epoch();
         let (mut overflow, mut blocked, mut rate_out_of_range) = (0, 0, 0);
         for pending in run {
             let Pending { sample, print, .. } = pending;
-            let known = self.spellings.find(*print, epoch, &self.shared.shards, now);
+            let known = self.spellings.find(*print, epoch, window);
             let (series, used) = known.unwrap_or_else(|| {
-                let series = self.resolve(sample, now);
+                let series = self.resolve(sample, window);
                 self.spellings.insert(*print, series, epoch);
                 (series, epoch)
             });
@@ -200,8 +223,8 @@ impl Reader {
     }
 
     /// The slow way from a spelling to its series, taken once per spelling while it is in use.
-    fn resolve(&self, sample: &Sample<'_>, now: Time) -> Series {
-        let Shared { rules, shards, telemetry, .. } = &self.shared;
+    fn resolve(&self, sample: &Sample<'_>, window: &Window<'_>) -> Series {
+        let Shared { rules, telemetry, .. } = &self.shared;
         let dialect = self.options.dialect;
         let (context, invalid_utf8) = match rules.context(sample, dialect) {
             Outcome::Blocked => return Series::default(),
@@ -212,8 +235,8 @@ impl Reader {
         let prefix = self.shared.distribution_prefix.as_ref().filter(|_| copied);
         let copy = prefix.map(|prefix| context.renamed(prefix, Kind::Distribution));
         let deltas = dialect == Dialect::Statsd && context.kind() == Kind::Gauge;
-        let series = shards.intern(context, deltas, now);
-        let copy = copy.map(|context| shards.intern(context, false, now));
+        let series = window.intern(context, deltas);
+        let copy = copy.map(|context| window.intern(context, false));
         Series {
             handle: Some(series.handle),
             copy: copy.map(|copy| copy.handle),
@@ -222,10 +245,9 @@ impl Reader {
     }
 
     /// Adds a run of samples, shard by shard and within each in the order of arrival.
-    fn apply(&mut self, run: &Run<'_>, now: Time) {
-        let shards = Arc::clone(&self.shared.shards);
+    fn apply(&mut self, run: &Run<'_>, window: &Window<'_>) {
         let mut again = SmallVec::<[(usize, Kind); 4]>::new();
-        for number in 0..shards.len() {
+        for number in 0..self.shared.shards.len() {
             let here = || {
                 run.iter().enumerate().flat_map(move |(i, pending)| {
                     let handles = pending.series.handles(pending.sample.kind);
@@ -236,7 +258,7 @@ impl Reader {
             if here().next().is_none() {
                 continue;
             }
-            let mut shard = shards.lock(number, now);
+            let mut shard = window.lock(number);
             here().for_each(|(.., handle, _)| shard.prefetch(handle));
             let mut stale = false;
             for (i, pending, handle, kind) in here() {
@@ -248,22 +270,22 @@ impl Reader {
             }
         }
         for (i, kind) in again {
-            self.add_again(&run[i], kind, now);
+            self.add_again(&run[i], kind, window);
         }
     }
 
     /// The series of this kind expired between its look-up and its shard's lock, while this thread
     /// was held up for two flushes: looks it up anew, as often as that happens.
-    fn add_again(&mut self, pending: &Pending<'_>, kind: Kind, now: Time) {
+    fn add_again(&mut self, pending: &Pending<'_>, kind: Kind, window: &Window<'_>) {
         let sample = &pending.sample;
         loop {
-            let epoch = self.shared.shards.epoch();
-            let series = self.resolve(sample, now);
+            let epoch = window.epoch();
+            let series = self.resolve(sample, window);
             self.spellings.insert(pending.print, series, epoch);
             let Some((handle, _)) = series.handles(sample.kind).find(|(_, k)| *k == kind) else {
                 return;
             };
-            let mut shard = self.shared.shards.lock(handle.shard(), now);
+            let mut shard = window.lock(handle.shard());
             if shard.add(handle, epoch, kind, sample).is_ok() {
                 return;
             }

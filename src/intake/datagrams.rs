@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
+use smallvec::SmallVec;
 
 use super::pace::Pace;
 use crate::reader::Reader;
-use crate::sys::{self, BATCH, Receiver};
+use crate::sys::{self, BATCH, Datagram, Receiver};
 use crate::time::Time;
 
 /// How long a thread sleeps at most, so that the kernel's drops are noticed on a quiet socket too.
@@ -91,15 +92,14 @@ impl Datagrams {
         let mut count = 0;
         match self.receiver.receive(self.socket.as_fd()) {
             Ok(datagrams) => {
-                for datagram in datagrams {
-                    count += 1;
-                    if let Some(forward) = &self.forward
-                        && forward.send(datagram.bytes).is_err()
-                    {
-                        self.reader.listener().forward_errors.add(1);
-                    }
-                    self.reader.datagram(datagram.bytes, datagram.truncated, now);
+                let datagrams: SmallVec<[Datagram<'_>; BATCH]> = datagrams.collect();
+                count = datagrams.len();
+                if let Some(forward) = &self.forward {
+                    let failed = |datagram: &&Datagram<'_>| forward.send(datagram.bytes).is_err();
+                    let failures = datagrams.iter().filter(failed).count();
+                    self.reader.listener().forward_errors.add(failures as u64);
                 }
+                self.reader.datagrams(&datagrams, now);
             }
             Err(error) => match error.kind() {
                 ErrorKind::WouldBlock => {}
