@@ -11,7 +11,10 @@ pub mod cli;
 pub mod config;
 pub mod server;
 
+pub mod bins;
+pub mod compact;
 pub mod context;
+pub mod hash;
 pub mod sample;
 pub mod time;
 
