@@ -64,6 +64,7 @@ fn reader(dialect: Dialect, contexts_max: usize) -> (Reader, Arc<Shards>) {
         log_rejects: false,
         line_max: usize::MAX,
         spellings_max: 1000,
+        journal: None,
     };
     let shards = shared.shards.clone();
     let options = Options { dialect, origin_fields: true, ..Options::default() };

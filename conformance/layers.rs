@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 /// Modules from the ground up; a module imports from its own group and from those before it.
 const LAYERS: [&[&str]; 10] = [
-    &["bins", "compact", "hash", "sys", "logging", "sample", "state", "time"],
+    &["bins", "compact", "hash", "sys", "fail", "logging", "sample", "state", "time"],
     &["context", "sketch", "telemetry"],
     &["batch", "blocklist", "grammar", "origin", "parse", "rules", "stream", "value"],
-    &["encode", "shard"],
-    &["flush", "reader", "sinks", "spellings"],
+    &["encode", "journal", "shard"],
+    &["flush", "reader", "replay", "sinks", "spellings"],
     &["intake", "status"],
     &["config"],
     &["server"],

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use load::{ConfigError, Loaded, Setting, Source, Sources, agent_from_text, from_text, load};
 
-use crate::{flush, intake, logging, origin, rules, shard, sinks, state, status, value};
+use crate::{flush, intake, journal, logging, origin, rules, shard, sinks, state, status, value};
 
 /// Exit code of a wrong configuration, as in sysexits.h.
 pub const EXIT_CODE: u8 = 78;
@@ -31,6 +31,7 @@ pub struct Config {
     pub shard: shard::Config,
     pub value: value::Config,
     pub flush: flush::Config,
+    pub journal: journal::Config,
     pub sinks: sinks::Config,
     pub state: state::Config,
     pub status: status::Config,

@@ -20,6 +20,7 @@ pub mod time;
 
 pub mod intake;
 pub mod reader;
+pub mod replay;
 pub mod spellings;
 pub mod stream;
 
@@ -30,6 +31,7 @@ pub mod rules;
 
 pub mod batch;
 pub mod flush;
+pub mod journal;
 pub mod shard;
 pub mod sketch;
 pub mod value;
@@ -37,6 +39,7 @@ pub mod value;
 pub mod encode;
 pub mod sinks;
 
+pub mod fail;
 pub mod logging;
 pub mod origin;
 pub mod state;

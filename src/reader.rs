@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use crate::journal::{self, Journal};
 use crate::parse;
 use crate::rules::{Outcome, Rules};
 use crate::sample::{Dialect, Kind, Message, Reject, Sample, Values};
@@ -47,6 +48,8 @@ pub struct Shared {
     pub line_max: usize,
     /// Spellings that a reader remembers.
     pub spellings_max: usize,
+    /// What is read outlives the process by it.
+    pub journal: Option<Arc<Journal>>,
 }
 
 /// Turns what one listener received into values of series. One thread uses it at a time.
@@ -56,6 +59,7 @@ pub struct Reader {
     options: parse::Options,
     eol_required: bool,
     spellings: Spellings,
+    journal: Option<journal::Writer>,
 }
 
 /// A sample on its way to its series.
@@ -78,7 +82,10 @@ impl Reader {
         eol_required: bool,
     ) -> Self {
         let spellings = Spellings::new(shared.spellings_max);
-        Self { shared, listener, options, eol_required, spellings }
+        let name = listener.name.clone();
+        let source = journal::Source { name, dialect: options.dialect, eol_required };
+        let journal = shared.journal.as_ref().map(|journal| journal.writer(source));
+        Self { shared, listener, options, eol_required, spellings, journal }
     }
 
     pub fn listener(&self) -> &Arc<Listener> {
@@ -96,6 +103,9 @@ impl Reader {
         let shards = Arc::clone(&self.shared.shards);
         for some in datagrams.chunks(WINDOW) {
             let window = shards.window(now);
+            if let Some(journal) = &mut self.journal {
+                journal.append(some, window.generation(), now);
+            }
             for datagram in some {
                 self.take_in(datagram, &window, now);
             }

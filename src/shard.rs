@@ -791,7 +791,7 @@ impl Shard {
         let mut idle = Vec::new();
         for row in from..to {
             let state = &mut self.states[row];
-            let cell = taken(&mut self.closed, count, row);
+            let cell = taken(&mut self.closed, count, row, &settings.plan);
             let Some(context) = state.context.clone() else {
                 debug_assert!(matches!(cell, Cell::Empty), "a free row has no value");
                 continue;
@@ -853,7 +853,10 @@ impl Shard {
 }
 
 /// Takes what a row holds in the oldest bucket, whose generations are `count`.
-fn taken(closed: &mut VecDeque<Bucket>, count: usize, row: usize) -> Cell {
-    let cells = closed.iter_mut().take(count).filter_map(|bucket| bucket.cells.get_mut(row));
-    cells.map(std::mem::take).find(|cell| !matches!(cell, Cell::Empty)).unwrap_or_default()
+fn taken(closed: &mut VecDeque<Bucket>, count: usize, row: usize, plan: &Plan) -> Cell {
+    let mut whole = Cell::Empty;
+    for cell in closed.iter_mut().take(count).filter_map(|bucket| bucket.cells.get_mut(row)) {
+        whole.merge(std::mem::take(cell), plan);
+    }
+    whole
 }

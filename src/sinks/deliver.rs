@@ -38,6 +38,7 @@ use super::queue::{Item, Queue};
 use super::spool::{self, Spool};
 use super::{Encoded, Payload, Sink, Verdict};
 use crate::batch::Batch;
+use crate::journal::Slip;
 use crate::telemetry::Telemetry;
 
 /// Batches that may wait to be encoded.
@@ -57,7 +58,7 @@ const REFUSALS_APART: Duration = Duration::from_secs(60);
 /// Travels with a batch, and with those of its payloads that are in memory only. Once all clones
 /// are dropped, each payload is in the spool of its endpoint, or was delivered, or was dropped and
 /// counted: whoever could make the batch anew need not keep what it takes.
-pub type Receipt = Arc<()>;
+pub type Receipt = Arc<Slip>;
 
 /// The running delivery of one sink.
 pub struct Delivery {

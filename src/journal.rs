@@ -1,0 +1,693 @@
+//! What was read outlives the process.
+//!
+//! A reader appends each batch of datagrams to a file of its own, its *segment*, before it adds them
+//! to the aggregate. Once every sink has the batch of a flush safe, the segments that it came from
+//! are released, and used again. What a process leaves behind is read again by the next one.
+//!
+//! ```text
+//! reader   --append--> segment-3     under the window: a segment is of one generation
+//! flush    --batch---> sinks         with a receipt; when the last of it is gone:
+//! journal  --release-> released      one write says which generations need no replay
+//!          --sync----> segment-*     each journal.sync_interval, off the readers' way
+//! ```
+//!
+//! Appending is one `pwritev` into the page cache: it survives the process at once, and a loss of
+//! power once it is synced. Errors of the disk never stop a reader: what could not be appended is
+//! counted, and appending is tried again in the next generation and each second.
+
+pub mod format;
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, IoSlice};
+use std::ops::Range;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
+
+use crate::fail;
+use crate::shard::Generation;
+use crate::sys::{self, Datagram};
+use crate::telemetry::Telemetry;
+use crate::time::Time;
+use format::{END, Header, Released, SLOT, Unreadable};
+
+pub use format::Source;
+
+/// What was read survives a crash.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Keep what was read in the folder `journal` in `state.run_path` until every sink has it safe.
+    pub enabled: bool,
+    /// Bytes that the journal may take.
+    pub max_bytes: u64,
+    /// Seconds after which what was read survives a loss of power too, not only of the process.
+    pub sync_interval: f64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { enabled: true, max_bytes: 64 * 1024 * 1024, sync_interval: 1.0 }
+    }
+}
+
+/// Bytes of a segment: a part of the journal's, within bounds.
+const SEGMENT_MIN: u64 = 64 * 1024;
+const SEGMENT_MAX: u64 = 4 * 1024 * 1024;
+const SEGMENTS: u64 = 16;
+
+/// Buffers of one write: the head of a record, the datagrams, the end.
+const SLICES_MAX: usize = 1024;
+
+const SEGMENT: &str = "segment-";
+const RELEASED: &str = "released";
+/// The folder for files that cannot be read.
+const BAD: &str = "bad";
+
+/// An operation on files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    MakeFolder,
+    List,
+    Create,
+    Append,
+    Sync,
+    Read,
+    Release,
+    Remove,
+}
+
+impl Op {
+    /// The name of its fail point.
+    const fn point(self) -> &'static str {
+        match self {
+            Self::MakeFolder => "journal.make_folder",
+            Self::List => "journal.list",
+            Self::Create => "journal.create",
+            Self::Append => "journal.append",
+            Self::Sync => "journal.sync",
+            Self::Read => "journal.read",
+            Self::Release => "journal.release",
+            Self::Remove => "journal.remove",
+        }
+    }
+}
+
+/// Called before each operation; its error is the operation's. Tests inject faults by it.
+pub type Gate = Arc<dyn Fn(Op) -> io::Result<()> + Send + Sync>;
+
+/// The journal of a process.
+pub struct Journal {
+    folder: PathBuf,
+    max_bytes: u64,
+    segment_bytes: u64,
+    gate: Gate,
+    telemetry: Arc<Telemetry>,
+    files: Mutex<Files>,
+    /// Bytes in segments that are not released.
+    used: AtomicU64,
+    failing: Mutex<Option<Failing>>,
+    work: Mutex<Sender<Work>>,
+    /// For the keeper.
+    to_do: Mutex<Option<Receiver<Work>>>,
+}
+
+#[derive(Default)]
+struct Files {
+    /// Not released, in the order of their sequence.
+    segments: Vec<Arc<Segment>>,
+    /// To be used again, the last one first: it is the likeliest to be in the cache.
+    spares: Vec<Spare>,
+    /// Number of the next file.
+    next: u64,
+    /// Sequence of the next segment.
+    sequence: u64,
+    released: Released,
+}
+
+/// One reader's part of one generation.
+struct Segment {
+    path: PathBuf,
+    file: File,
+    generation: Generation,
+    /// Bytes of the file that are in use.
+    written: AtomicU64,
+    synced: AtomicU64,
+    /// Nothing more is appended: it could not be synced, or it is gone from the folder.
+    broken: AtomicBool,
+}
+
+/// A file without content of worth.
+struct Spare {
+    path: PathBuf,
+    file: File,
+    /// Bytes that it takes on the disk.
+    bytes: u64,
+}
+
+/// What is not protected.
+struct Failing {
+    since: Time,
+    last: Time,
+    datagrams: u64,
+}
+
+enum Work {
+    Release(Range<u64>),
+    Stop,
+}
+
+/// A promise of the journal: what it stands for is released when it is dropped. The default one
+/// stands for nothing.
+#[derive(Default)]
+pub struct Slip(Option<(Sender<Work>, Range<u64>)>);
+
+impl Drop for Slip {
+    fn drop(&mut self) {
+        if let Some((work, generations)) = self.0.take() {
+            // A journal that has stopped leaves them to the next process.
+            let _ = work.send(Work::Release(generations));
+        }
+    }
+}
+
+/// What an earlier process left.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// In the order in which they were written.
+    segments: Vec<(Header, PathBuf)>,
+    /// Behind the highest generation that was ever used.
+    pub next: u64,
+    /// The latest start of a bucket.
+    pub start: Option<i64>,
+}
+
+impl Journal {
+    /// Opens the journal in a folder, which nobody else uses. A disk that fails is no error: it is
+    /// tried again.
+    pub fn open(
+        folder: &Path,
+        config: &Config,
+        telemetry: Arc<Telemetry>,
+        gate: Gate,
+        now: Time,
+    ) -> (Arc<Self>, Found) {
+        let (work, to_do) = channel();
+        let journal = Self {
+            folder: folder.to_owned(),
+            max_bytes: config.max_bytes,
+            segment_bytes: (config.max_bytes / SEGMENTS).clamp(SEGMENT_MIN, SEGMENT_MAX),
+            gate,
+            telemetry,
+            files: Mutex::default(),
+            used: AtomicU64::new(0),
+            failing: Mutex::default(),
+            work: Mutex::new(work),
+            to_do: Mutex::new(Some(to_do)),
+        };
+        let found = journal.find().unwrap_or_else(|error| {
+            journal.failed(&error, 0, 0, now);
+            Found::default()
+        });
+        (Arc::new(journal), found)
+    }
+}
+
+impl Journal {
+    /// Reads what an earlier process left: the headers of its segments. Removes what need not be
+    /// replayed.
+    fn find(&self) -> io::Result<Found> {
+        self.make_folder()?;
+        self.step(Op::List)?;
+        let mut paths = Vec::new();
+        for entry in fs::read_dir(&self.folder)? {
+            paths.push(entry?.path());
+        }
+        let mut files = self.files();
+        files.released = fs::read(self.folder.join(RELEASED))
+            .ok()
+            .and_then(|bytes| Released::decode(&bytes))
+            .unwrap_or_default();
+        let Files { next, sequence, released, segments, .. } = &mut *files;
+        let mut found = Found { next: released.end(), ..Found::default() };
+        found.start = (released.sequence > 0).then_some(released.start);
+        for path in paths {
+            let Some(number) = number_of(&path) else { continue };
+            *next = (*next).max(number + 1);
+            let header = self.header(&path);
+            let Some((header, bytes)) = header.unwrap_or_else(|reason| {
+                self.set_aside(&path, &reason);
+                None
+            }) else {
+                continue;
+            };
+            *sequence = (*sequence).max(header.sequence + 1);
+            if released.holds(header.generation.number) {
+                let _ = self.step(Op::Remove).and_then(|()| fs::remove_file(&path));
+                continue;
+            }
+            found.next = found.next.max(header.generation.number + 1);
+            found.start = found.start.max(Some(header.generation.start));
+            let file = OpenOptions::new().read(true).write(true).open(&path)?;
+            self.used.fetch_add(bytes, Relaxed);
+            segments.push(Arc::new(Segment::new(path.clone(), file, header.generation, bytes)));
+            found.segments.push((header, path));
+        }
+        found.segments.sort_by_key(|(header, _)| (header.generation.number, header.sequence));
+        Ok(found)
+    }
+
+    /// The header of a segment, and the bytes of its file. `None` when it was never used.
+    fn header(&self, path: &Path) -> Result<Option<(Header, u64)>, String> {
+        let read = self.step(Op::Read).and_then(|()| {
+            let file = File::open(path)?;
+            let mut start = vec![0; 4096];
+            let length = file.read_at(&mut start, 0)?;
+            start.truncate(length);
+            Ok((start, file.metadata()?.len()))
+        });
+        let (start, bytes) = read.map_err(|error| error.to_string())?;
+        match Header::decode(&start) {
+            Ok((header, _)) => Ok(Some((header, bytes))),
+            Err(Unreadable::Empty) => {
+                // Made, and never begun.
+                let _ = fs::remove_file(path);
+                Ok(None)
+            }
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Moves a file out of the way, where somebody may look at it.
+    fn set_aside(&self, path: &Path, reason: &str) {
+        self.telemetry.journal.set_aside.add(1);
+        let bad = self.folder.join(BAD);
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(".bad");
+        let moved = DirBuilder::new().recursive(true).mode(0o700).create(&bad);
+        let outcome = match moved.and_then(|()| fs::rename(path, bad.join(name))) {
+            Ok(()) => "it is set aside in the folder `bad`".to_owned(),
+            Err(error) => format!("it cannot be set aside: {error}"),
+        };
+        tracing::warn!("journal: {} cannot be read: {reason}; {outcome}", path.display());
+    }
+
+    /// What a reader appends by.
+    pub fn writer(self: &Arc<Self>, source: Source) -> Writer {
+        Writer { journal: Arc::clone(self), source, open: None, head: Vec::new() }
+    }
+
+    /// Stands for these generations, until the last clone is gone.
+    pub fn slip(&self, generations: Range<u64>) -> Slip {
+        let work = self.work.lock().expect("no panic under this lock").clone();
+        Slip(Some((work, generations)))
+    }
+
+    /// Begins a segment.
+    fn segment(&self, generation: Generation, source: &Source) -> io::Result<Open> {
+        if self.used.load(Relaxed) + self.segment_bytes > self.max_bytes {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
+        let (spare, number, sequence) = {
+            let mut files = self.files();
+            files.next += 1;
+            files.sequence += 1;
+            (files.spares.pop(), files.next - 1, files.sequence - 1)
+        };
+        let (path, file) = match spare {
+            Some(spare) => (spare.path, spare.file),
+            None => self.create(number)?,
+        };
+        let seed = random();
+        let header = Header { seed, sequence, generation, source: source.clone() }.encode();
+        self.step(Op::Append)?;
+        file.write_all_at(&[&header[..], &END].concat(), 0)?;
+        let position = header.len() as u64;
+        self.used.fetch_add(position, Relaxed);
+        let segment = Arc::new(Segment::new(path, file, generation, position));
+        self.files().segments.push(Arc::clone(&segment));
+        Ok(Open { segment, seed, position })
+    }
+
+    fn create(&self, number: u64) -> io::Result<(PathBuf, File)> {
+        let path = self.folder.join(format!("{SEGMENT}{number}"));
+        let create = || {
+            self.step(Op::Create)?;
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create_new(true).mode(0o600).open(&path)
+        };
+        let file = match create() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.make_folder()?;
+                create()
+            }
+            other => other,
+        }?;
+        Ok((path, file))
+    }
+
+    fn make_folder(&self) -> io::Result<()> {
+        self.step(Op::MakeFolder)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)
+    }
+
+    fn step(&self, op: Op) -> io::Result<()> {
+        fail::point(op.point());
+        (self.gate)(op)
+    }
+
+    fn files(&self) -> MutexGuard<'_, Files> {
+        self.files.lock().expect("no panic under this lock")
+    }
+
+    /// Counts what could not be appended. Says in the log when that begins.
+    fn failed(&self, error: &io::Error, datagrams: u64, bytes: u64, now: Time) {
+        let counters = &self.telemetry.journal;
+        counters.errors.add(1);
+        self.unprotected(datagrams, bytes, now, || {
+            let why = match error.kind() {
+                io::ErrorKind::QuotaExceeded => "it is full: raise journal.max_bytes".to_owned(),
+                _ => error.to_string(),
+            };
+            tracing::warn!(
+                "the journal in {} fails: {why}; what is read from now on would not survive a crash \
+                 before its flush",
+                self.folder.display()
+            );
+        });
+    }
+
+    fn unprotected(&self, datagrams: u64, bytes: u64, now: Time, say: impl FnOnce()) {
+        let counters = &self.telemetry.journal;
+        counters.unprotected_datagrams.add(datagrams);
+        counters.unprotected_bytes.add(bytes);
+        counters.failing.store(true, Relaxed);
+        let mut failing = self.failing.lock().expect("no panic under this lock");
+        let failing = failing.get_or_insert_with(|| {
+            say();
+            Failing { since: now, last: now, datagrams: 0 }
+        });
+        failing.last = now;
+        failing.datagrams += datagrams;
+    }
+
+    /// Whether to try again: in a new generation, and each second.
+    fn worth_a_try(&self, generation: &Generation, now: Time) -> bool {
+        let counters = &self.telemetry.journal;
+        if !counters.failing.load(Relaxed) {
+            return true;
+        }
+        let failing = self.failing.lock().expect("no panic under this lock");
+        failing.as_ref().is_none_or(|failing| {
+            failing.last.seconds() != now.seconds()
+                || failing.last < Time::from_seconds(generation.start)
+        })
+    }
+
+    /// A segment could be begun, so it works.
+    fn works(&self, now: Time) {
+        if !self.telemetry.journal.failing.swap(false, Relaxed) {
+            return;
+        }
+        let failing = self.failing.lock().expect("no panic under this lock").take();
+        if let Some(Failing { since, datagrams, .. }) = failing {
+            tracing::info!(
+                "the journal works again; {datagrams} datagrams read from {} to {} (Unix seconds) were \
+                 not protected until their flush",
+                since.seconds(),
+                now.seconds()
+            );
+        }
+    }
+}
+
+impl Segment {
+    fn new(path: PathBuf, file: File, generation: Generation, written: u64) -> Self {
+        Self {
+            path,
+            file,
+            generation,
+            written: AtomicU64::new(written),
+            synced: AtomicU64::new(0),
+            broken: AtomicBool::new(false),
+        }
+    }
+}
+
+/// How a reader appends: one thread uses it at a time.
+pub struct Writer {
+    journal: Arc<Journal>,
+    source: Source,
+    open: Option<Open>,
+    /// The head of a record.
+    head: Vec<u8>,
+}
+
+/// The segment that is being written.
+struct Open {
+    segment: Arc<Segment>,
+    seed: u32,
+    position: u64,
+}
+
+impl Writer {
+    /// Appends what arrived at `now` and is about to be added to this generation. What cannot be
+    /// appended is counted.
+    pub fn append(&mut self, datagrams: &[Datagram<'_>], generation: &Generation, now: Time) {
+        let journal = Arc::clone(&self.journal);
+        let bytes = || datagrams.iter().map(|datagram| datagram.bytes.len() as u64).sum();
+        let count = datagrams.len() as u64;
+        if self.open.is_none() && !journal.worth_a_try(generation, now) {
+            return journal.unprotected(count, bytes(), now, || {});
+        }
+        if let Err(error) = self.try_append(datagrams, generation, now) {
+            // Whatever was written in part is behind the last end, and cut off when it is read.
+            self.open = None;
+            journal.failed(&error, count, bytes(), now);
+        }
+    }
+
+    fn try_append(
+        &mut self,
+        datagrams: &[Datagram<'_>],
+        generation: &Generation,
+        now: Time,
+    ) -> io::Result<()> {
+        let length = format::record_length(datagrams) as u64;
+        let has_room = |open: &Open| {
+            open.segment.generation == *generation
+                && open.position + length <= self.journal.segment_bytes
+                && !open.segment.broken.load(Relaxed)
+        };
+        let mut open = match self.open.take().filter(has_room) {
+            Some(open) => open,
+            None => self.journal.segment(*generation, &self.source)?,
+        };
+        self.journal.works(now);
+        format::write_record_head(open.seed, now, datagrams, &mut self.head);
+        let mut slices = SmallVec::<[IoSlice<'_>; 32]>::new();
+        slices.push(IoSlice::new(&self.head));
+        slices.extend(datagrams.iter().map(|datagram| IoSlice::new(datagram.bytes)));
+        slices.push(IoSlice::new(&END));
+        debug_assert!(slices.len() <= SLICES_MAX);
+        self.journal.step(Op::Append)?;
+        let written = sys::write_at(&open.segment.file, &slices, open.position)?;
+        if (written as u64) < length {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        open.position += length;
+        open.segment.written.store(open.position, Relaxed);
+        self.journal.used.fetch_add(length, Relaxed);
+        self.journal.telemetry.journal.bytes.add(length);
+        self.open = Some(open);
+        Ok(())
+    }
+}
+
+/// The thread that syncs and releases.
+pub struct Keeper {
+    journal: Arc<Journal>,
+    thread: JoinHandle<()>,
+}
+
+impl Keeper {
+    /// # Errors
+    /// When the system gives no further thread.
+    pub fn start(journal: Arc<Journal>, config: &Config) -> io::Result<Self> {
+        let interval = Duration::from_secs_f64(config.sync_interval);
+        let keeper = Arc::clone(&journal);
+        let to_do = journal.to_do.lock().expect("no panic under this lock").take();
+        let to_do = to_do.ok_or(io::ErrorKind::AlreadyExists)?;
+        let run = move || keeper.keep(&to_do, interval);
+        let thread = std::thread::Builder::new().name("journal".to_owned()).spawn(run)?;
+        Ok(Self { journal, thread })
+    }
+
+    /// Releases what is safe by now, and syncs what is not.
+    pub fn stop(self) {
+        let work = self.journal.work.lock().expect("no panic under this lock").clone();
+        // A thread that panicked has said so already.
+        let _ = work.send(Work::Stop);
+        let _ = self.thread.join();
+        for spare in self.journal.files().spares.drain(..) {
+            // It is of no use to anybody; the next start would remove it as well.
+            let _ = fs::remove_file(spare.path);
+        }
+    }
+}
+
+impl Journal {
+    fn keep(&self, to_do: &Receiver<Work>, interval: Duration) {
+        let mut sync_at = Instant::now() + interval;
+        loop {
+            match to_do.recv_timeout(sync_at.saturating_duration_since(Instant::now())) {
+                Ok(Work::Release(generations)) => self.release(generations),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.sync();
+                    sync_at = Instant::now() + interval;
+                }
+                Ok(Work::Stop) | Err(RecvTimeoutError::Disconnected) => return self.sync(),
+            }
+        }
+    }
+
+    /// Makes what was appended survive a loss of power.
+    fn sync(&self) {
+        let segments = self.files().segments.clone();
+        for segment in segments {
+            let written = segment.written.load(Relaxed);
+            if segment.synced.load(Relaxed) == written || segment.broken.load(Relaxed) {
+                continue;
+            }
+            let synced = self.step(Op::Sync).and_then(|()| {
+                if segment.file.metadata()?.nlink() == 0 {
+                    // Somebody has removed it: a crash would lose what is in it.
+                    return Err(io::ErrorKind::NotFound.into());
+                }
+                segment.file.sync_data()
+            });
+            match synced {
+                Ok(()) => segment.synced.store(written, Relaxed),
+                Err(error) => {
+                    segment.broken.store(true, Relaxed);
+                    self.files().spares.clear();
+                    self.failed(&error, 0, 0, Time::from_seconds(segment.generation.start));
+                }
+            }
+        }
+    }
+
+    /// These generations need not be replayed any more. Their files are used again.
+    fn release(&self, generations: Range<u64>) {
+        if generations.is_empty() {
+            return;
+        }
+        let released = {
+            let mut files = self.files();
+            files.released.add(generations.clone());
+            let starts = files.segments.iter().map(|segment| segment.generation);
+            let latest = starts.filter(|g| generations.contains(&g.number)).map(|g| g.start).max();
+            files.released.start = files.released.start.max(latest.unwrap_or(i64::MIN));
+            files.released.sequence += 1;
+            files.released.clone()
+        };
+        if let Err(error) = self.write_released(&released) {
+            // Tried again with the next flush. Until then they would be replayed, with the same
+            // timestamps and values.
+            self.telemetry.journal.errors.add(1);
+            tracing::debug!("journal: cannot release: {error}");
+            return;
+        }
+        let mut files = self.files();
+        let (gone, kept) = std::mem::take(&mut files.segments)
+            .into_iter()
+            .partition::<Vec<_>, _>(|segment| released.holds(segment.generation.number));
+        files.segments = kept;
+        for segment in gone {
+            self.used.fetch_sub(segment.written.load(Relaxed), Relaxed);
+            self.spare(&mut files, &segment);
+        }
+    }
+
+    /// Keeps a file to be used again, or removes it.
+    fn spare(&self, files: &mut Files, segment: &Segment) {
+        let bytes = segment.file.metadata().map_or(0, |metadata| metadata.len());
+        let spare: u64 = files.spares.iter().map(|spare| spare.bytes).sum();
+        let file = segment.file.try_clone();
+        match file {
+            Ok(file) if spare + bytes <= self.max_bytes / 4 && !segment.broken.load(Relaxed) => {
+                files.spares.push(Spare { path: segment.path.clone(), file, bytes });
+            }
+            _ => {
+                let removed = self.step(Op::Remove).and_then(|()| fs::remove_file(&segment.path));
+                if let Err(error) = removed {
+                    tracing::debug!("journal: cannot remove {}: {error}", segment.path.display());
+                }
+            }
+        }
+    }
+
+    fn write_released(&self, released: &Released) -> io::Result<()> {
+        let slot = released.encode().ok_or(io::ErrorKind::QuotaExceeded)?;
+        self.step(Op::Release)?;
+        let mut options = OpenOptions::new();
+        let options = options.write(true).create(true).truncate(false).mode(0o600);
+        let file = options.open(self.folder.join(RELEASED))?;
+        file.write_all_at(&slot, (released.sequence % 2) * SLOT as u64)?;
+        // Before the files are used again: a part of them on the disk must not be taken for a whole.
+        self.step(Op::Sync)?;
+        file.sync_data()
+    }
+}
+
+impl Found {
+    pub fn is_empty(&self) -> bool {
+        self.segments.is_empty()
+    }
+
+    /// Gives every record that was found, generation by generation, with where it came from.
+    pub fn replay(self, journal: &Journal, mut each: impl FnMut(&Header, &[Datagram<'_>], Time)) {
+        let counters = &journal.telemetry.journal;
+        let mut torn = 0;
+        for (header, path) in self.segments {
+            let read = journal.step(Op::Read).and_then(|()| fs::read(&path));
+            let bytes = match read {
+                Ok(bytes) => bytes,
+                Err(error) => {
+                    journal.set_aside(&path, &error.to_string());
+                    continue;
+                }
+            };
+            let Ok((_, records)) = Header::decode(&bytes) else { continue };
+            let mut records = format::Records::new(&header, records);
+            for record in &mut records {
+                counters.replayed_datagrams.add(record.datagrams.len() as u64);
+                each(&header, &record.datagrams, record.arrival);
+            }
+            torn += u64::from(records.is_torn());
+        }
+        counters.torn.add(torn);
+        if torn > 0 {
+            tracing::warn!(
+                "journal: {torn} segments end in a record that is not whole: what it held is lost"
+            );
+        }
+    }
+}
+
+fn number_of(path: &Path) -> Option<u64> {
+    path.file_name()?.to_str()?.strip_prefix(SEGMENT)?.parse().ok()
+}
+
+/// Not zero, so that an empty record has no checksum that fits.
+fn random() -> u32 {
+    ahash::RandomState::new().hash_one(0_u8) as u32 | 1
+}
