@@ -8,6 +8,7 @@ mod config_examples;
 mod corpora;
 mod datadog_payload;
 mod end_to_end;
+mod journal_kills;
 mod layers;
 mod outage;
 mod parse_vectors;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::batch::Batch;
 use crate::blocklist::Blocklist;
+use crate::fail;
 use crate::shard::{Flushed, Shards};
 use crate::telemetry::Telemetry;
 use crate::time::Time;
@@ -49,6 +50,7 @@ impl Flush {
     /// Takes what has closed by `now`; with `open`, the open bucket too.
     pub fn batch(&self, now: Time, open: bool) -> Batch {
         let begun = Instant::now();
+        fail::point("flush.begin");
         let Flushed { generations, rows, events, checks } = self.shards.flush(now, open);
         let batch = Batch {
             flushed_at: now.seconds(),
@@ -60,6 +62,7 @@ impl Flush {
             aggregates: Arc::clone(&self.aggregates),
             blocklist: Arc::clone(&self.blocklist),
         };
+        fail::point("flush.end");
         self.telemetry.flushes.add(1);
         self.telemetry.points.add(batch.points());
         let took = begun.elapsed().as_micros() as u64;

@@ -503,6 +503,7 @@ impl Writer {
         if (written as u64) < length {
             return Err(io::ErrorKind::StorageFull.into());
         }
+        fail::point("journal.appended");
         open.position += length;
         open.segment.written.store(open.position, Relaxed);
         self.journal.used.fetch_add(length, Relaxed);
@@ -606,6 +607,7 @@ impl Journal {
             tracing::debug!("journal: cannot release: {error}");
             return;
         }
+        fail::point("journal.released");
         let mut files = self.files();
         let (gone, kept) = std::mem::take(&mut files.segments)
             .into_iter()

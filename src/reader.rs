@@ -20,7 +20,7 @@ use crate::sample::{Dialect, Kind, Message, Reject, Sample, Values};
 use crate::shard::{Shards, Window};
 use crate::spellings::{Print, Series, Spellings};
 use crate::stream::{FrameError, Framer};
-use crate::sys::Datagram;
+use crate::sys::{BATCH, Datagram};
 use crate::telemetry::{Listener, Telemetry};
 use crate::time::Time;
 use crate::value::WEIGHT_MAX;
@@ -29,7 +29,7 @@ use crate::value::WEIGHT_MAX;
 const RUN: usize = 64;
 
 /// Datagrams that are taken in before a rotation may come between.
-const WINDOW: usize = 16;
+const WINDOW: usize = BATCH;
 
 /// Longest part of a refused line that is shown in the log.
 const EXCERPT: usize = 120;

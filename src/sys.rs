@@ -149,6 +149,21 @@ pub fn send(socket: BorrowedFd<'_>, datagrams: &[impl AsRef<[u8]>]) -> io::Resul
     Ok(count as usize)
 }
 
+/// Bytes sent on a Unix socket that its peer has not read. For tests.
+///
+/// # Errors
+/// What `ioctl` says.
+#[doc(hidden)]
+pub fn unread(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the kernel writes one int to the place of `bytes`.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(bytes as u32)
+}
+
 /// Keeps the calling thread, and whatever it starts from now on, on this processor. For the load
 /// program.
 ///

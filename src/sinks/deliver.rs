@@ -38,6 +38,7 @@ use super::queue::{Item, Queue};
 use super::spool::{self, Spool};
 use super::{Encoded, Payload, Sink, Verdict};
 use crate::batch::Batch;
+use crate::fail;
 use crate::journal::Slip;
 use crate::telemetry::Telemetry;
 
@@ -274,6 +275,7 @@ impl Send {
     async fn run(mut self, mut stopping: watch::Receiver<bool>) {
         while let Some((item, fresh)) = self.queue.next().await {
             let Some(payload) = self.queue.load(&item).await else { continue };
+            fail::point("spool.send");
             let verdict = self.sink.send(self.number, &payload).await;
             let Some(wait) = self.take(verdict, &payload, item, fresh).await else { continue };
             // The stop cuts a wait short for one more try. After that there is no time to wait:

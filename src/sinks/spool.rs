@@ -30,6 +30,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Body, Payload};
 use crate::encode::Coding;
+use crate::fail;
 use crate::sys;
 use crate::telemetry::Endpoint;
 
@@ -100,6 +101,23 @@ pub enum Op {
     SyncFolder,
     Read,
     Remove,
+}
+
+impl Op {
+    /// The name of its fail point.
+    const fn point(self) -> &'static str {
+        match self {
+            Self::MakeFolder => "spool.make_folder",
+            Self::List => "spool.list",
+            Self::Create => "spool.create",
+            Self::Write => "spool.write",
+            Self::Sync => "spool.sync",
+            Self::Rename => "spool.rename",
+            Self::SyncFolder => "spool.sync_folder",
+            Self::Read => "spool.read",
+            Self::Remove => "spool.remove",
+        }
+    }
 }
 
 /// Called before each operation; its error is the operation's. Tests inject faults by it.
@@ -311,11 +329,11 @@ impl Spool {
             other => other,
         }?;
         let written = self.fill(&mut file, parts).and_then(|()| {
-            (self.gate)(Op::Rename)?;
+            self.step(Op::Rename)?;
             fs::rename(&temporary, &path)
         });
         let synced = written.and_then(|()| {
-            (self.gate)(Op::SyncFolder)?;
+            self.step(Op::SyncFolder)?;
             File::open(&self.folder)?.sync_all()
         });
         if synced.is_err() {
@@ -333,29 +351,34 @@ impl Spool {
         synced
     }
 
+    fn step(&self, op: Op) -> io::Result<()> {
+        fail::point(op.point());
+        (self.gate)(op)
+    }
+
     fn create(&self, path: &Path) -> io::Result<File> {
-        (self.gate)(Op::Create)?;
+        self.step(Op::Create)?;
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
     }
 
     fn fill(&self, file: &mut File, parts: &[&[u8]]) -> io::Result<()> {
         for part in parts {
-            (self.gate)(Op::Write)?;
+            self.step(Op::Write)?;
             file.write_all(part)?;
         }
-        (self.gate)(Op::Sync)?;
+        self.step(Op::Sync)?;
         file.sync_data()
     }
 
     fn make_folder(&self) -> io::Result<()> {
-        (self.gate)(Op::MakeFolder)?;
+        self.step(Op::MakeFolder)?;
         DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)
     }
 
     /// Reads a payload. One that fails for the disk's sake comes back through [`Spool::release`].
     pub fn read(&self, entry: &mut Entry) -> Found {
         let path = self.path(entry);
-        let content = (self.gate)(Op::Read).and_then(|()| {
+        let content = self.step(Op::Read).and_then(|()| {
             let length = fs::metadata(&path)?.len();
             if length > FILE_MAX {
                 Err(io::ErrorKind::FileTooLarge.into())
@@ -408,7 +431,7 @@ impl Spool {
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
-        (self.gate)(Op::Remove)?;
+        self.step(Op::Remove)?;
         fs::remove_file(path)
     }
 
@@ -512,7 +535,7 @@ impl Spool {
         newest: bool,
         mut each: impl FnMut(&OsStr, Option<&Entry>),
     ) -> io::Result<Vec<Entry>> {
-        (self.gate)(Op::List)?;
+        self.step(Op::List)?;
         // The greatest is the first to go.
         let mut kept = BinaryHeap::new();
         let rank = |sequence: u64| if newest { !sequence } else { sequence };
