@@ -16,6 +16,7 @@
 //! counted, and appending is tried again in the next generation and each second.
 
 pub mod format;
+mod landing;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, IoSlice};
@@ -23,7 +24,7 @@ use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -34,12 +35,13 @@ use smallvec::SmallVec;
 
 use crate::fail;
 use crate::shard::Generation;
-use crate::sys::{self, Datagram};
+use crate::sys::{self, Datagram, Receiver};
 use crate::telemetry::Telemetry;
 use crate::time::Time;
 use format::{END, Header, Released, SLOT, Unreadable};
 
 pub use format::Source;
+pub use landing::Landing;
 
 /// What was read survives a crash.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -117,7 +119,7 @@ pub struct Journal {
     failing: Mutex<Option<Failing>>,
     work: Mutex<Sender<Work>>,
     /// For the keeper.
-    to_do: Mutex<Option<Receiver<Work>>>,
+    to_do: Mutex<Option<mpsc::Receiver<Work>>>,
 }
 
 #[derive(Default)]
@@ -184,6 +186,7 @@ impl Drop for Slip {
 pub struct Found {
     /// In the order in which they were written.
     segments: Vec<(Header, PathBuf)>,
+    landings: Vec<Landing>,
     /// Behind the highest generation that was ever used.
     pub next: u64,
     /// The latest start of a bucket.
@@ -261,6 +264,7 @@ impl Journal {
             segments.push(Arc::new(Segment::new(path.clone(), file, header.generation, bytes)));
             found.segments.push((header, path));
         }
+        found.landings = landing::find(&self.folder);
         found.segments.sort_by_key(|(header, _)| (header.generation.number, header.sequence));
         Ok(found)
     }
@@ -459,16 +463,28 @@ struct Open {
 }
 
 impl Writer {
+    /// What receives for this reader, if there is memory for it that outlives the process.
+    pub fn landing(&self, buffer_size: usize) -> Option<Receiver> {
+        landing::open(&self.journal.folder, &self.source, buffer_size)
+    }
+
     /// Appends what arrived at `now` and is about to be added to this generation. What cannot be
     /// appended is counted.
-    pub fn append(&mut self, datagrams: &[Datagram<'_>], generation: &Generation, now: Time) {
+    /// `batch` is the number that their receiver gave them, or 0.
+    pub fn append(
+        &mut self,
+        datagrams: &[Datagram<'_>],
+        batch: u64,
+        generation: &Generation,
+        now: Time,
+    ) {
         let journal = Arc::clone(&self.journal);
         let bytes = || datagrams.iter().map(|datagram| datagram.bytes.len() as u64).sum();
         let count = datagrams.len() as u64;
         if self.open.is_none() && !journal.worth_a_try(generation, now) {
             return journal.unprotected(count, bytes(), now, || {});
         }
-        if let Err(error) = self.try_append(datagrams, generation, now) {
+        if let Err(error) = self.try_append(datagrams, batch, generation, now) {
             // Whatever was written in part is behind the last end, and cut off when it is read.
             self.open = None;
             journal.failed(&error, count, bytes(), now);
@@ -478,6 +494,7 @@ impl Writer {
     fn try_append(
         &mut self,
         datagrams: &[Datagram<'_>],
+        batch: u64,
         generation: &Generation,
         now: Time,
     ) -> io::Result<()> {
@@ -492,7 +509,7 @@ impl Writer {
             None => self.journal.segment(*generation, &self.source)?,
         };
         self.journal.works(now);
-        format::write_record_head(open.seed, now, datagrams, &mut self.head);
+        format::write_record_head(open.seed, now, batch, datagrams, &mut self.head);
         let mut slices = SmallVec::<[IoSlice<'_>; 32]>::new();
         slices.push(IoSlice::new(&self.head));
         slices.extend(datagrams.iter().map(|datagram| IoSlice::new(datagram.bytes)));
@@ -546,7 +563,7 @@ impl Keeper {
 }
 
 impl Journal {
-    fn keep(&self, to_do: &Receiver<Work>, interval: Duration) {
+    fn keep(&self, to_do: &mpsc::Receiver<Work>, interval: Duration) {
         let mut sync_at = Instant::now() + interval;
         loop {
             match to_do.recv_timeout(sync_at.saturating_duration_since(Instant::now())) {
@@ -652,13 +669,19 @@ impl Journal {
 
 impl Found {
     pub fn is_empty(&self) -> bool {
-        self.segments.is_empty()
+        self.segments.is_empty() && self.landings.is_empty()
     }
 
     /// Gives every record that was found, generation by generation, with where it came from.
-    pub fn replay(self, journal: &Journal, mut each: impl FnMut(&Header, &[Datagram<'_>], Time)) {
+    /// Returns the batches that were received and appended to no segment.
+    pub fn replay(
+        self,
+        journal: &Journal,
+        mut each: impl FnMut(&Header, &[Datagram<'_>], Time),
+    ) -> Vec<Landing> {
         let counters = &journal.telemetry.journal;
         let mut torn = 0;
+        let mut landings = self.landings;
         for (header, path) in self.segments {
             let read = journal.step(Op::Read).and_then(|()| fs::read(&path));
             let bytes = match read {
@@ -673,6 +696,7 @@ impl Found {
             for record in &mut records {
                 counters.replayed_datagrams.add(record.datagrams.len() as u64);
                 each(&header, &record.datagrams, record.arrival);
+                landings.iter_mut().for_each(|landing| landing.appended(record.batch));
             }
             torn += u64::from(records.is_torn());
         }
@@ -682,6 +706,7 @@ impl Found {
                 "journal: {torn} segments end in a record that is not whole: what it held is lost"
             );
         }
+        landings
     }
 }
 

@@ -20,7 +20,7 @@ use crate::sample::{Dialect, Kind, Message, Reject, Sample, Values};
 use crate::shard::{Shards, Window};
 use crate::spellings::{Print, Series, Spellings};
 use crate::stream::{FrameError, Framer};
-use crate::sys::{BATCH, Datagram};
+use crate::sys::{BATCH, Datagram, Receiver};
 use crate::telemetry::{Listener, Telemetry};
 use crate::time::Time;
 use crate::value::WEIGHT_MAX;
@@ -100,11 +100,23 @@ impl Reader {
 
     /// Takes in what arrived at `now`.
     pub fn datagrams(&mut self, datagrams: &[Datagram<'_>], now: Time) {
+        self.batch(datagrams, 0, now);
+    }
+
+    /// What is to receive datagrams for this reader: they are the journal's, if there is one, from
+    /// the moment that the kernel gives them away.
+    pub fn receiver(&self, buffer_size: usize) -> Receiver {
+        let landing = self.journal.as_ref().and_then(|journal| journal.landing(buffer_size));
+        landing.unwrap_or_else(|| Receiver::new(buffer_size))
+    }
+
+    /// Takes in what a receiver got at `now`, as the batch of this number.
+    pub fn batch(&mut self, datagrams: &[Datagram<'_>], number: u64, now: Time) {
         let shards = Arc::clone(&self.shared.shards);
         for some in datagrams.chunks(WINDOW) {
             let window = shards.window(now);
             if let Some(journal) = &mut self.journal {
-                journal.append(some, window.generation(), now);
+                journal.append(some, number, window.generation(), now);
             }
             for datagram in some {
                 self.take_in(datagram, &window, now);

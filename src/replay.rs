@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::journal::{Found, Journal};
+use crate::journal::{Found, Journal, Source};
 use crate::parse::Options;
 use crate::reader::{Reader, Shared};
 use crate::sample::Dialect;
@@ -19,30 +19,77 @@ pub fn replay(
     options: impl Fn(Dialect) -> Options,
     now: Time,
 ) {
-    let first = first_generation(&found, shared.shards.interval(), now);
-    if !found.is_empty() {
-        let listener = shared.telemetry.listener("journal".to_owned());
-        // What is in the journal already is not appended once more.
-        let shared = Shared { journal: None, ..shared.clone() };
-        let mut readers = HashMap::new();
-        let mut open = None;
-        found.replay(journal, |header, datagrams, arrival| {
-            if open != Some(header.generation) {
-                open = Some(header.generation);
-                shared.shards.begin(header.generation);
-            }
-            let (dialect, eol_required) = (header.source.dialect, header.source.eol_required);
-            let reader = readers.entry((dialect, eol_required)).or_insert_with(|| {
-                Reader::new(shared.clone(), Arc::clone(&listener), options(dialect), eol_required)
-            });
-            reader.datagrams(datagrams, arrival);
-        });
-        tracing::info!(
-            "journal: took in {} datagrams that an earlier process had read",
-            shared.telemetry.journal.replayed_datagrams.get()
-        );
+    let (shards, interval) = (&shared.shards, shared.shards.interval());
+    let mut first = first_generation(&found, interval, now);
+    if found.is_empty() {
+        return shards.begin(first);
     }
-    shared.shards.begin(first);
+    let latest = found.start;
+    let listener = shared.telemetry.listener("journal".to_owned());
+    let reader = |shared: &Shared, source: &Source| {
+        let options = options(source.dialect);
+        Reader::new(shared.clone(), Arc::clone(&listener), options, source.eol_required)
+    };
+    // What is in the journal already is not appended once more.
+    let unjournaled = Shared { journal: None, ..shared.clone() };
+    let mut readers = HashMap::new();
+    let mut open = None;
+    let landings = found.replay(journal, |header, datagrams, arrival| {
+        if open != Some(header.generation) {
+            open = Some(header.generation);
+            shards.begin(header.generation);
+        }
+        let key = (header.source.dialect, header.source.eol_required);
+        let reader = readers.entry(key).or_insert_with(|| reader(&unjournaled, &header.source));
+        reader.datagrams(datagrams, arrival);
+    });
+    for landing in landings {
+        let datagrams = landing.datagrams();
+        if !datagrams.is_empty() {
+            let bucket = landed_in(open, latest, landing.arrival, interval);
+            let generation = Generation { number: first.number, ..bucket };
+            open = Some(generation);
+            shards.begin(generation);
+            first = following(&first, generation.start, interval);
+            shared.telemetry.journal.replayed_datagrams.add(datagrams.len() as u64);
+            reader(shared, &landing.source).batch(&datagrams, landing.batch(), landing.arrival);
+        }
+        landing.remove();
+    }
+    tracing::info!(
+        "journal: took in {} datagrams that an earlier process had read",
+        shared.telemetry.journal.replayed_datagrams.get()
+    );
+    shards.begin(first);
+}
+
+/// The first generation of this process, after one more with points of this time.
+fn following(first: &Generation, time: i64, interval: u32) -> Generation {
+    let start = first.start.max(time + 1);
+    let end = Time::from_seconds(start).bucket(interval) + i64::from(interval);
+    Generation { number: first.number + 1, start, end }
+}
+
+/// The bucket of a batch that was received and not yet added: the last one, unless it had closed.
+fn landed_in(
+    last: Option<Generation>,
+    latest: Option<i64>,
+    arrival: Time,
+    interval: u32,
+) -> Generation {
+    match last {
+        Some(last) if arrival.seconds() < last.end => last,
+        _ => {
+            let start = arrival.bucket(interval);
+            let end = start + i64::from(interval);
+            // Points of a time that was in use would replace others.
+            Generation {
+                number: 0,
+                start: start.max(latest.map_or(start, |latest| latest + 1)),
+                end,
+            }
+        }
+    }
 }
 
 /// The first generation of this process. Its points get a time of their own: an earlier process may

@@ -11,6 +11,7 @@ use mio::{Events, Interest, Poll, Token};
 use smallvec::SmallVec;
 
 use super::pace::Pace;
+use crate::fail;
 use crate::reader::Reader;
 use crate::sys::{self, BATCH, Datagram, Receiver};
 use crate::time::Time;
@@ -46,7 +47,7 @@ impl Datagrams {
         pace: Option<Pace>,
         buffer_size: usize,
     ) -> Self {
-        let receiver = Receiver::new(buffer_size);
+        let receiver = reader.receiver(buffer_size);
         Self { socket, reader, receiver, forward, pace, drops: 0, drops_read: 0, drops_logged: 0 }
     }
 
@@ -90,6 +91,7 @@ impl Datagrams {
     /// Takes one batch and returns the number of its datagrams.
     fn take_batch(&mut self, now: Time) -> usize {
         let mut count = 0;
+        let number = self.receiver.expect(now.0);
         match self.receiver.receive(self.socket.as_fd()) {
             Ok(datagrams) => {
                 let datagrams: SmallVec<[Datagram<'_>; BATCH]> = datagrams.collect();
@@ -99,7 +101,8 @@ impl Datagrams {
                     let failures = datagrams.iter().filter(failed).count();
                     self.reader.listener().forward_errors.add(failures as u64);
                 }
-                self.reader.datagrams(&datagrams, now);
+                fail::point("intake.received");
+                self.reader.batch(&datagrams, number, now);
             }
             Err(error) => match error.kind() {
                 ErrorKind::WouldBlock => {}
@@ -108,6 +111,7 @@ impl Datagrams {
                 _ => self.reader.listener().read_errors.add(1),
             },
         }
+        self.receiver.safe();
         if now.seconds() != self.drops_read {
             self.drops_read = now.seconds();
             self.count_drops(now);

@@ -6,7 +6,7 @@
 //!           | seed u32 | sequence u64 | generation u64 | start i64 | end i64
 //!           | dialect u8 | eol required u8 | length of the name u16 | name of the listener
 //! record    length of what follows the checksum u32 | CRC-32 of that, begun at the seed, u32
-//!           | kind u8 | 0 u8 | datagrams u16 | arrival i64
+//!           | kind u8 | 0 u8 | datagrams u16 | arrival i64 | batch of the receiver u64, or 0
 //!           | for each datagram: length u32, its top bit set if truncated | origin u32
 //!           | the bytes of the datagrams
 //! released  two slots of 512 bytes, written in turn
@@ -34,7 +34,7 @@ const PREFIX: usize = 16;
 /// Bytes before those that a record's checksum covers.
 const RECORD_PREFIX: usize = 8;
 /// Bytes of a record before those of its datagrams.
-const RECORD_FIXED: usize = 12;
+const RECORD_FIXED: usize = 20;
 const PER_DATAGRAM: usize = 8;
 const TRUNCATED: u32 = 1 << 31;
 
@@ -155,7 +155,13 @@ pub fn record_length(datagrams: &[Datagram<'_>]) -> usize {
 }
 
 /// Writes all of a record but the datagrams' own bytes, which follow it in the file.
-pub fn write_record_head(seed: u32, arrival: Time, datagrams: &[Datagram<'_>], out: &mut Vec<u8>) {
+pub fn write_record_head(
+    seed: u32,
+    arrival: Time,
+    batch: u64,
+    datagrams: &[Datagram<'_>],
+    out: &mut Vec<u8>,
+) {
     debug_assert!(datagrams.len() <= DATAGRAMS_MAX);
     out.clear();
     out.extend(((record_length(datagrams) - RECORD_PREFIX) as u32).to_le_bytes());
@@ -163,6 +169,7 @@ pub fn write_record_head(seed: u32, arrival: Time, datagrams: &[Datagram<'_>], o
     out.extend([KIND_DATAGRAMS, 0]);
     out.extend((datagrams.len() as u16).to_le_bytes());
     out.extend(arrival.0.to_le_bytes());
+    out.extend(batch.to_le_bytes());
     for datagram in datagrams {
         let truncated = if datagram.truncated { TRUNCATED } else { 0 };
         out.extend((datagram.bytes.len() as u32 | truncated).to_le_bytes());
@@ -178,6 +185,8 @@ pub fn write_record_head(seed: u32, arrival: Time, datagrams: &[Datagram<'_>], o
 #[derive(Clone, Debug)]
 pub struct Record<'a> {
     pub arrival: Time,
+    /// The number that the receiver gave to the batch, or 0.
+    pub batch: u64,
     pub datagrams: Vec<Datagram<'a>>,
 }
 
@@ -211,8 +220,8 @@ impl<'a> Records<'a> {
         let rest = bytes.0;
         let mut bytes = Bytes(covered);
         let (kind, _, count) = (bytes.u8()?, bytes.u8()?, usize::from(bytes.u16()?));
-        let arrival = Time(bytes.i64()?);
-        let mut record = Record { arrival, datagrams: Vec::new() };
+        let (arrival, batch) = (Time(bytes.i64()?), bytes.u64()?);
+        let mut record = Record { arrival, batch, datagrams: Vec::new() };
         match kind {
             KIND_DATAGRAMS => {
                 let mut table = Bytes(bytes.take(count * PER_DATAGRAM)?);
