@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::blocklist::Blocklist;
 use crate::context::Context;
 use crate::sample::{AlertType, Priority, Status};
@@ -39,7 +41,7 @@ pub struct Row {
 }
 
 /// An event, unescaped and enriched.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     pub title: String,
     pub text: String,
@@ -56,7 +58,7 @@ pub struct Event {
 }
 
 /// A service check, enriched.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceCheck {
     pub name: String,
     pub status: Status,

@@ -15,6 +15,7 @@
 //! power once it is synced. Errors of the disk never stop a reader: what could not be appended is
 //! counted, and appending is tried again in the next generation and each second.
 
+pub mod checkpoint;
 pub mod format;
 mod landing;
 
@@ -34,10 +35,12 @@ use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use crate::fail;
-use crate::shard::Generation;
+use crate::hash::Keys;
+use crate::shard::{Generation, Shards};
 use crate::sys::{self, Datagram, Receiver};
 use crate::telemetry::Telemetry;
 use crate::time::Time;
+use checkpoint::{Checkpoint, Encoder, Entry};
 use format::{END, Header, Released, SLOT, Unreadable};
 
 pub use format::Source;
@@ -62,7 +65,7 @@ impl Default for Config {
 }
 
 /// Bytes of a segment: a part of the journal's, within bounds.
-const SEGMENT_MIN: u64 = 64 * 1024;
+const SEGMENT_MIN: u64 = 16 * 1024;
 const SEGMENT_MAX: u64 = 4 * 1024 * 1024;
 const SEGMENTS: u64 = 16;
 
@@ -70,6 +73,8 @@ const SEGMENTS: u64 = 16;
 const SLICES_MAX: usize = 1024;
 
 const SEGMENT: &str = "segment-";
+const CHECKPOINT: &str = "checkpoint-";
+const TEMPORARY: &str = ".tmp";
 const RELEASED: &str = "released";
 /// The folder for files that cannot be read.
 const BAD: &str = "bad";
@@ -83,6 +88,8 @@ pub enum Op {
     Append,
     Sync,
     Read,
+    Checkpoint,
+    Rename,
     Release,
     Remove,
 }
@@ -97,6 +104,8 @@ impl Op {
             Self::Append => "journal.append",
             Self::Sync => "journal.sync",
             Self::Read => "journal.read",
+            Self::Checkpoint => "journal.checkpoint",
+            Self::Rename => "journal.rename",
             Self::Release => "journal.release",
             Self::Remove => "journal.remove",
         }
@@ -116,6 +125,8 @@ pub struct Journal {
     files: Mutex<Files>,
     /// Bytes in segments that are not released.
     used: AtomicU64,
+    /// A checkpoint is wanted, or was just in vain.
+    full: AtomicBool,
     failing: Mutex<Option<Failing>>,
     work: Mutex<Sender<Work>>,
     /// For the keeper.
@@ -133,6 +144,8 @@ struct Files {
     /// Sequence of the next segment.
     sequence: u64,
     released: Released,
+    /// With the generations that they stand for.
+    checkpoints: Vec<(Range<u64>, PathBuf)>,
 }
 
 /// One reader's part of one generation.
@@ -164,6 +177,7 @@ struct Failing {
 
 enum Work {
     Release(Range<u64>),
+    Full,
     Stop,
 }
 
@@ -186,7 +200,10 @@ impl Drop for Slip {
 pub struct Found {
     /// In the order in which they were written.
     segments: Vec<(Header, PathBuf)>,
+    checkpoints: Vec<PathBuf>,
     landings: Vec<Landing>,
+    /// What the members of sets in checkpoints are hashed under.
+    pub member_keys: Option<Keys>,
     /// Behind the highest generation that was ever used.
     pub next: u64,
     /// The latest start of a bucket.
@@ -212,6 +229,7 @@ impl Journal {
             telemetry,
             files: Mutex::default(),
             used: AtomicU64::new(0),
+            full: AtomicBool::new(false),
             failing: Mutex::default(),
             work: Mutex::new(work),
             to_do: Mutex::new(Some(to_do)),
@@ -239,9 +257,13 @@ impl Journal {
             .ok()
             .and_then(|bytes| Released::decode(&bytes))
             .unwrap_or_default();
-        let Files { next, sequence, released, segments, .. } = &mut *files;
+        let Files { next, sequence, released, segments, checkpoints, .. } = &mut *files;
         let mut found = Found { next: released.end(), ..Found::default() };
         found.start = (released.sequence > 0).then_some(released.start);
+        for path in paths.iter().filter(|path| named(path, CHECKPOINT)) {
+            self.find_checkpoint(path, released, checkpoints, &mut found);
+        }
+        let covered = |number| checkpoints.iter().any(|(range, _)| range.contains(&number));
         for path in paths {
             let Some(number) = number_of(&path) else { continue };
             *next = (*next).max(number + 1);
@@ -253,7 +275,7 @@ impl Journal {
                 continue;
             };
             *sequence = (*sequence).max(header.sequence + 1);
-            if released.holds(header.generation.number) {
+            if released.holds(header.generation.number) || covered(header.generation.number) {
                 let _ = self.step(Op::Remove).and_then(|()| fs::remove_file(&path));
                 continue;
             }
@@ -264,9 +286,48 @@ impl Journal {
             segments.push(Arc::new(Segment::new(path.clone(), file, header.generation, bytes)));
             found.segments.push((header, path));
         }
+        checkpoints.sort_by_key(|(range, _)| range.start);
+        found.checkpoints = checkpoints.iter().map(|(_, path)| path.clone()).collect();
         found.landings = landing::find(&self.folder);
         found.segments.sort_by_key(|(header, _)| (header.generation.number, header.sequence));
         Ok(found)
+    }
+
+    /// Reads what a checkpoint stands for. A file that another one covers is removed.
+    fn find_checkpoint(
+        &self,
+        path: &Path,
+        released: &Released,
+        checkpoints: &mut Vec<(Range<u64>, PathBuf)>,
+        found: &mut Found,
+    ) {
+        if named(path, TEMPORARY) {
+            let _ = fs::remove_file(path);
+            return;
+        }
+        let read = self.step(Op::Read).and_then(|()| fs::read(path));
+        let read = read.map_err(|error| error.to_string());
+        let (range, keys) = match read.as_deref().map(Checkpoint::decode) {
+            Ok(Ok(checkpoint)) => (checkpoint.generations, checkpoint.keys),
+            Ok(Err(error)) => return self.set_aside(path, &error.to_string()),
+            Err(error) => return self.set_aside(path, error),
+        };
+        found.next = found.next.max(range.end);
+        if released.holds(range.end.saturating_sub(1))
+            || checkpoints.iter().any(|(r, _)| within(&range, r))
+        {
+            let _ = fs::remove_file(path);
+            return;
+        }
+        checkpoints.retain(|(other, path)| {
+            let kept = !within(other, &range);
+            if !kept {
+                let _ = fs::remove_file(path);
+            }
+            kept
+        });
+        found.member_keys = Some(keys);
+        checkpoints.push((range, path.to_owned()));
     }
 
     /// The header of a segment, and the bytes of its file. `None` when it was never used.
@@ -361,6 +422,14 @@ impl Journal {
     fn make_folder(&self) -> io::Result<()> {
         self.step(Op::MakeFolder)?;
         DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)
+    }
+
+    fn want_checkpoint(&self) {
+        if !self.full.swap(true, Relaxed) {
+            let work = self.work.lock().expect("no panic under this lock");
+            // Without a keeper there is nobody to do it.
+            let _ = work.send(Work::Full);
+        }
     }
 
     fn step(&self, op: Op) -> io::Result<()> {
@@ -523,7 +592,10 @@ impl Writer {
         fail::point("journal.appended");
         open.position += length;
         open.segment.written.store(open.position, Relaxed);
-        self.journal.used.fetch_add(length, Relaxed);
+        let used = self.journal.used.fetch_add(length, Relaxed) + length;
+        if used > self.journal.max_bytes / 2 {
+            self.journal.want_checkpoint();
+        }
         self.journal.telemetry.journal.bytes.add(length);
         self.open = Some(open);
         Ok(())
@@ -539,12 +611,12 @@ pub struct Keeper {
 impl Keeper {
     /// # Errors
     /// When the system gives no further thread.
-    pub fn start(journal: Arc<Journal>, config: &Config) -> io::Result<Self> {
+    pub fn start(journal: Arc<Journal>, shards: Arc<Shards>, config: &Config) -> io::Result<Self> {
         let interval = Duration::from_secs_f64(config.sync_interval);
         let keeper = Arc::clone(&journal);
         let to_do = journal.to_do.lock().expect("no panic under this lock").take();
         let to_do = to_do.ok_or(io::ErrorKind::AlreadyExists)?;
-        let run = move || keeper.keep(&to_do, interval);
+        let run = move || keeper.keep(&shards, &to_do, interval);
         let thread = std::thread::Builder::new().name("journal".to_owned()).spawn(run)?;
         Ok(Self { journal, thread })
     }
@@ -563,13 +635,17 @@ impl Keeper {
 }
 
 impl Journal {
-    fn keep(&self, to_do: &mpsc::Receiver<Work>, interval: Duration) {
+    fn keep(&self, shards: &Shards, to_do: &mpsc::Receiver<Work>, interval: Duration) {
         let mut sync_at = Instant::now() + interval;
         loop {
             match to_do.recv_timeout(sync_at.saturating_duration_since(Instant::now())) {
                 Ok(Work::Release(generations)) => self.release(generations),
+                Ok(Work::Full) => self.checkpoint(shards),
                 Err(RecvTimeoutError::Timeout) => {
                     self.sync();
+                    if self.full.load(Relaxed) {
+                        self.checkpoint(shards);
+                    }
                     sync_at = Instant::now() + interval;
                 }
                 Ok(Work::Stop) | Err(RecvTimeoutError::Disconnected) => return self.sync(),
@@ -603,6 +679,61 @@ impl Journal {
         }
     }
 
+    /// Puts what the segments came to in their place.
+    fn checkpoint(&self, shards: &Shards) {
+        let mut encoder = Encoder::new(shards.member_keys());
+        let generations = shards.hold(|held| encoder.add(held));
+        let written = if encoder.len() as u64 > self.max_bytes {
+            Err(io::ErrorKind::QuotaExceeded.into())
+        } else {
+            self.write_checkpoint(&generations, encoder.finish(&generations))
+        };
+        match written {
+            Ok(path) => {
+                fail::point("journal.checkpointed");
+                self.telemetry.journal.checkpoints.add(1);
+                let mut files = self.files();
+                for (_, older) in files.checkpoints.extract_if(.., |(r, _)| within(r, &generations))
+                {
+                    let _ = self.step(Op::Remove).and_then(|()| fs::remove_file(&older));
+                }
+                files.checkpoints.push((generations.clone(), path));
+                self.free(&mut files, |number| generations.contains(&number));
+                // Where that was not enough, the next try has time until the next sync.
+                let enough = self.used.load(Relaxed) <= self.max_bytes / 2;
+                self.full.store(!enough, Relaxed);
+            }
+            Err(error) => {
+                self.telemetry.journal.errors.add(1);
+                tracing::debug!("journal: no checkpoint: {error}");
+            }
+        }
+    }
+
+    fn write_checkpoint(&self, generations: &Range<u64>, bytes: Vec<u8>) -> io::Result<PathBuf> {
+        let name = format!("{CHECKPOINT}{:016x}-{:016x}", generations.start, generations.end);
+        let path = self.folder.join(&name);
+        let temporary = self.folder.join(name + TEMPORARY);
+        let written = self.step(Op::Checkpoint).and_then(|()| {
+            let mut options = OpenOptions::new();
+            let options = options.write(true).create(true).truncate(true).mode(0o600);
+            let file = options.open(&temporary)?;
+            file.write_all_at(&bytes, 0)?;
+            self.step(Op::Sync)?;
+            file.sync_data()?;
+            self.step(Op::Rename)?;
+            fs::rename(&temporary, &path)?;
+            self.step(Op::Sync)?;
+            File::open(&self.folder)?.sync_all()
+        });
+        if written.is_err() {
+            // The segments stay: what is left of it must not be read beside them.
+            let _ = fs::remove_file(&temporary);
+            let _ = fs::remove_file(&path);
+        }
+        written.map(|()| path)
+    }
+
     /// These generations need not be replayed any more. Their files are used again.
     fn release(&self, generations: Range<u64>) {
         if generations.is_empty() {
@@ -626,13 +757,24 @@ impl Journal {
         }
         fail::point("journal.released");
         let mut files = self.files();
-        let (gone, kept) = std::mem::take(&mut files.segments)
-            .into_iter()
-            .partition::<Vec<_>, _>(|segment| released.holds(segment.generation.number));
+        self.free(&mut files, |number| released.holds(number));
+        for (_, path) in files
+            .checkpoints
+            .extract_if(.., |(range, _)| released.holds(range.end.saturating_sub(1)))
+        {
+            let _ = self.step(Op::Remove).and_then(|()| fs::remove_file(&path));
+        }
+    }
+
+    /// Takes segments out of use.
+    fn free(&self, files: &mut Files, is_free: impl Fn(u64) -> bool) {
+        let segments = std::mem::take(&mut files.segments);
+        let (gone, kept) =
+            segments.into_iter().partition::<Vec<_>, _>(|s| is_free(s.generation.number));
         files.segments = kept;
         for segment in gone {
             self.used.fetch_sub(segment.written.load(Relaxed), Relaxed);
-            self.spare(&mut files, &segment);
+            self.spare(files, &segment);
         }
     }
 
@@ -669,7 +811,7 @@ impl Journal {
 
 impl Found {
     pub fn is_empty(&self) -> bool {
-        self.segments.is_empty() && self.landings.is_empty()
+        self.segments.is_empty() && self.checkpoints.is_empty() && self.landings.is_empty()
     }
 
     /// Gives every record that was found, generation by generation, with where it came from.
@@ -677,10 +819,19 @@ impl Found {
     pub fn replay(
         self,
         journal: &Journal,
+        mut restore: impl FnMut(Entry),
         mut each: impl FnMut(&Header, &[Datagram<'_>], Time),
     ) -> Vec<Landing> {
         let counters = &journal.telemetry.journal;
         let mut torn = 0;
+        for path in self.checkpoints {
+            // It was whole a moment ago.
+            let Ok(bytes) = fs::read(&path) else { continue };
+            let Ok(mut checkpoint) = Checkpoint::decode(&bytes) else { continue };
+            while let Some(entry) = checkpoint.entry() {
+                restore(entry);
+            }
+        }
         let mut landings = self.landings;
         for (header, path) in self.segments {
             let read = journal.step(Op::Read).and_then(|()| fs::read(&path));
@@ -708,6 +859,16 @@ impl Found {
         }
         landings
     }
+}
+
+/// Whether the name begins or ends with this.
+fn named(path: &Path, part: &str) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| name.starts_with(part) || name.ends_with(part))
+}
+
+const fn within(inner: &Range<u64>, outer: &Range<u64>) -> bool {
+    outer.start <= inner.start && inner.end <= outer.end
 }
 
 fn number_of(path: &Path) -> Option<u64> {

@@ -1,14 +1,19 @@
 //! Takes in again what an earlier process had read and not got to its sinks.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::journal::checkpoint::Entry;
 use crate::journal::{Found, Journal, Source};
 use crate::parse::Options;
 use crate::reader::{Reader, Shared};
 use crate::sample::Dialect;
 use crate::shard::Generation;
 use crate::time::Time;
+
+/// Before every bucket: rotates none.
+const START: Time = Time(i64::MIN);
 
 /// Adds what was found to the aggregate, in the buckets in which it arrived. They are closed then,
 /// and wait for the first flush.
@@ -33,10 +38,22 @@ pub fn replay(
     // What is in the journal already is not appended once more.
     let unjournaled = Shared { journal: None, ..shared.clone() };
     let mut readers = HashMap::new();
-    let mut open = None;
-    let landings = found.replay(journal, |header, datagrams, arrival| {
-        if open != Some(header.generation) {
-            open = Some(header.generation);
+    let open = Cell::new(None);
+    let restore = |entry| match entry {
+        Entry::Bucket(bucket) => {
+            if open.replace(Some(bucket)) != Some(bucket) {
+                shards.begin(bucket);
+            }
+        }
+        Entry::Cell(context, cell) => shards.window(START).restore(context, None, cell),
+        Entry::Timed(context, time, cell) => {
+            shards.window(START).restore(context, Some(time), cell);
+        }
+        Entry::Event(event) => shards.window(START).event(event),
+        Entry::Check(check) => shards.window(START).check(check),
+    };
+    let landings = found.replay(journal, restore, |header, datagrams, arrival| {
+        if open.replace(Some(header.generation)) != Some(header.generation) {
             shards.begin(header.generation);
         }
         let key = (header.source.dialect, header.source.eol_required);
@@ -46,9 +63,9 @@ pub fn replay(
     for landing in landings {
         let datagrams = landing.datagrams();
         if !datagrams.is_empty() {
-            let bucket = landed_in(open, latest, landing.arrival, interval);
+            let bucket = landed_in(open.get(), latest, landing.arrival, interval);
             let generation = Generation { number: first.number, ..bucket };
-            open = Some(generation);
+            open.set(Some(generation));
             shards.begin(generation);
             first = following(&first, generation.start, interval);
             shared.telemetry.journal.replayed_datagrams.add(datagrams.len() as u64);

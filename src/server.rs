@@ -96,7 +96,7 @@ impl Server {
         let now = Time::now();
         let hostname = hostname(config);
         let rules = Arc::new(Rules::new(&config.rules, &hostname)?);
-        let plan = Plan::from_config(&config.value);
+        let mut plan = Plan::from_config(&config.value);
         let (aggregates, blocklist) = (Arc::clone(&plan.aggregates), rules.blocklist());
         let interval = config.flush.interval;
         let sinks = Sinks::new(&config.sinks, &hostname, &telemetry)?;
@@ -110,6 +110,9 @@ impl Server {
                 now,
             )
         });
+        if let Some(keys) = journal.as_ref().and_then(|(_, found)| found.member_keys) {
+            plan.member_keys = keys;
+        }
         let shards = Shards::new(
             config.shard.clone(),
             plan,
@@ -138,7 +141,7 @@ impl Server {
             replayed = !found.is_empty();
             let options = |dialect| config.intake.options(dialect);
             replay::replay(found, &journal, &shared, options, now);
-            let started = Keeper::start(journal, &config.journal);
+            let started = Keeper::start(journal, Arc::clone(&shards), &config.journal);
             keeper = Some(started.context("cannot start the thread of the journal")?);
         } else {
             shards.begin(replay::first_generation(&Found::default(), interval, now));

@@ -35,6 +35,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::batch::{Event, Row, ServiceCheck, Value};
 use crate::context::{Context, Source};
+use crate::hash::Keys;
 use crate::parse;
 use crate::sample::{Kind, Sample, Values};
 use crate::sys;
@@ -162,6 +163,18 @@ struct Inbox {
 struct Mail {
     events: Vec<Event>,
     checks: Vec<ServiceCheck>,
+}
+
+/// A part of what closed generations hold.
+#[derive(Debug)]
+pub enum Held<'a> {
+    /// What follows, but for events and checks, belongs to this bucket.
+    Bucket(Generation),
+    Cell(&'a Context, &'a Cell),
+    /// With a time of its own.
+    Timed(&'a Context, i64, &'a Cell),
+    Event(&'a Event),
+    Check(&'a ServiceCheck),
 }
 
 /// What a flush took.
@@ -414,6 +427,47 @@ impl Shards {
         flushed
     }
 
+    /// Closes the open generation, whose bucket goes on in the next one, and gives everything that
+    /// closed and was not flushed. Returns these generations. They stay to be flushed, each bucket
+    /// as one column.
+    pub fn hold(&self, mut each: impl FnMut(&Held<'_>)) -> Range<u64> {
+        let unflushed = self.unflushed.lock().expect("no panic under this lock");
+        let last = {
+            let mut open = self.rotating();
+            let next = Generation { number: open.number + 1, ..*open };
+            self.rotate(&mut open, next);
+            next.number
+        };
+        // All shards have the same closed generations, but for cells and points.
+        let first = || self.shards[0].lock().expect("no panic under this lock");
+        let mut bucket = 0;
+        while let Some(generation) = { first().closed_before(bucket, last) } {
+            each(&Held::Bucket(generation));
+            for shard in &self.shards {
+                let lock = || shard.lock().expect("no panic under this lock");
+                lock().hold_timed(bucket, last, &mut each);
+                let mut from = 0;
+                while let Some(next) =
+                    lock().hold_cells(bucket, last, from, &self.settings.plan, &mut each)
+                {
+                    from = next;
+                }
+            }
+            bucket += 1;
+        }
+        let inbox = self.inbox.lock().expect("no panic under this lock");
+        for (_, mail) in inbox.closed.iter().take_while(|(number, _)| *number < last) {
+            mail.events.iter().for_each(|event| each(&Held::Event(event)));
+            mail.checks.iter().for_each(|check| each(&Held::Check(check)));
+        }
+        *unflushed..last
+    }
+
+    /// Keys under which members of sets are hashed.
+    pub const fn member_keys(&self) -> Keys {
+        self.settings.plan.member_keys
+    }
+
     /// Rotates as the clock says. Returns the generation that is open then.
     fn close_for_flush(&self, now: Time, open: bool) -> u64 {
         let mut current = self.rotating();
@@ -530,6 +584,29 @@ impl<'a> Window<'a> {
 
     fn shard(&self, number: usize) -> MutexGuard<'a, Shard> {
         self.shards.shards[number].lock().expect("no panic under this lock")
+    }
+
+    /// Adds what a series held in another process, with a time of its own or in the open bucket.
+    pub fn restore(&self, context: Context, time: Option<i64>, cell: Cell) {
+        if !cell.is_of(context.kind()) {
+            return;
+        }
+        let kind = context.kind();
+        let handle = self.intern(context, false).handle;
+        let (row, mut locked) = (handle.row, self.lock(handle.shard()));
+        locked.shard.touch(row);
+        let plan = &self.shards.settings.plan;
+        match (time, kind) {
+            (None, _) => locked.shard.cell(row).merge(cell, plan),
+            (Some(time), Kind::Count | Kind::Gauge) => {
+                if let Some(value) = cell.close(plan) {
+                    locked.timed_point(row, time, value);
+                }
+            }
+            (Some(time), Kind::Set | Kind::Timer | Kind::Histogram | Kind::Distribution) => {
+                locked.timed_cell(row, time, |earlier, plan| earlier.merge(cell, plan));
+            }
+        }
     }
 
     /// Keeps an event for the next flush, or counts it as dropped.
@@ -773,6 +850,82 @@ impl Shard {
         (count > 0).then(|| Part { start, end, count, is_last: closed.count() == count })
     }
 
+    /// A closed generation, by its place among those that closed before generation `last`.
+    fn closed_before(&self, place: usize, last: u64) -> Option<Generation> {
+        let generation = self.closed.get(place)?.generation;
+        (generation.number < last).then_some(generation)
+    }
+
+    /// Gives the timestamped points of a closed bucket.
+    fn hold_timed(&self, bucket: usize, last: u64, each: &mut impl FnMut(&Held<'_>)) {
+        let same = self.same_bucket(bucket, last);
+        let parts = self.closed.range(bucket..bucket + same);
+        for part in parts {
+            for row in &part.timed {
+                let cell = match row.value {
+                    Value::Count(sum) => Cell::Count(sum),
+                    Value::Gauge(value) => Cell::Gauge(value),
+                    // These add up within their second, and stand in the other list.
+                    Value::Set(_) | Value::Histogram(_) | Value::Distribution(_) => continue,
+                };
+                each(&Held::Timed(&row.context, row.time, &cell));
+            }
+            for ((_, time), (context, cell)) in &part.timed_cells {
+                each(&Held::Timed(context, *time, cell));
+            }
+        }
+    }
+
+    /// How many closed generations before `last`, from this one on, belong to one bucket.
+    fn same_bucket(&self, first: usize, last: u64) -> usize {
+        let start = self.closed[first].generation.start;
+        let closed = self.closed.range(first..);
+        closed.take_while(|b| b.generation.number < last && b.generation.start == start).count()
+    }
+
+    /// Gives some cells of a closed bucket, from row `from` on, and gathers them in its first column.
+    /// Returns the row to go on with, or `None` when its other columns are gone.
+    fn hold_cells(
+        &mut self,
+        bucket: usize,
+        last: u64,
+        from: usize,
+        plan: &Plan,
+        each: &mut impl FnMut(&Held<'_>),
+    ) -> Option<usize> {
+        let count = self.same_bucket(bucket, last);
+        let rows = self.closed.range(bucket..bucket + count).map(|b| b.cells.len()).max()?;
+        let to = rows.min(from + ROWS_PER_LOCK);
+        if self.closed[bucket].cells.len() < to {
+            self.closed[bucket].cells.resize_with(rows, || Cell::Empty);
+        }
+        for row in from..to {
+            let cell = taken(self.closed.range_mut(bucket..bucket + count), row, plan);
+            if let (Some(context), false) = (&self.states[row].context, matches!(cell, Cell::Empty))
+            {
+                each(&Held::Cell(context, &cell));
+            }
+            self.closed[bucket].cells[row] = cell;
+        }
+        if to < rows {
+            return Some(to);
+        }
+        for part in self.closed.drain(bucket + 1..bucket + count).collect::<Vec<_>>() {
+            let whole = &mut self.closed[bucket];
+            whole.timed.extend(part.timed);
+            for (key, (context, cell)) in part.timed_cells {
+                match whole.timed_cells.get_mut(&key) {
+                    Some((_, earlier)) => earlier.merge(cell, plan),
+                    None => drop(whole.timed_cells.insert(key, (context, cell))),
+                }
+            }
+            if part.cells.len() > self.spare.len() {
+                self.spare = part.cells;
+            }
+        }
+        None
+    }
+
     /// Moves some rows of the oldest closed bucket, from row `from` on, to `out`. Returns the row
     /// to go on with, or `None` when the bucket is done and gone. With `expire`, rows that were
     /// idle for too long at that time are freed.
@@ -791,7 +944,7 @@ impl Shard {
         let mut idle = Vec::new();
         for row in from..to {
             let state = &mut self.states[row];
-            let cell = taken(&mut self.closed, count, row, &settings.plan);
+            let cell = taken(self.closed.iter_mut().take(count), row, &settings.plan);
             let Some(context) = state.context.clone() else {
                 debug_assert!(matches!(cell, Cell::Empty), "a free row has no value");
                 continue;
@@ -852,10 +1005,10 @@ impl Shard {
     }
 }
 
-/// Takes what a row holds in the oldest bucket, whose generations are `count`.
-fn taken(closed: &mut VecDeque<Bucket>, count: usize, row: usize, plan: &Plan) -> Cell {
+/// Takes what a row holds in the generations of a bucket.
+fn taken<'a>(generations: impl Iterator<Item = &'a mut Bucket>, row: usize, plan: &Plan) -> Cell {
     let mut whole = Cell::Empty;
-    for cell in closed.iter_mut().take(count).filter_map(|bucket| bucket.cells.get_mut(row)) {
+    for cell in generations.filter_map(|bucket| bucket.cells.get_mut(row)) {
         whole.merge(std::mem::take(cell), plan);
     }
     whole

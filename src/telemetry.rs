@@ -101,6 +101,8 @@ pub struct Journal {
     pub failing: AtomicBool,
     /// Datagrams of an earlier process that were taken in again.
     pub replayed_datagrams: Counter,
+    /// Times that segments were replaced by what they came to.
+    pub checkpoints: Counter,
     /// Segments of an earlier process that end in a record which is not whole.
     pub torn: Counter,
     /// Files that could not be read and were set aside.
@@ -342,6 +344,11 @@ pub const OWN: &[Own] = &[
         "journal_replayed_datagrams_total",
         "Datagrams of an earlier process that were taken in again at the start; their lines are those of the listener `journal`.",
         Read::Process(|t| t.journal.replayed_datagrams.get()),
+    ),
+    counter(
+        "journal_checkpoints_total",
+        "Times that the journal reached half of journal.max_bytes and was replaced by the aggregates.",
+        Read::Process(|t| t.journal.checkpoints.get()),
     ),
     counter(
         "journal_torn_total",
