@@ -680,7 +680,7 @@ impl Journal {
     }
 
     /// Puts what the segments came to in their place.
-    fn checkpoint(&self, shards: &Shards) {
+    pub fn checkpoint(&self, shards: &Shards) {
         let mut encoder = Encoder::new(shards.member_keys());
         let generations = shards.hold(|held| encoder.add(held));
         let written = if encoder.len() as u64 > self.max_bytes {
@@ -735,7 +735,7 @@ impl Journal {
     }
 
     /// These generations need not be replayed any more. Their files are used again.
-    fn release(&self, generations: Range<u64>) {
+    pub fn release(&self, generations: Range<u64>) {
         if generations.is_empty() {
             return;
         }
@@ -878,4 +878,209 @@ fn number_of(path: &Path) -> Option<u64> {
 /// Not zero, so that an empty record has no checksum that fits.
 fn random() -> u32 {
     ahash::RandomState::new().hash_one(0_u8) as u32 | 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample::Dialect;
+    use crate::shard;
+    use crate::value::{self, Plan};
+
+    const NOW: Time = Time::from_seconds(1003);
+
+    /// A journal whose disk fails at one operation while it is told to.
+    struct Faulty {
+        folder: tempfile::TempDir,
+        journal: Arc<Journal>,
+        writer: Writer,
+        shards: Shards,
+        fault: Arc<Mutex<Option<(Op, i32)>>>,
+    }
+
+    impl Faulty {
+        fn new(max_bytes: u64) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let fault = Arc::<Mutex<Option<(Op, i32)>>>::default();
+            let asked = Arc::clone(&fault);
+            let gate: Gate = Arc::new(move |op| match *asked.lock().unwrap() {
+                Some((at, error)) if at == op => Err(io::Error::from_raw_os_error(error)),
+                _ => Ok(()),
+            });
+            let telemetry = Arc::new(Telemetry::default());
+            let config = Config { max_bytes, ..Config::default() };
+            let place = folder.path().join("journal");
+            let (journal, _) = Journal::open(&place, &config, Arc::clone(&telemetry), gate, NOW);
+            let plan = Plan::from_config(&value::Config::default());
+            let shards =
+                Shards::new(shard::Config::default(), plan, 10, String::new(), telemetry, NOW);
+            let source =
+                Source { name: "x".to_owned(), dialect: Dialect::Datadog, eol_required: false };
+            let writer = journal.writer(source);
+            Self { folder, journal, writer, shards, fault }
+        }
+
+        fn append(&mut self, text: &str, now: Time) {
+            let datagram = Datagram { bytes: text.as_bytes(), truncated: false };
+            let window = self.shards.window(now);
+            self.writer.append(&[datagram], 0, window.generation(), now);
+        }
+
+        /// What the next process would read, in order.
+        fn found(&self) -> Vec<String> {
+            let config = Config::default();
+            let place = self.folder.path().join("journal");
+            let gate: Gate = Arc::new(|_| Ok(()));
+            let (journal, found) = Journal::open(&place, &config, Arc::default(), gate, NOW);
+            let mut all = Vec::new();
+            found.replay(
+                &journal,
+                |_| {},
+                |_, datagrams, _| {
+                    let texts =
+                        datagrams.iter().map(|d| String::from_utf8_lossy(d.bytes).into_owned());
+                    all.extend(texts);
+                },
+            );
+            all
+        }
+
+        fn unprotected(&self) -> u64 {
+            self.journal.telemetry.journal.unprotected_datagrams.get()
+        }
+
+        fn fails(&self) -> bool {
+            self.journal.telemetry.journal.failing.load(Relaxed)
+        }
+    }
+
+    /// Every operation on the readers' way fails with every error: nothing is stopped, what could
+    /// not be appended is counted, and within one flush after the fault all is well.
+    #[test]
+    fn a_disk_that_fails_for_a_while() {
+        for error in [libc::ENOSPC, libc::EIO, libc::EROFS, libc::EMFILE] {
+            for op in [Op::Create, Op::Append] {
+                let mut world = Faulty::new(1 << 20);
+                *world.fault.lock().unwrap() = Some((op, error));
+                world.append("a", NOW);
+                world.append("b", NOW);
+                assert_eq!((world.unprotected(), world.fails()), (2, true), "{op:?} {error}");
+                *world.fault.lock().unwrap() = None;
+                // Tried again in the next generation at the latest.
+                world.append("c", Time::from_seconds(1010));
+                world.append("d", Time::from_seconds(1010));
+                assert_eq!((world.unprotected(), world.fails()), (2, false), "{op:?} {error}");
+                assert_eq!(world.found(), ["c", "d"], "{op:?} {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_segment_that_cannot_be_synced_is_left() {
+        for error in [libc::ENOSPC, libc::EIO, libc::EROFS, libc::EMFILE] {
+            let mut world = Faulty::new(1 << 20);
+            world.append("a", NOW);
+            *world.fault.lock().unwrap() = Some((Op::Sync, error));
+            world.journal.sync();
+            assert!(world.fails());
+            *world.fault.lock().unwrap() = None;
+            world.append("b", NOW);
+            assert!(!world.fails(), "a new segment works");
+            world.journal.sync();
+            assert_eq!((world.unprotected(), world.journal.files().segments.len()), (0, 2));
+            assert_eq!(world.found(), ["a", "b"]);
+        }
+    }
+
+    #[test]
+    fn a_folder_that_is_removed_is_made_anew() {
+        let mut world = Faulty::new(1 << 20);
+        world.append("a", NOW);
+        fs::remove_dir_all(world.folder.path().join("journal")).unwrap();
+        world.journal.sync();
+        assert!(world.fails(), "what is in it would be lost");
+        world.append("b", NOW);
+        assert!(!world.fails());
+        assert_eq!(world.found(), ["b"]);
+    }
+
+    #[test]
+    fn what_cannot_be_released_is_released_with_the_next() {
+        for op in [Op::Release, Op::Sync] {
+            let mut world = Faulty::new(1 << 20);
+            world.append("a", NOW);
+            let first = world.shards.flush(Time::from_seconds(1010), false).generations;
+            world.append("b", Time::from_seconds(1011));
+            *world.fault.lock().unwrap() = Some((op, libc::ENOSPC));
+            world.journal.release(first);
+            assert_eq!(world.journal.files().segments.len(), 2, "{op:?}");
+            *world.fault.lock().unwrap() = None;
+            let second = world.shards.flush(Time::from_seconds(1020), false).generations;
+            world.journal.release(second);
+            assert_eq!(world.journal.files().segments.len(), 0, "{op:?}");
+            assert_eq!(world.journal.used.load(Relaxed), 0);
+            assert_eq!(world.found(), [""; 0], "{op:?}");
+        }
+    }
+
+    #[test]
+    fn files_are_used_again() {
+        let mut world = Faulty::new(1 << 20);
+        for bucket in 0..20 {
+            let now = Time::from_seconds(1000 + bucket * 10);
+            world.append("a", now);
+            let flushed = world.shards.flush(Time::from_seconds(now.seconds() + 10), false);
+            world.journal.release(flushed.generations);
+        }
+        let files = fs::read_dir(world.folder.path().join("journal")).unwrap();
+        let names: Vec<_> = files.map(|file| file.unwrap().file_name()).collect();
+        assert_eq!(names.len(), 2, "one segment and what is released: {names:?}");
+    }
+
+    #[test]
+    fn the_journal_is_bounded_and_checkpoints_make_room() {
+        let mut world = Faulty::new(256 * 1024);
+        let text = "x".repeat(1000);
+        let mut appended = 0;
+        while world.unprotected() == 0 {
+            world.append(&text, NOW);
+            appended += 1;
+        }
+        assert!((200..=260).contains(&appended), "{appended}");
+        assert!(world.journal.full.load(Relaxed), "a checkpoint is wanted");
+        // A disk that is full for the checkpoint leaves all as it is.
+        for op in [Op::Checkpoint, Op::Rename] {
+            *world.fault.lock().unwrap() = Some((op, libc::ENOSPC));
+            world.journal.checkpoint(&world.shards);
+            assert_eq!(world.found().len(), appended - 1, "{op:?}");
+        }
+        *world.fault.lock().unwrap() = None;
+        world.journal.checkpoint(&world.shards);
+        world.append("a", Time(NOW.0 + 1000));
+        assert!(!world.fails());
+        assert_eq!(world.found(), ["a"], "the rest is in the checkpoint");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_set_aside() {
+        let mut world = Faulty::new(1 << 20);
+        world.append("a", NOW);
+        let place = world.folder.path().join("journal");
+        let mut later = fs::read(place.join("segment-0")).unwrap();
+        later[8] = 9;
+        fs::write(place.join("segment-7"), later).unwrap();
+        fs::write(place.join("segment-8"), "nonsense of some length").unwrap();
+        fs::write(place.join("segment-9"), "").unwrap();
+        fs::write(place.join("checkpoint-1-2"), "nonsense").unwrap();
+        fs::write(place.join("checkpoint-1-3.tmp"), "half").unwrap();
+        fs::write(place.join("released"), "nonsense").unwrap();
+        assert_eq!(world.found(), ["a"]);
+        let mut names: Vec<_> = fs::read_dir(place.join("bad"))
+            .unwrap()
+            .map(|file| file.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["checkpoint-1-2.bad", "segment-7.bad", "segment-8.bad"]);
+        assert!(!place.join("segment-9").exists() && !place.join("checkpoint-1-3.tmp").exists());
+    }
 }

@@ -252,12 +252,17 @@ struct Bucket {
     cells: Vec<Cell>,
     timed: Vec<Row>,
     /// Timestamped samples that add up within their second: sets, histograms, distributions.
-    timed_cells: HashMap<(u32, i64), (Arc<Context>, Cell), RandomState>,
+    timed_cells: TimedCells,
+    /// Places under the limit of timestamped points that these took.
+    places: usize,
 }
+
+/// By row and second.
+type TimedCells = HashMap<(u32, i64), (Arc<Context>, Cell), RandomState>;
 
 impl Bucket {
     fn new(generation: Generation, cells: Vec<Cell>) -> Self {
-        Self { generation, cells, timed: Vec::new(), timed_cells: HashMap::default() }
+        Self { generation, cells, timed: Vec::new(), timed_cells: HashMap::default(), places: 0 }
     }
 }
 
@@ -395,8 +400,8 @@ impl Shards {
         let rows = &mut flushed.rows;
         for shard in &self.shards {
             let lock = || shard.lock().expect("no panic under this lock");
-            let (timed, timed_cells) = lock().begin_flush(last);
-            self.timed.fetch_sub(timed.len() + timed_cells.len(), Ordering::Relaxed);
+            let (timed, timed_cells, places) = lock().begin_flush(last, &self.settings.plan);
+            self.timed.fetch_sub(places, Ordering::Relaxed);
             rows.extend(timed);
             closing.extend(timed_cells);
             loop {
@@ -735,6 +740,7 @@ impl Locked<'_> {
             self.shards.telemetry.timed_dropped.add(1);
             return None;
         }
+        self.shard.open.places += 1;
         self.shard.states[row as usize].context.clone()
     }
 }
@@ -826,20 +832,20 @@ impl Shard {
         self.closed.push_back(std::mem::replace(&mut self.open, next));
     }
 
-    /// Takes the timestamped points of what closed before generation `last`. Begins the next epoch.
-    fn begin_flush(&mut self, last: u64) -> (Vec<Row>, Vec<Closing>) {
+    /// Takes the timestamped points of what closed before generation `last`, with the places under
+    /// their limit. Begins the next epoch.
+    fn begin_flush(&mut self, last: u64, plan: &Plan) -> (Vec<Row>, Vec<Closing>, usize) {
         self.epoch = self.epoch.wrapping_add(1);
-        let (mut timed, mut timed_cells) = (Vec::new(), Vec::new());
+        let (mut timed, mut cells, mut places) = (Vec::new(), TimedCells::default(), 0);
         for bucket in self.closed.iter_mut().filter(|b| b.generation.number < last) {
+            places += std::mem::take(&mut bucket.places);
             timed.append(&mut bucket.timed);
-            let cells = bucket.timed_cells.drain();
-            timed_cells.extend(cells.map(|((_, time), (context, cell))| Closing {
-                context,
-                time,
-                cell,
-            }));
+            merge_timed(&mut cells, &mut bucket.timed_cells, plan);
         }
-        (timed, timed_cells)
+        let cells = cells.into_iter();
+        let timed_cells =
+            cells.map(|((_, time), (context, cell))| Closing { context, time, cell }).collect();
+        (timed, timed_cells, places)
     }
 
     /// The oldest closed bucket, if it closed before generation `last`.
@@ -910,15 +916,11 @@ impl Shard {
         if to < rows {
             return Some(to);
         }
-        for part in self.closed.drain(bucket + 1..bucket + count).collect::<Vec<_>>() {
+        for mut part in self.closed.drain(bucket + 1..bucket + count).collect::<Vec<_>>() {
             let whole = &mut self.closed[bucket];
+            whole.places += part.places;
             whole.timed.extend(part.timed);
-            for (key, (context, cell)) in part.timed_cells {
-                match whole.timed_cells.get_mut(&key) {
-                    Some((_, earlier)) => earlier.merge(cell, plan),
-                    None => drop(whole.timed_cells.insert(key, (context, cell))),
-                }
-            }
+            merge_timed(&mut whole.timed_cells, &mut part.timed_cells, plan);
             if part.cells.len() > self.spare.len() {
                 self.spare = part.cells;
             }
@@ -1002,6 +1004,16 @@ impl Shard {
         *generation = generation.wrapping_add(1);
         self.free.push(row);
         telemetry.contexts.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Adds what came later to what came earlier.
+fn merge_timed(whole: &mut TimedCells, later: &mut TimedCells, plan: &Plan) {
+    if whole.is_empty() {
+        return std::mem::swap(whole, later);
+    }
+    for (key, (context, cell)) in later.drain() {
+        whole.entry(key).or_insert((context, Cell::Empty)).1.merge(cell, plan);
     }
 }
 

@@ -369,3 +369,157 @@ impl<'a> Bytes<'a> {
         self.array().map(i64::from_le_bytes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn header(seed: u32) -> Header {
+        let generation = Generation { number: 7, start: 1000, end: 1010 };
+        let name = "udp://127.0.0.1:8125".to_owned();
+        let source = Source { name, dialect: Dialect::Statsd, eol_required: true };
+        Header { seed, sequence: 3, generation, source }
+    }
+
+    type Batch = (i64, Vec<(Vec<u8>, bool)>);
+
+    fn file(seed: u32, batches: &[Batch]) -> Vec<u8> {
+        let mut bytes = header(seed).encode();
+        let mut head = Vec::new();
+        for (arrival, batch) in batches {
+            let datagrams: Vec<_> = batch
+                .iter()
+                .map(|(bytes, truncated)| Datagram { bytes, truncated: *truncated })
+                .collect();
+            let before = bytes.len();
+            write_record_head(seed, Time(*arrival), 9, &datagrams, &mut head);
+            bytes.extend(&head);
+            batch.iter().for_each(|(datagram, _)| bytes.extend(datagram));
+            assert_eq!(bytes.len() - before, record_length(&datagrams));
+        }
+        bytes.extend(END);
+        bytes
+    }
+
+    /// What can be read of a file, and whether it is torn.
+    fn read(file: &[u8]) -> Option<(Vec<Batch>, bool)> {
+        let (header, rest) = Header::decode(file).ok()?;
+        let mut records = Records::new(&header, rest);
+        let batches = records
+            .by_ref()
+            .map(|record| {
+                assert_eq!(record.batch, 9);
+                let datagrams = record.datagrams.iter();
+                (record.arrival.0, datagrams.map(|d| (d.bytes.to_vec(), d.truncated)).collect())
+            })
+            .collect();
+        Some((batches, records.is_torn()))
+    }
+
+    fn some() -> Vec<Batch> {
+        vec![
+            (1_000_500, vec![(b"a:1|c".to_vec(), false), (b"b:2|g".to_vec(), true)]),
+            (1_000_501, vec![]),
+            (1_000_502, vec![(vec![], false), (b"c:3|s\n".to_vec(), false)]),
+        ]
+    }
+
+    #[test]
+    fn a_header_is_read_as_it_was_written() {
+        let file = file(5, &[]);
+        assert_eq!(Header::decode(&file).unwrap(), (header(5), &END[..]));
+        assert_eq!(Header::decode(&[0; 100]).unwrap_err(), Unreadable::Empty);
+        assert_eq!(Header::decode(b"something else of a length").unwrap_err(), Unreadable::Foreign);
+        let mut later = file.clone();
+        later[8] = 2;
+        assert_eq!(Header::decode(&later).unwrap_err(), Unreadable::Version(2));
+        for at in 10..file.len() - END.len() {
+            let mut damaged = file.clone();
+            damaged[at] ^= 4;
+            assert_eq!(Header::decode(&damaged).unwrap_err(), Unreadable::Damaged, "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_file_torn_at_any_byte_gives_what_is_whole() {
+        let (whole, all) = (file(5, &some()), some());
+        assert_eq!(read(&whole), Some((all.clone(), false)));
+        let begin = header(5).encode().len();
+        for length in begin..whole.len() {
+            let (batches, torn) = read(&whole[..length]).expect("a header");
+            assert!(torn, "{length} bytes");
+            assert_eq!(batches, all[..batches.len()], "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_gives_nothing_that_was_not_written() {
+        let (whole, all) = (file(5, &some()), some());
+        for bit in header(5).encode().len() * 8..whole.len() * 8 {
+            let mut damaged = whole.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            let (batches, torn) = read(&damaged).expect("a header");
+            assert_eq!(batches, all[..batches.len()], "bit {bit}");
+            assert!(torn, "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_use_left_is_not_read() {
+        let earlier = file(5, &[some(), some(), some()].concat());
+        for kept in 0..some().len() {
+            let mut again = file(6, &some()[..kept]);
+            again.extend(&earlier[again.len()..]);
+            assert_eq!(read(&again), Some((some()[..kept].to_vec(), false)));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn records_are_read_as_they_were_written(
+            seed: u32,
+            batches in prop::collection::vec(
+                (any::<i64>(), prop::collection::vec((prop::collection::vec(any::<u8>(), 0..40), any::<bool>()), 0..5)),
+                0..5,
+            ),
+        ) {
+            prop_assert_eq!(read(&file(seed, &batches)), Some((batches, false)));
+        }
+    }
+
+    #[test]
+    fn released_ranges_grow_together() {
+        let mut released = Released::default();
+        for (range, expected) in [
+            (5..7, vec![5..7]),
+            (0..3, vec![0..3, 5..7]),
+            (9..9, vec![0..3, 5..7]),
+            (3..4, vec![0..4, 5..7]),
+            (2..6, vec![0..7]),
+        ] {
+            released.add(range.clone());
+            assert_eq!(released.ranges, expected, "{range:?}");
+        }
+        assert!(released.holds(6) && !released.holds(7));
+        assert_eq!(released.end(), 7);
+    }
+
+    #[test]
+    fn the_newer_slot_counts_and_a_torn_one_does_not() {
+        let one = Released { sequence: 1, start: 1000, ranges: vec![0..5] };
+        let two = Released { sequence: 2, start: 1010, ranges: vec![0..5, 7..9] };
+        let mut file = [two.encode().unwrap(), one.encode().unwrap()].concat();
+        assert_eq!(Released::decode(&file), Some(two));
+        for at in 0..SLOT {
+            file[at] ^= 1;
+            assert_eq!(Released::decode(&file), Some(one.clone()), "byte {at}");
+            file[at] ^= 1;
+        }
+        assert_eq!(Released::decode(&[0; 2 * SLOT]), None);
+        let ranges: Vec<_> = (0..=RANGES_MAX as u64).map(|n| 2 * n..2 * n + 1).collect();
+        let full = Released { ranges: ranges[1..].to_vec(), ..one.clone() };
+        assert_eq!(Released::decode(&full.encode().unwrap()), Some(full));
+        assert_eq!(Released { ranges, ..one }.encode(), None, "no room");
+    }
+}
