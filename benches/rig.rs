@@ -52,6 +52,7 @@ impl Rig {
             log_rejects: false,
             line_max: usize::MAX,
             spellings_max: usize::MAX,
+            journal: None,
         };
         let blocklist = shared.rules.blocklist();
         let flush = Flush { shards: shared.shards.clone(), telemetry, aggregates, blocklist };

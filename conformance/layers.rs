@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 /// Modules from the ground up; a module imports from its own group and from those before it.
 const LAYERS: [&[&str]; 10] = [
     &[
-        "bins", "cgroup", "compact", "hash", "logging", "sample", "secrets", "service", "state",
-        "sys", "time",
+        "bins", "cgroup", "compact", "fail", "hash", "logging", "sample", "secrets", "service",
+        "state", "sys", "time",
     ],
     &["context", "sketch", "telemetry"],
     &[
@@ -22,8 +22,8 @@ const LAYERS: [&[&str]; 10] = [
         "stream",
         "value",
     ],
-    &["capture", "encode", "shard"],
-    &["flush", "profile", "reader", "sinks", "spellings"],
+    &["capture", "encode", "journal", "shard"],
+    &["flush", "profile", "reader", "replay", "sinks", "spellings"],
     &["collectors", "intake", "status"],
     &["config"],
     &["server"],

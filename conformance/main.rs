@@ -13,6 +13,7 @@ mod corpora;
 mod datadog_payload;
 mod dead_link;
 mod end_to_end;
+mod journal_kills;
 mod latencies;
 mod layers;
 mod ledger;

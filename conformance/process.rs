@@ -295,6 +295,10 @@ impl Tallyd {
         finished
     }
 
+    pub fn lives(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
     /// Waits until it ends.
     pub fn wait(mut self) -> Finished {
         let started = Instant::now();

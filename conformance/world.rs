@@ -52,6 +52,7 @@ impl World {
             log_rejects: false,
             line_max: config.intake.buffer_size,
             spellings_max: 1000,
+            journal: None,
         };
         let reader = |dialect| {
             let listener = telemetry.listener(format!("{dialect:?}"));

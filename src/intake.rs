@@ -322,6 +322,7 @@ mod tests {
                 log_rejects: false,
                 line_max: 8192,
                 spellings_max: 1000,
+                journal: None,
             };
             let untouched = Untouched { udp: false, socket: false, status: false };
             let opened = open(&config, untouched, Passed::default(), &telemetry).expect("open");

@@ -13,12 +13,14 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use crate::journal::{self, Journal};
 use crate::parse;
 use crate::rules::{Outcome, Rules};
 use crate::sample::{Dialect, Kind, Message, Reject, Sample, Values};
-use crate::shard::Shards;
+use crate::shard::{Shards, Window};
 use crate::spellings::{Print, Series, Spellings};
 use crate::stream::{FrameError, Framer};
+use crate::sys::{BATCH, Datagram, Receiver};
 use crate::telemetry::tap::Probe;
 use crate::telemetry::{Listener, Telemetry, excerpt};
 use crate::time::Time;
@@ -26,6 +28,9 @@ use crate::value::WEIGHT_MAX;
 
 /// Samples of a run: enough to hide the memory's latency, few enough to stay in the cache.
 const RUN: usize = 64;
+
+/// Datagrams that are taken in before a rotation may come between.
+const WINDOW: usize = BATCH;
 
 /// What all readers share.
 #[derive(Clone)]
@@ -41,6 +46,8 @@ pub struct Shared {
     pub line_max: usize,
     /// Spellings that a reader remembers.
     pub spellings_max: usize,
+    /// What is read outlives the process by it.
+    pub journal: Option<Arc<Journal>>,
 }
 
 /// Turns what one listener received into values of series. One thread uses it at a time.
@@ -51,6 +58,7 @@ pub struct Reader {
     eol_required: bool,
     spellings: Spellings,
     probe: Probe,
+    journal: Option<journal::Writer>,
 }
 
 /// A sample on its way to its series.
@@ -73,7 +81,11 @@ impl Reader {
         eol_required: bool,
     ) -> Self {
         let spellings = Spellings::new(shared.spellings_max);
-        Self { shared, listener, options, eol_required, spellings, probe: Probe::default() }
+        let name = listener.name.clone();
+        let source = journal::Source { name, dialect: options.dialect, eol_required };
+        let journal = shared.journal.as_ref().map(|journal| journal.writer(source));
+        let probe = Probe::default();
+        Self { shared, listener, options, eol_required, spellings, probe, journal }
     }
 
     pub fn listener(&self) -> &Arc<Listener> {
@@ -83,6 +95,37 @@ impl Reader {
     /// Takes in one datagram, frame or run of text lines that arrived at `now`. `truncated` says
     /// that its end is missing.
     pub fn datagram(&mut self, bytes: &[u8], truncated: bool, now: Time) {
+        self.datagrams(&[Datagram { bytes, truncated }], now);
+    }
+
+    /// Takes in what arrived at `now`.
+    pub fn datagrams(&mut self, datagrams: &[Datagram<'_>], now: Time) {
+        self.batch(datagrams, 0, now);
+    }
+
+    /// What is to receive datagrams for this reader: they are the journal's, if there is one, from
+    /// the moment that the kernel gives them away.
+    pub fn receiver(&self, buffer_size: usize) -> Receiver {
+        let landing = self.journal.as_ref().and_then(|journal| journal.landing(buffer_size));
+        landing.unwrap_or_else(|| Receiver::new(buffer_size))
+    }
+
+    /// Takes in what a receiver got at `now`, as the batch of this number.
+    pub fn batch(&mut self, datagrams: &[Datagram<'_>], number: u64, now: Time) {
+        let shards = Arc::clone(&self.shared.shards);
+        for some in datagrams.chunks(WINDOW) {
+            let window = shards.window(now);
+            if let Some(journal) = &mut self.journal {
+                journal.append(some, number, window.generation(), now);
+            }
+            for datagram in some {
+                self.take_in(datagram, &window, now);
+            }
+        }
+    }
+
+    fn take_in(&mut self, datagram: &Datagram<'_>, window: &Window<'_>, now: Time) {
+        let Datagram { bytes, truncated } = *datagram;
         self.listener.datagrams.add(1);
         self.listener.bytes.add(bytes.len() as u64);
         self.listener.truncated.add(truncated.into());
@@ -119,18 +162,18 @@ impl Reader {
                         samples += 1;
                         self.queue(sample, &mut run);
                         if run.len() == RUN {
-                            self.take(&mut run, now);
+                            self.take(&mut run, window, now);
                         }
                     }
                     Ok(Message::Event(event)) => {
                         events += 1;
                         self.shared.telemetry.fields_ignored.add(event.ignored.into());
-                        self.shared.shards.event(self.shared.rules.event(&event, now.seconds()));
+                        window.event(self.shared.rules.event(&event, now.seconds()));
                     }
                     Ok(Message::Check(check)) => {
                         checks += 1;
                         self.shared.telemetry.fields_ignored.add(check.ignored.into());
-                        self.shared.shards.check(self.shared.rules.check(&check, now.seconds()));
+                        window.check(self.shared.rules.check(&check, now.seconds()));
                     }
                     Err(reason) => self.reject(reason, line, now),
                 }
@@ -138,7 +181,7 @@ impl Reader {
             // A line without any outcome shows as a difference in the ledger.
             lines += u64::max(messages, 1);
         }
-        self.take(&mut run, now);
+        self.take(&mut run, window, now);
         self.listener.lines.add(lines);
         self.listener.samples.add(samples);
         self.listener.events.add(events);
@@ -148,8 +191,11 @@ impl Reader {
         }
     }
 
-    /// Takes in what collectors made, each message as a line.
+    /// Takes in what collectors made, each message as a line. It is not in the journal: what was not
+    /// sent is measured anew.
     pub fn messages<'a>(&mut self, messages: impl Iterator<Item = Message<'a>>, now: Time) {
+        let shards = Arc::clone(&self.shared.shards);
+        let window = shards.window(now);
         let mut run = Run::new();
         for message in messages {
             self.listener.lines.add(1);
@@ -158,28 +204,30 @@ impl Reader {
                     self.listener.samples.add(1);
                     self.queue(sample, &mut run);
                     if run.len() == RUN {
-                        self.take(&mut run, now);
+                        self.take(&mut run, &window, now);
                     }
                 }
                 Message::Event(event) => {
                     self.listener.events.add(1);
-                    self.shared.shards.event(self.shared.rules.event(&event, now.seconds()));
+                    window.event(self.shared.rules.event(&event, now.seconds()));
                 }
                 Message::Check(check) => {
                     self.listener.checks.add(1);
-                    self.shared.shards.check(self.shared.rules.check(&check, now.seconds()));
+                    window.check(self.shared.rules.check(&check, now.seconds()));
                 }
             }
         }
-        self.take(&mut run, now);
+        self.take(&mut run, &window, now);
     }
 
     /// Takes in every payload that a stream has complete. Returns false when the stream cannot be
     /// read any further.
     pub fn payloads(&mut self, framer: &mut Framer, now: Time) -> bool {
-        while let Some(payload) = framer.payload() {
+        let mut complete = SmallVec::<[Datagram<'_>; WINDOW]>::new();
+        let mut readable = true;
+        for payload in framer.payloads() {
             match payload {
-                Ok(bytes) => self.datagram(bytes, false, now),
+                Ok(bytes) => complete.push(Datagram { bytes, truncated: false }),
                 Err(FrameError::LineTooLong) => {
                     self.listener.truncated.add(1);
                     self.refuse(Reject::Truncated, b"(longer than intake.buffer_size)", now);
@@ -187,11 +235,12 @@ impl Reader {
                 Err(error @ (FrameError::FrameTooLong(_) | FrameError::Unfinished(_))) => {
                     self.listener.connections_refused.add(1);
                     self.refuse(Reject::Truncated, error.to_string().as_bytes(), now);
-                    return false;
+                    readable = false;
                 }
             }
         }
-        true
+        self.datagrams(&complete, now);
+        readable
     }
 
     /// Puts a sample into the run, unless it has no value.
@@ -207,21 +256,21 @@ impl Reader {
     }
 
     /// Takes the samples of a run to their series.
-    fn take(&mut self, run: &mut Run<'_>, now: Time) {
-        self.look_up(run, now);
-        self.apply(run, now);
+    fn take(&mut self, run: &mut Run<'_>, window: &Window<'_>, now: Time) {
+        self.look_up(run, window);
+        self.apply(run, window);
         self.probe.pick(run.iter().map(|one| &one.sample), &self.shared.telemetry.tap, now);
         run.clear();
     }
 
-    fn look_up(&mut self, run: &mut Run<'_>, now: Time) {
-        let epoch = self.shared.shards.epoch();
+    fn look_up(&mut self, run: &mut Run<'_>, window: &Window<'_>) {
+        let epoch = window.epoch();
         let (mut overflow, mut blocked, mut rate_out_of_range) = (0, 0, 0);
         for pending in run {
             let Pending { sample, print, .. } = pending;
-            let known = self.spellings.find(*print, epoch, &self.shared.shards, now);
+            let known = self.spellings.find(*print, epoch, window);
             let (series, used) = known.unwrap_or_else(|| {
-                let series = self.resolve(sample, now);
+                let series = self.resolve(sample, window);
                 self.spellings.insert(*print, series, epoch);
                 (series, epoch)
             });
@@ -236,8 +285,8 @@ impl Reader {
     }
 
     /// The slow way from a spelling to its series, taken once per spelling while it is in use.
-    fn resolve(&self, sample: &Sample<'_>, now: Time) -> Series {
-        let Shared { rules, shards, telemetry, .. } = &self.shared;
+    fn resolve(&self, sample: &Sample<'_>, window: &Window<'_>) -> Series {
+        let Shared { rules, telemetry, .. } = &self.shared;
         let dialect = self.options.dialect;
         let (context, invalid_utf8) = match rules.context(sample, dialect) {
             Outcome::Blocked => return Series::default(),
@@ -248,8 +297,8 @@ impl Reader {
         let prefix = self.shared.distribution_prefix.as_ref().filter(|_| copied);
         let copy = prefix.map(|prefix| context.renamed(prefix, Kind::Distribution));
         let deltas = dialect == Dialect::Statsd && context.kind() == Kind::Gauge;
-        let series = shards.intern(context, deltas, now);
-        let copy = copy.map(|context| shards.intern(context, false, now));
+        let series = window.intern(context, deltas);
+        let copy = copy.map(|context| window.intern(context, false));
         Series {
             handle: Some(series.handle),
             copy: copy.map(|copy| copy.handle),
@@ -258,10 +307,9 @@ impl Reader {
     }
 
     /// Adds a run of samples, shard by shard and within each in the order of arrival.
-    fn apply(&mut self, run: &Run<'_>, now: Time) {
-        let shards = Arc::clone(&self.shared.shards);
+    fn apply(&mut self, run: &Run<'_>, window: &Window<'_>) {
         let mut again = SmallVec::<[(usize, Kind); 4]>::new();
-        for number in 0..shards.len() {
+        for number in 0..self.shared.shards.len() {
             let here = || {
                 run.iter().enumerate().flat_map(move |(i, pending)| {
                     let handles = pending.series.handles(pending.sample.kind);
@@ -272,7 +320,7 @@ impl Reader {
             if here().next().is_none() {
                 continue;
             }
-            let mut shard = shards.lock(number, now);
+            let mut shard = window.lock(number);
             here().for_each(|(.., handle, _)| shard.prefetch(handle));
             let mut stale = false;
             for (i, pending, handle, kind) in here() {
@@ -284,22 +332,22 @@ impl Reader {
             }
         }
         for (i, kind) in again {
-            self.add_again(&run[i], kind, now);
+            self.add_again(&run[i], kind, window);
         }
     }
 
     /// The series of this kind expired between its look-up and its shard's lock, while this thread
     /// was held up for two flushes: looks it up anew, as often as that happens.
-    fn add_again(&mut self, pending: &Pending<'_>, kind: Kind, now: Time) {
+    fn add_again(&mut self, pending: &Pending<'_>, kind: Kind, window: &Window<'_>) {
         let sample = &pending.sample;
         loop {
-            let epoch = self.shared.shards.epoch();
-            let series = self.resolve(sample, now);
+            let epoch = window.epoch();
+            let series = self.resolve(sample, window);
             self.spellings.insert(pending.print, series, epoch);
             let Some((handle, _)) = series.handles(sample.kind).find(|(_, k)| *k == kind) else {
                 return;
             };
-            let mut shard = self.shared.shards.lock(handle.shard(), now);
+            let mut shard = window.lock(handle.shard());
             if shard.add(handle, epoch, kind, sample).is_ok() {
                 return;
             }

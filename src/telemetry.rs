@@ -102,6 +102,7 @@ pub struct Telemetry {
     pub flush_micros: AtomicU64,
     /// How long flushes take.
     pub flush: Latency,
+    pub journal: Journal,
     /// When a reject of each reason was last logged, in Unix seconds.
     logged: [AtomicI64; Reject::ALL.len()],
 }
@@ -137,6 +138,27 @@ pub struct Listener {
 
 /// Longest part of a refused line that is shown.
 const EXCERPT: usize = 120;
+/// What the journal did.
+#[derive(Debug, Default)]
+pub struct Journal {
+    /// Bytes appended.
+    pub bytes: Counter,
+    /// Datagrams that could not be appended, and their bytes.
+    pub unprotected_datagrams: Counter,
+    pub unprotected_bytes: Counter,
+    /// File operations that failed.
+    pub errors: Counter,
+    /// What is read now cannot be appended.
+    pub failing: AtomicBool,
+    /// Datagrams of an earlier process that were taken in again.
+    pub replayed_datagrams: Counter,
+    /// Times that segments were replaced by what they came to.
+    pub checkpoints: Counter,
+    /// Segments of an earlier process that end in a record which is not whole.
+    pub torn: Counter,
+    /// Files that could not be read and were set aside.
+    pub set_aside: Counter,
+}
 
 /// Refused lines by reason.
 #[derive(Debug, Default)]
@@ -452,6 +474,51 @@ pub const OWN: &[Own] = &[
     ),
     counter("flushes_total", "Flushes.", Read::Process(|t| t.flushes.get())),
     counter("points_total", "Points handed to the sinks.", Read::Process(|t| t.points.get())),
+    counter(
+        "journal_bytes_total",
+        "Bytes appended to the journal.",
+        Read::Process(|t| t.journal.bytes.get()),
+    ),
+    counter(
+        "journal_unprotected_datagrams_total",
+        "Datagrams that could not be appended to the journal: a crash before their flush would lose them.",
+        Read::Process(|t| t.journal.unprotected_datagrams.get()),
+    ),
+    counter(
+        "journal_unprotected_bytes_total",
+        "Bytes of such datagrams.",
+        Read::Process(|t| t.journal.unprotected_bytes.get()),
+    ),
+    counter(
+        "journal_errors_total",
+        "File operations of the journal that failed.",
+        Read::Process(|t| t.journal.errors.get()),
+    ),
+    gauge(
+        "journal_failing",
+        "1 while what is read cannot be appended to the journal.",
+        Read::Process(|t| u64::from(t.journal.failing.load(Relaxed))),
+    ),
+    counter(
+        "journal_replayed_datagrams_total",
+        "Datagrams of an earlier process that were taken in again at the start; their lines are those of the listener `journal`.",
+        Read::Process(|t| t.journal.replayed_datagrams.get()),
+    ),
+    counter(
+        "journal_checkpoints_total",
+        "Times that the journal reached half of journal.max_bytes and was replaced by the aggregates.",
+        Read::Process(|t| t.journal.checkpoints.get()),
+    ),
+    counter(
+        "journal_torn_total",
+        "DATA LOSS. Files of the journal that ended within a record, at the start.",
+        Read::Process(|t| t.journal.torn.get()),
+    ),
+    counter(
+        "journal_set_aside_total",
+        "DATA LOSS. Files of the journal that could not be read and were set aside.",
+        Read::Process(|t| t.journal.set_aside.get()),
+    ),
     gauge("flush_seconds", "Duration of the last flush.", Read::Seconds(|t| &t.flush_micros)),
     counter(
         "profile_samples_total",

@@ -34,6 +34,8 @@ pub(super) fn validate(config: &Config) -> Outcome {
     collectors(&config.collectors)?;
     shard(&config.shard)?;
     value(&config.value)?;
+    within("journal.max_bytes", config.journal.max_bytes, 256 * 1024..=1 << 50)?;
+    within("journal.sync_interval", config.journal.sync_interval, 0.01..=3600.0)?;
     within("flush.interval", config.flush.interval, 1..=3600)?;
     within("sinks.stop_timeout", config.sinks.stop_timeout, 0..=3600)?;
     spool(&config.sinks.spool)?;

@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
+use smallvec::SmallVec;
 
 use super::pace::Pace;
+use crate::fail;
 use crate::reader::Reader;
-use crate::sys::{self, BATCH, Receiver};
+use crate::sys::{self, BATCH, Datagram, Receiver};
 use crate::time::Time;
 
 /// How long a thread sleeps at most, so that the kernel's drops are noticed on a quiet socket too.
@@ -46,7 +48,7 @@ impl Datagrams {
         buffer_size: usize,
         drops: u32,
     ) -> Self {
-        let receiver = Receiver::new(buffer_size);
+        let receiver = reader.receiver(buffer_size);
         Self { socket, reader, receiver, forward, pace, drops, drops_read: 0, drops_logged: 0 }
     }
 
@@ -91,17 +93,18 @@ impl Datagrams {
     fn take_batch(&mut self, now: Time) -> usize {
         let begun = Instant::now();
         let mut count = 0;
+        let number = self.receiver.expect(now.0);
         match self.receiver.receive(self.socket.as_fd()) {
             Ok(datagrams) => {
-                for datagram in datagrams {
-                    count += 1;
-                    if let Some(forward) = &self.forward
-                        && forward.send(datagram.bytes).is_err()
-                    {
-                        self.reader.listener().forward_errors.add(1);
-                    }
-                    self.reader.datagram(datagram.bytes, datagram.truncated, now);
+                let datagrams: SmallVec<[Datagram<'_>; BATCH]> = datagrams.collect();
+                count = datagrams.len();
+                if let Some(forward) = &self.forward {
+                    let failed = |datagram: &&Datagram<'_>| forward.send(datagram.bytes).is_err();
+                    let failures = datagrams.iter().filter(failed).count();
+                    self.reader.listener().forward_errors.add(failures as u64);
                 }
+                fail::point("intake.received");
+                self.reader.batch(&datagrams, number, now);
             }
             Err(error) => match error.kind() {
                 ErrorKind::WouldBlock => {}
@@ -113,6 +116,7 @@ impl Datagrams {
         if count > 0 {
             self.reader.listener().batch.record(begun.elapsed(), now);
         }
+        self.receiver.safe();
         if now.seconds() != self.drops_read {
             self.drops_read = now.seconds();
             self.count_drops(now);

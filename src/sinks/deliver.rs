@@ -38,6 +38,8 @@ use super::queue::{Item, Queue};
 use super::spool::{self, Spool};
 use super::{Encoded, Payload, Sink, Verdict};
 use crate::batch::Batch;
+use crate::fail;
+use crate::journal::Slip;
 use crate::telemetry::Telemetry;
 use crate::time::Time;
 
@@ -61,7 +63,7 @@ const REFUSALS_APART: Duration = Duration::from_secs(60);
 /// Travels with a batch, and with those of its payloads that are in memory only. Once all clones
 /// are dropped, each payload is in the spool of its endpoint, or was delivered, or was dropped and
 /// counted: whoever could make the batch anew need not keep what it takes.
-pub type Receipt = Arc<()>;
+pub type Receipt = Arc<Slip>;
 
 /// Gives a number in 0..1 at each call.
 pub type Random = Arc<dyn Fn() -> f64 + std::marker::Send + Sync>;
@@ -297,6 +299,7 @@ impl Send {
         while let Some((item, fresh)) = self.queue.next().await {
             let Some(payload) = self.queue.load(&item).await else { continue };
             let begun = Instant::now();
+            fail::point("spool.send");
             let verdict = self.sink.send(self.number, &payload).await;
             self.queue.endpoint.send.record(begun.elapsed(), Time::now());
             let Some(wait) = self.take(verdict, &payload, item, fresh).await else { continue };

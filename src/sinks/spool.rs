@@ -42,6 +42,7 @@ use serde::{Deserialize, Serialize};
 use self::format::{header, parse};
 use self::index::{Index, Listing};
 use super::{Body, Payload};
+use crate::fail;
 use crate::sys;
 use crate::telemetry::Endpoint;
 
@@ -136,6 +137,21 @@ impl Op {
         Self::Read,
         Self::Remove,
     ];
+
+    /// The name of its fail point.
+    const fn point(self) -> &'static str {
+        match self {
+            Self::MakeFolder => "spool.make_folder",
+            Self::List => "spool.list",
+            Self::Create => "spool.create",
+            Self::Write => "spool.write",
+            Self::Sync => "spool.sync",
+            Self::Rename => "spool.rename",
+            Self::SyncFolder => "spool.sync_folder",
+            Self::Read => "spool.read",
+            Self::Remove => "spool.remove",
+        }
+    }
 }
 
 /// Called before each operation; its error is the operation's. Tests inject faults by it.
@@ -310,7 +326,7 @@ impl Spool {
 
     /// Gives the folder that an earlier version made its name of today.
     fn adopt(&self) -> io::Result<()> {
-        (self.gate)(Op::Rename)?;
+        self.step(Op::Rename)?;
         match fs::rename(&self.former, &self.folder) {
             Err(error) => match error.kind() {
                 // Where both are, nobody knows whose the older one is.
@@ -510,35 +526,40 @@ impl Spool {
             other => other,
         }?;
         for part in parts {
-            (self.gate)(Op::Write)?;
+            self.step(Op::Write)?;
             file.write_all(part)?;
         }
-        (self.gate)(Op::Sync)?;
+        self.step(Op::Sync)?;
         file.sync_data()
     }
 
+    fn step(&self, op: Op) -> io::Result<()> {
+        fail::point(op.point());
+        (self.gate)(op)
+    }
+
     fn create(&self, path: &Path) -> io::Result<File> {
-        (self.gate)(Op::Create)?;
+        self.step(Op::Create)?;
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        (self.gate)(Op::Rename)?;
+        self.step(Op::Rename)?;
         fs::rename(from, to)
     }
 
     fn sync_folder(&self) -> io::Result<()> {
-        (self.gate)(Op::SyncFolder)?;
+        self.step(Op::SyncFolder)?;
         File::open(&self.folder)?.sync_all()
     }
 
     fn make_folder(&self, folder: &Path) -> io::Result<()> {
-        (self.gate)(Op::MakeFolder)?;
+        self.step(Op::MakeFolder)?;
         DirBuilder::new().recursive(true).mode(0o700).create(folder)
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
-        (self.gate)(Op::Remove)?;
+        self.step(Op::Remove)?;
         fs::remove_file(path)
     }
 
@@ -589,7 +610,7 @@ impl Spool {
     }
 
     fn content(&self, path: &Path) -> io::Result<Vec<u8>> {
-        (self.gate)(Op::Read)?;
+        self.step(Op::Read)?;
         // Whatever has taken the place of the file: a pipe is not waited for.
         let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
         let mut file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
@@ -716,7 +737,7 @@ impl Spool {
         listing: &Listing,
         mut each: impl FnMut(&OsStr, Option<&Entry>),
     ) -> io::Result<Vec<Entry>> {
-        (self.gate)(Op::List)?;
+        self.step(Op::List)?;
         // The greatest is the first to go.
         let mut kept = BinaryHeap::new();
         let rank = |sequence: u64| if listing.newest { !sequence } else { sequence };

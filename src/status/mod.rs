@@ -365,6 +365,7 @@ mod tests {
             log_rejects: false,
             line_max: 8192,
             spellings_max: 10,
+            journal: None,
         };
         let options = intake::Config::default().options(Dialect::Datadog);
         let reader = Reader::new(shared, telemetry.listener("http".to_owned()), options, false);
