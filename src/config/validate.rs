@@ -381,6 +381,8 @@ mod tests {
             ("sinks.datadog.compressor_kind", "gzip"),
             ("sinks.datadog.http.min_tls_version", "tlsv1.3"),
             ("logging.level", "off"),
+            ("self_profile.hz", "1000"),
+            ("self_profile.keep", "0"),
         ] {
             assert_eq!(fault(path, value), None, "{path}: {value}");
         }
@@ -446,6 +448,9 @@ mod tests {
             ),
             ("flush.interval", "3601", ": expected 1 to 3600, found 3601"),
             ("sinks.prometheus.quantiles", "[1.5]", "[0]: expected 0 to 1, found 1.5"),
+            ("self_profile.hz", "0", ": expected 1 to 1000, found 0"),
+            ("self_profile.period", "3601", ": expected 1 to 3600, found 3601"),
+            ("self_profile.keep", "1441", ": expected 0 to 1440, found 1441"),
             ("sinks.datadog.site", "''", ": expected a site such as datadoghq.com, found \"\""),
             (
                 "sinks.datadog.api_key",
