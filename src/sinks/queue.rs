@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::Payload;
 use super::deliver::Receipt;
-use super::spool::{Entry, Found, Next, Spool};
+use super::spool::{Entry, Found, Halved, Next, Spool};
 use crate::telemetry::Endpoint;
 
 /// Payloads in the spool that count as fresh, beside those of the last batch.
@@ -283,23 +283,29 @@ impl Queue {
         self.waiting().backlog_at = Some(Instant::now() + wait);
     }
 
-    /// Puts the halves of what is being sent in its place. Once begun it is done as a whole, though
-    /// the task is aborted meanwhile.
-    pub(super) async fn replace(self: &Arc<Self>, halves: [Payload; 2]) {
+    /// Puts the halves of what is being sent in its place; false when the disk fails, and the whole
+    /// waits behind all others. Once begun it is done, though the task is aborted meanwhile.
+    pub(super) async fn replace(self: &Arc<Self>, halves: [Payload; 2]) -> bool {
         let queue = Arc::clone(self);
-        let _ = spawn_blocking(move || queue.replace_now(halves)).await;
+        spawn_blocking(move || queue.replace_now(halves)).await.unwrap_or_default()
     }
 
-    fn replace_now(&self, halves: [Payload; 2]) {
+    fn replace_now(&self, halves: [Payload; 2]) -> bool {
         let _replacing = self.replacing.lock().expect("no panic under this lock");
         // Unless the stop came first.
-        let Some(whole) = self.waiting().sending.take() else { return };
+        let Some(whole) = self.waiting().sending.take() else { return false };
         let stored = match (whole, &self.spool) {
             (Item::Spooled(entry), Some(spool)) => {
-                let (time, receipt) = (entry.time, Receipt::default());
+                let time = entry.time;
                 match spool.split(entry, &halves) {
-                    Some(entries) => entries.map(Item::Spooled),
-                    None => halves.map(|half| self.hold(Arc::new(half), time, &receipt)),
+                    Halved::Done(entries) => entries.map(Item::Spooled),
+                    Halved::Later(whole) => {
+                        spool.defer(whole);
+                        return false;
+                    }
+                    Halved::Gone => {
+                        halves.map(|half| self.hold(Arc::new(half), time, &Receipt::default()))
+                    }
                 }
             }
             (Item::Held(payload, time, receipt), _) => {
@@ -307,7 +313,7 @@ impl Queue {
                 self.endpoint.held.fetch_sub(payload.points, Relaxed);
                 stored
             }
-            (Item::Spooled(_), None) => return,
+            (Item::Spooled(_), None) => return false,
         };
         let mut waiting = self.waiting();
         for item in stored.into_iter().rev() {
@@ -317,6 +323,7 @@ impl Queue {
         self.bound_memory(&mut waiting);
         drop(waiting);
         self.changed.notify_one();
+        true
     }
 
     pub(super) fn close(&self) {
