@@ -384,3 +384,41 @@ impl Item {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::spool::{Config, Folder};
+    use super::super::{Body, Coding};
+    use super::*;
+
+    #[test]
+    fn what_is_delivered_is_removed_at_the_end_though_nothing_else_did_it() {
+        let root = tempfile::tempdir().unwrap();
+        let config = Config { max_disk_ratio: 1.0, ..Config::default() };
+        let endpoint = Arc::new(Endpoint { sink: "sink", ..Endpoint::default() });
+        let folder = Folder::new("address", b"key", "");
+        let spool = Spool::open(
+            root.path(),
+            &config,
+            1,
+            &folder,
+            &["series"],
+            Arc::clone(&endpoint),
+            Arc::new(|_| Ok(())),
+        );
+        let queue = Queue::new(endpoint, 1, Some(spool), 10.0);
+        let body = Body::Bytes(vec![0; 100]);
+        let payload = Payload { kind: "series", points: 3, coding: Coding::Identity, body };
+        queue.push(Arc::new(payload), 0, &Receipt::default());
+        let Ready::Item(Item::Spooled(entry), true) = queue.ready() else { panic!("no payload") };
+        // As far as an aborted task comes.
+        queue.spool.as_ref().unwrap().discard(&entry);
+        let files = || {
+            let folders = std::fs::read_dir(root.path().join("sink")).unwrap();
+            folders.map(|f| std::fs::read_dir(f.unwrap().path()).unwrap().count()).sum::<usize>()
+        };
+        assert_eq!(files(), 1);
+        queue.settle(0);
+        assert_eq!(files(), 0);
+    }
+}

@@ -1370,14 +1370,37 @@ mod tests {
     fn two_that_come_at_once_load_it_once() {
         let world = World::new();
         (1..=3).for_each(|points| put(&world.open(), points));
-        world.fail(Some((Op::List, libc::EIO)));
-        let spool = world.open();
-        world.fail(None);
-        std::thread::scope(|scope| {
-            for points in [4, 5] {
-                let spool = &spool;
-                scope.spawn(move || put(spool, points));
+        let (begun, begins) = std::sync::mpsc::channel();
+        let (end, ends) = std::sync::mpsc::channel::<()>();
+        let (begun, ends) = (Mutex::new(begun), Mutex::new(ends));
+        let listings = AtomicU64::new(0);
+        let gate: Gate = Arc::new(move |op| match (op, listings.load(Relaxed)) {
+            (Op::List, 0) => {
+                listings.store(1, Relaxed);
+                Err(io::Error::from_raw_os_error(libc::EIO))
             }
+            (Op::List, 1) => {
+                listings.store(2, Relaxed);
+                begun.lock().unwrap().send(()).unwrap();
+                let _ = ends.lock().unwrap().recv();
+                Ok(())
+            }
+            _ => Ok(()),
+        });
+        // The first listing fails, so this is left to the first payload.
+        let spool = world.open_with(Endpoint { sink: "sink", ..Endpoint::default() }, gate);
+        let (started, starts) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| put(&spool, 4));
+            begins.recv().unwrap();
+            scope.spawn(|| {
+                started.send(()).unwrap();
+                put(&spool, 5);
+            });
+            starts.recv().unwrap();
+            // Time to get to where it waits; if that is too short, this only proves less.
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            drop(end);
         });
         assert_eq!(waiting(&spool), [5, 15, 5 * SIZE]);
         assert_eq!(spool.endpoint.found.get(), 6);
