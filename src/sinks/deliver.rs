@@ -344,21 +344,22 @@ impl Send {
             Verdict::TooLarge { cause } => {
                 let (sink, whole) = (Arc::clone(&self.sink), Arc::clone(payload));
                 let halves = spawn_blocking(move || sink.split(&whole)).await.ok().flatten();
-                if let Some(halves) = halves {
-                    self.recovered();
-                    queue.replace(halves).await;
-                } else {
+                let Some(halves) = halves else {
                     self.refused(payload, &cause);
                     queue.done(item).await;
+                    return None;
+                };
+                self.recovered();
+                if !queue.replace(halves).await {
+                    self.rest_backlog(None);
                 }
                 None
             }
             Verdict::Retry { after, .. } if !fresh => {
                 // It may be only this payload: what is fresh does not wait for it.
                 queue.endpoint.retries.add(1);
-                self.backlog_errors = ERRORS_MAX.min(self.backlog_errors + 1);
                 queue.put_back(item, fresh);
-                queue.rest(wait(after, self.backlog_errors, (self.random)()));
+                self.rest_backlog(after);
                 None
             }
             Verdict::Retry { cause, after } => {
@@ -367,6 +368,12 @@ impl Send {
                 Some(wait)
             }
         }
+    }
+
+    /// What could not be done for a payload of the backlog is not tried again at once.
+    fn rest_backlog(&mut self, after: Option<Duration>) {
+        self.backlog_errors = ERRORS_MAX.min(self.backlog_errors + 1);
+        self.queue.rest(wait(after, self.backlog_errors, (self.random)()));
     }
 
     fn delivered(&mut self, payload: &Payload) {
