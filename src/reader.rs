@@ -17,7 +17,7 @@ use crate::journal::{self, Journal};
 use crate::parse;
 use crate::rules::{Outcome, Rules};
 use crate::sample::{Dialect, Kind, Message, Reject, Sample, Values};
-use crate::shard::{Shards, Window};
+use crate::shard::{Handle, Shards, Window};
 use crate::spellings::{Print, Series, Spellings};
 use crate::stream::{FrameError, Framer};
 use crate::sys::{BATCH, Datagram, Receiver};
@@ -310,26 +310,22 @@ impl Reader {
     fn apply(&mut self, run: &Run<'_>, window: &Window<'_>) {
         let mut again = SmallVec::<[(usize, Kind); 4]>::new();
         for number in 0..self.shared.shards.len() {
-            let here = || {
-                run.iter().enumerate().flat_map(move |(i, pending)| {
-                    let handles = pending.series.handles(pending.sample.kind);
-                    let here = handles.filter(move |(handle, _)| handle.shard() == number);
-                    here.map(move |(handle, kind)| (i, pending, handle, kind))
-                })
-            };
-            if here().next().is_none() {
+            let mut none = true;
+            each_in(number, run, |_, _, _| none = false);
+            if none {
                 continue;
             }
             let mut shard = window.lock(number);
-            here().for_each(|(.., handle, _)| shard.prefetch(handle));
+            each_in(number, run, |_, handle, _| shard.prefetch(handle));
             let mut stale = false;
-            for (i, pending, handle, kind) in here() {
+            each_in(number, run, |i, handle, kind| {
+                let pending = &run[i];
                 // Behind a sample that has to wait the others wait too: they may be of its series.
                 stale = stale || shard.add(handle, pending.used, kind, &pending.sample).is_err();
                 if stale {
                     again.push((i, kind));
                 }
-            }
+            });
         }
         for (i, kind) in again {
             self.add_again(&run[i], kind, window);
@@ -370,6 +366,19 @@ impl Reader {
                 "refused the line \"{}\"",
                 excerpt(line)
             );
+        }
+    }
+}
+
+/// Names the samples of a run that go to one shard, each with its place there and the kind of its
+/// series.
+fn each_in(number: usize, run: &Run<'_>, mut each: impl FnMut(usize, Handle, Kind)) {
+    for (i, Pending { series, sample, .. }) in run.iter().enumerate() {
+        if let Some(handle) = series.handle.filter(|handle| handle.shard() == number) {
+            each(i, handle, sample.kind);
+        }
+        if let Some(copy) = series.copy.filter(|copy| copy.shard() == number) {
+            each(i, copy, Kind::Distribution);
         }
     }
 }

@@ -192,7 +192,8 @@ pub struct Flushed {
 pub struct Shard {
     /// Number of flushes that have rotated this shard.
     epoch: u32,
-    index: HashTable<(u64, u32)>,
+    /// Rows, by the hash in their state.
+    index: HashTable<u32>,
     states: Vec<State>,
     generations: Vec<u16>,
     free: Vec<u32>,
@@ -281,6 +282,13 @@ struct Closing {
     context: Arc<Context>,
     time: i64,
     cell: Cell,
+}
+
+impl Closing {
+    fn close(self, plan: &Plan) -> Option<Row> {
+        let value = self.cell.close(plan)?;
+        Some(Row { context: self.context, time: self.time, value })
+    }
 }
 
 impl Shards {
@@ -396,36 +404,38 @@ impl Shards {
             flushed.events.extend(mail.events);
             flushed.checks.extend(mail.checks);
         }
+        let plan = &self.settings.plan;
         let mut closing = Vec::new();
         let rows = &mut flushed.rows;
+        let mut timed_rows = false;
         for shard in &self.shards {
             let lock = || shard.lock().expect("no panic under this lock");
-            let (timed, timed_cells, places) = lock().begin_flush(last, &self.settings.plan);
+            let (timed, timed_cells, places) = lock().begin_flush(last, plan);
+            timed_rows |= timed.len() + timed_cells.len() > 0;
             self.timed.fetch_sub(places, Ordering::Relaxed);
             rows.extend(timed);
             closing.extend(timed_cells);
             loop {
-                let (mut from, part) = (0, lock().oldest(last));
+                let (mut from, part) = (Some(0), lock().oldest(last));
                 let Some(part) = part else { break };
-                while let Some(next) = lock().collect(
-                    from,
-                    &part,
-                    part.is_last.then_some(now),
-                    &self.settings,
-                    &self.telemetry,
-                    &mut closing,
-                ) {
-                    from = next;
+                while let Some(row) = from {
+                    from = lock().collect(
+                        row,
+                        &part,
+                        part.is_last.then_some(now),
+                        &self.settings,
+                        &self.telemetry,
+                        &mut closing,
+                    );
+                    // Soon, so that what the cells held serves the next bucket.
+                    rows.extend(closing.drain(..).filter_map(|c: Closing| c.close(plan)));
                 }
             }
         }
+        rows.extend(closing.into_iter().filter_map(|c| c.close(plan)));
         self.epoch.fetch_add(1, Ordering::Release);
-        let plan = &self.settings.plan;
-        let unsorted = !rows.is_empty() || closing.iter().any(|c| c.time != closing[0].time);
-        rows.extend(closing.into_iter().filter_map(|c| {
-            let value = c.cell.close(plan)?;
-            Some(Row { context: c.context, time: c.time, value })
-        }));
+        // Of one bucket alone no context has two.
+        let unsorted = timed_rows || rows.iter().any(|row| row.time != rows[0].time);
         if unsorted {
             rows.sort_by_key(|row| (Arc::as_ptr(&row.context) as usize, row.time));
         }
@@ -760,10 +770,11 @@ impl Shard {
     }
 
     fn find(&self, hash: u64, context: &Context) -> Option<u32> {
-        let same = |&(h, row): &(u64, u32)| {
-            h == hash && self.states[row as usize].context.as_deref() == Some(context)
+        let same = |&row: &u32| {
+            let state = &self.states[row as usize];
+            state.hash == hash && state.context.as_deref() == Some(context)
         };
-        self.index.find(hash, same).map(|&(_, row)| row)
+        self.index.find(hash, same).copied()
     }
 
     fn insert(&mut self, hash: u64, context: Context) -> u32 {
@@ -783,7 +794,7 @@ impl Shard {
         } else {
             self.states[row as usize] = state;
         }
-        self.index.insert_unique(hash, (hash, row), |&(h, _)| h);
+        self.index.insert_unique(hash, row, |&row| self.states[row as usize].hash);
         row
     }
 
@@ -809,10 +820,20 @@ impl Shard {
     fn cell(&mut self, row: u32) -> &mut Cell {
         let row = row as usize;
         if row >= self.open.cells.len() {
-            // Room for every row at once, so that this happens once per bucket.
-            self.open.cells.resize_with(self.states.len(), || Cell::Empty);
+            self.make_cells();
         }
         &mut self.open.cells[row]
+    }
+
+    /// Makes room for every row at once, so that this happens once per bucket.
+    #[cold]
+    fn make_cells(&mut self) {
+        let cells = &mut self.open.cells;
+        cells.reserve(self.states.len() - cells.len());
+        if cells.is_empty() {
+            sys::prefer_huge_pages(cells);
+        }
+        cells.resize_with(self.states.len(), || Cell::Empty);
     }
 
     /// The last value of a gauge: of the open bucket, of one being flushed, or of the past.
@@ -995,7 +1016,7 @@ impl Shard {
     /// Frees a row; the next series in it has another generation.
     fn remove(&mut self, row: u32, telemetry: &Telemetry) {
         let state = &mut self.states[row as usize];
-        match self.index.find_entry(state.hash, |&(_, r)| r == row) {
+        match self.index.find_entry(state.hash, |&r| r == row) {
             Ok(entry) => drop(entry.remove()),
             Err(_) => unreachable!("a live row is in the index"),
         }
