@@ -195,6 +195,14 @@ pub struct Entry {
     failures: (u8, u64),
 }
 
+impl Entry {
+    fn file_name(&self) -> String {
+        let Self { sequence, time, points, bytes, kind, .. } = self;
+        let time = (*time).max(0);
+        format!("{sequence:016x}-{time}-{points}-{bytes}-{kind}{SUFFIX}")
+    }
+}
+
 /// What became of a read.
 #[derive(Debug)]
 pub enum Found {
@@ -804,13 +812,11 @@ impl Spool {
             && sequence < u64::MAX / 2;
         let entry = Entry { sequence, time, points, bytes, kind, failures: (0, 0) };
         // A name that was not written here would not be found again.
-        (sane && self.path(&entry).file_name() == Some(name)).then_some(entry)
+        (sane && entry.file_name().as_str() == name).then_some(entry)
     }
 
     fn path(&self, entry: &Entry) -> PathBuf {
-        let Entry { sequence, time, points, bytes, kind, .. } = entry;
-        let time = (*time).max(0);
-        self.folder.join(format!("{sequence:016x}-{time}-{points}-{bytes}-{kind}{SUFFIX}"))
+        self.folder.join(entry.file_name())
     }
 
     /// Moves a file out of the way, where somebody may look at it. Whether that was done.
