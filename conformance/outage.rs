@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use super::datadog_payload::Body;
 use super::process::{DEADLINE, KEY, Launch, Tallyd, UDP};
@@ -36,7 +37,15 @@ impl World {
 
     /// The intake is up from now on.
     fn up(&self) -> Intake {
-        Intake::on(TcpListener::bind(self.address).unwrap())
+        // Meanwhile the port may have become that of some connection.
+        let begun = Instant::now();
+        loop {
+            match TcpListener::bind(self.address) {
+                Ok(listener) => return Intake::on(listener),
+                Err(error) => assert!(begun.elapsed() < DEADLINE, "{}: {error}", self.address),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// The folder of the only endpoint.

@@ -326,6 +326,11 @@ impl Shards {
         Window { open: RwLockWriteGuard::downgrade(open), shards: self }
     }
 
+    /// What flushes take begins with this generation.
+    pub fn flush_from(&self, first: u64) {
+        *self.unflushed.lock().expect("no panic under this lock") = first;
+    }
+
     /// Closes the open generation; this one is open from now on.
     pub fn begin(&self, generation: Generation) {
         self.rotate(&mut self.rotating(), generation);
