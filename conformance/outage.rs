@@ -265,7 +265,7 @@ fn an_intake_that_says_nothing_is_tried_again() {
     let mut silent = true;
     intake.respond_with(move |request| {
         let silent = request.method != "GET" && std::mem::take(&mut silent);
-        let delay = if silent { DEADLINE } else { std::time::Duration::ZERO };
+        let delay = if silent { DEADLINE } else { Duration::ZERO };
         Response { delay, ..Response::status(202) }
     });
     let tallyd = world.launch().set("sinks.datadog.http.silence_timeout", "1").start();

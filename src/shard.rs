@@ -105,7 +105,7 @@ impl Handle {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stale;
 
-/// What [`Shards::intern`] found.
+/// What [`Window::intern`] found.
 #[derive(Clone, Copy, Debug)]
 pub struct Interned {
     pub handle: Handle,
