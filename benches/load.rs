@@ -674,7 +674,7 @@ fn journal() -> Result<()> {
         let [off, on] = cpu.map(|sum| sum / ROUNDS as f64);
         println!(
             "journal at {} metrics/s: CPU s per million {off:.4} without, {on:.4} with: {:+.1} %",
-            rate.map_or("all".to_owned(), |rate| rate.to_string()),
+            rate.map_or_else(|| "all".to_owned(), |rate| rate.to_string()),
             (on / off - 1.0) * 100.0
         );
     }

@@ -6,12 +6,13 @@ use tallyd::fuzzing;
 
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 7] = [
+const TARGETS: [Target; 8] = [
     ("cell", fuzzing::cell),
     ("check", fuzzing::check),
     ("config", fuzzing::config),
     ("datagram", fuzzing::datagram),
     ("event", fuzzing::event),
+    ("journal", fuzzing::journal),
     ("mapper", fuzzing::mapper),
     ("stream", fuzzing::stream),
 ];

@@ -6,12 +6,16 @@ use std::collections::BTreeMap;
 use crate::cli;
 use crate::config::{self, Loaded, describe, tree};
 use crate::context::Context;
+use crate::journal::checkpoint::{Checkpoint, Entry};
+use crate::journal::format::{END, Header, Records, Released};
 use crate::parse::{self, Options};
 use crate::rules::{self, MapperProfile, Mapping, Outcome, Rules};
 use crate::sample::{Dialect, Kind, Message, OriginFields, Sample, Values, split_tags};
+use crate::shard::Generation;
 use crate::stream::{FrameError, Framer};
 use crate::value::{self, Cell, Plan};
 use crate::{grammar, parse::Datagram};
+use crate::{journal, sys};
 
 /// Greatest payload of the streams under test: small, so that limits are met often.
 const LIMIT: usize = 32;
@@ -116,6 +120,62 @@ pub fn cell(data: &[u8]) {
     }
     cell.merge(again, &plan);
     assert_eq!(cell.close(&plan).is_some(), kind.is_some());
+}
+
+/// The first byte chooses one of the journal's files. The rest is that file, or what its checksum
+/// covers: a fuzzer does not find checksums.
+pub fn journal(data: &[u8]) {
+    let Some((&choice, data)) = data.split_first() else { return };
+    match choice % 5 {
+        0 => drop(segment(data)),
+        1 => {
+            let generation = Generation { number: 1, start: 10, end: 20 };
+            let (dialect, eol_required) = (Dialect::Statsd, false);
+            let source = journal::Source { name: "x".to_owned(), dialect, eol_required };
+            let mut file = Header { seed: 7, sequence: 0, generation, source }.encode();
+            file.extend((data.len() as u32).to_le_bytes());
+            let mut checksum = crc32fast::Hasher::new_with_initial(7);
+            checksum.update(data);
+            file.extend(checksum.finalize().to_le_bytes());
+            file.extend(data);
+            file.extend(END);
+            let bytes = segment(&file).expect("its header is good");
+            assert!(bytes <= data.len());
+        }
+        2 => checkpoint(data),
+        3 => {
+            let mut file = b"tallyd\0C\x01\0\0\0".to_vec();
+            file.extend(crc32fast::hash(data).to_le_bytes());
+            file.extend(data);
+            checkpoint(&file);
+        }
+        _ => {
+            if let Some(released) = Released::decode(data) {
+                assert!(released.encode().is_some());
+            }
+            if let Some(landed) = sys::landed(data) {
+                assert!(landed.datagrams.iter().all(|d| d.bytes.len() <= data.len()));
+            }
+        }
+    }
+}
+
+/// Bytes of the datagrams in a segment.
+fn segment(file: &[u8]) -> Option<usize> {
+    let (header, rest) = Header::decode(file).ok()?;
+    let datagrams = Records::new(&header, rest).flat_map(|record| record.datagrams);
+    Some(datagrams.map(|datagram| datagram.bytes.len()).sum())
+}
+
+fn checkpoint(file: &[u8]) {
+    let Ok(mut checkpoint) = Checkpoint::decode(file) else { return };
+    let plan = Plan::from_config(&value::Config::default());
+    while let Some(entry) = checkpoint.entry() {
+        match entry {
+            Entry::Cell(_, cell) | Entry::Timed(_, _, cell) => drop(cell.close(&plan)),
+            Entry::Bucket(_) | Entry::Event(_) | Entry::Check(_) => {}
+        }
+    }
 }
 
 /// Stars of a pattern that are looked at, and characters of a name that the naive matcher takes.

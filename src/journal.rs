@@ -143,6 +143,8 @@ struct Files {
     next: u64,
     /// Sequence of the next segment.
     sequence: u64,
+    /// The latest start of a bucket that has a segment.
+    latest: i64,
     released: Released,
     /// With the generations that they stand for.
     checkpoints: Vec<(Range<u64>, PathBuf)>,
@@ -204,6 +206,8 @@ pub struct Found {
     landings: Vec<Landing>,
     /// What the members of sets in checkpoints are hashed under.
     pub member_keys: Option<Keys>,
+    /// The lowest generation that this process answers for.
+    pub first: u64,
     /// Behind the highest generation that was ever used.
     pub next: u64,
     /// The latest start of a bucket.
@@ -236,13 +240,22 @@ impl Journal {
         };
         let found = journal.find().unwrap_or_else(|error| {
             journal.failed(&error, 0, 0, now);
-            Found::default()
+            journal.unfound(now)
         });
         (Arc::new(journal), found)
     }
 }
 
 impl Journal {
+    /// What lies there cannot be read now. It stays for a later process, so nothing of this one may
+    /// have a number in common with it.
+    fn unfound(&self, now: Time) -> Found {
+        let beyond = now.0.max(1).cast_unsigned() << 16;
+        let mut files = self.files();
+        (files.next, files.sequence, files.released.sequence) = (beyond, beyond, beyond);
+        Found { first: beyond, next: beyond, ..Found::default() }
+    }
+
     /// Reads what an earlier process left: the headers of its segments. Removes what need not be
     /// replayed.
     fn find(&self) -> io::Result<Found> {
@@ -385,6 +398,7 @@ impl Journal {
             let mut files = self.files();
             files.next += 1;
             files.sequence += 1;
+            files.latest = files.latest.max(generation.start);
             (files.spares.pop(), files.next - 1, files.sequence - 1)
         };
         let (path, file) = match spare {
@@ -742,9 +756,7 @@ impl Journal {
         let released = {
             let mut files = self.files();
             files.released.add(generations.clone());
-            let starts = files.segments.iter().map(|segment| segment.generation);
-            let latest = starts.filter(|g| generations.contains(&g.number)).map(|g| g.start).max();
-            files.released.start = files.released.start.max(latest.unwrap_or(i64::MIN));
+            files.released.start = files.released.start.max(files.latest);
             files.released.sequence += 1;
             files.released.clone()
         };
@@ -1059,6 +1071,31 @@ mod tests {
         world.append("a", Time(NOW.0 + 1000));
         assert!(!world.fails());
         assert_eq!(world.found(), ["a"], "the rest is in the checkpoint");
+    }
+
+    #[test]
+    fn what_cannot_be_listed_stays_for_a_later_process() {
+        let mut world = Faulty::new(1 << 20);
+        world.append("a", NOW);
+        let (config, place) = (Config::default(), world.folder.path().join("journal"));
+        let fault = Arc::new(AtomicBool::new(true));
+        let failing = Arc::clone(&fault);
+        let gate: Gate = Arc::new(move |op| match op {
+            Op::List if failing.load(Relaxed) => Err(io::Error::from_raw_os_error(libc::EMFILE)),
+            _ => Ok(()),
+        });
+        let (journal, found) = Journal::open(&place, &config, Arc::default(), gate, NOW);
+        assert!(journal.telemetry.journal.failing.load(Relaxed) && found.is_empty());
+        let generation = Generation { number: found.next, start: 1010, end: 1020 };
+        world.writer = journal.writer(world.writer.source.clone());
+        let append = |writer: &mut Writer, text: &[u8], generation| {
+            let datagram = Datagram { bytes: text, truncated: false };
+            writer.append(&[datagram], 0, &generation, Time::from_seconds(1011));
+        };
+        append(&mut world.writer, b"b", generation);
+        journal.release(found.first..found.next + 1);
+        append(&mut world.writer, b"c", Generation { number: found.next + 1, ..generation });
+        assert_eq!(world.found(), ["a", "c"]);
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub fn replay(
 ) {
     let (shards, interval) = (&shared.shards, shared.shards.interval());
     let mut first = first_generation(&found, interval, now);
+    shards.flush_from(found.first);
     if found.is_empty() {
         return shards.begin(first);
     }

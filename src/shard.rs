@@ -105,7 +105,7 @@ impl Handle {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stale;
 
-/// What [`Shards::intern`] found.
+/// What [`Window::intern`] found.
 #[derive(Clone, Copy, Debug)]
 pub struct Interned {
     pub handle: Handle,
@@ -332,6 +332,11 @@ impl Shards {
         let mut open = self.rotating();
         self.advance(&mut open, now);
         Window { open: RwLockWriteGuard::downgrade(open), shards: self }
+    }
+
+    /// What flushes take begins with this generation.
+    pub fn flush_from(&self, first: u64) {
+        *self.unflushed.lock().expect("no panic under this lock") = first;
     }
 
     /// Closes the open generation; this one is open from now on.

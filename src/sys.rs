@@ -609,6 +609,55 @@ mod tests {
     }
 
     #[test]
+    fn what_a_landing_received_lies_in_its_file_until_it_is_safe() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("landing");
+        let mut options = File::options();
+        let file = options.read(true).write(true).create_new(true).open(&path).expect("file");
+        let mut batch = Receiver::landing(&file, b"of mine", 41, 8).expect("memory");
+        let (sender, receiver) = UnixDatagram::pair().expect("socket pair");
+        let left = || std::fs::read(&path).expect("the file");
+        assert_eq!(label(&left()).expect("it has one")[..8], *b"of mine\0");
+        for (number, texts) in [(42, &["one", "a long one", ""][..]), (43, &["two"])] {
+            for text in texts {
+                sender.send(text.as_bytes()).expect("send");
+            }
+            assert_eq!(batch.expect(-5), number);
+            assert_eq!(batch.receive(receiver.as_fd()).expect("receive").count(), texts.len());
+            let file = left();
+            let landed = landed(&file).expect("it is not safe");
+            assert_eq!((landed.batch, landed.arrival), (number, -5));
+            let texts = texts
+                .iter()
+                .filter(|text| !text.is_empty())
+                .map(|text| (&text.as_bytes()[..text.len().min(8)], text.len() > 8));
+            let found = landed.datagrams.iter().map(|d| (d.bytes, d.truncated));
+            assert_eq!(found.collect::<Vec<_>>(), texts.collect::<Vec<_>>());
+            batch.safe();
+            assert!(super::landed(&left()).is_none());
+        }
+        // A call that brings nothing leaves nothing of the one before.
+        batch.expect(-4);
+        assert!(batch.receive(receiver.as_fd()).is_err());
+        assert!(landed(&left()).is_none_or(|landed| landed.datagrams.is_empty()));
+        drop(batch.removing(path.clone()));
+        assert!(!path.exists());
+        assert!(label(b"short").is_none() && landed(&[0; 9000]).is_none());
+    }
+
+    #[test]
+    fn a_write_of_slices_goes_where_it_is_told() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("file");
+        std::fs::write(&path, "0123456789").expect("write");
+        let file = File::options().write(true).open(&path).expect("file");
+        let slices = [IoSlice::new(b"ab"), IoSlice::new(b""), IoSlice::new(b"c")];
+        assert_eq!(write_at(&file, &slices, 4).expect("write"), 3);
+        assert_eq!(std::fs::read(&path).expect("read"), b"0123abc789");
+        assert!(write_at(&file, &slices, u64::MAX).is_err());
+    }
+
+    #[test]
     fn a_full_socket_counts_its_drops() {
         let receiver = UdpSocket::bind("127.0.0.1:0").expect("bind");
         socket2::SockRef::from(&receiver).set_recv_buffer_size(4096).expect("buffer size");

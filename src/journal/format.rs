@@ -489,6 +489,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::single_range_in_vec_init, reason = "it is a list of ranges")]
     fn released_ranges_grow_together() {
         let mut released = Released::default();
         for (range, expected) in [
@@ -506,6 +507,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::single_range_in_vec_init, reason = "it is a list of ranges")]
     fn the_newer_slot_counts_and_a_torn_one_does_not() {
         let one = Released { sequence: 1, start: 1000, ranges: vec![0..5] };
         let two = Released { sequence: 2, start: 1010, ranges: vec![0..5, 7..9] };
