@@ -6,12 +6,15 @@ use tallyd::fuzzing;
 
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 6] = [
+const TARGETS: [Target; 9] = [
+    ("cgroup", fuzzing::cgroup),
     ("check", fuzzing::check),
     ("config", fuzzing::config),
     ("datagram", fuzzing::datagram),
     ("event", fuzzing::event),
     ("mapper", fuzzing::mapper),
+    ("mountinfo", fuzzing::mountinfo),
+    ("pressure", fuzzing::pressure),
     ("stream", fuzzing::stream),
 ];
 
