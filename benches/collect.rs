@@ -48,11 +48,13 @@ fn crowd(count: usize) -> tempfile::TempDir {
     fs::create_dir_all(&root).expect("a folder");
     fs::write(root.join("cgroup.controllers"), "cpu io memory pids\n").expect("a file");
     let docker = fixture("v2_docker/round1/sys/fs/cgroup/docker");
-    let one = docker.read_dir().expect("a folder").next().expect("a container").expect("an entry");
+    let mut inner =
+        docker.read_dir().expect("a folder").map(|entry| entry.expect("an entry").path());
+    let one = inner.find(|path| path.is_dir()).expect("a container");
     for i in 0..count {
         let container = root.join(format!("system.slice/docker-{i:064x}.scope"));
         fs::create_dir_all(&container).expect("a folder");
-        for file in one.path().read_dir().expect("a folder").map(|file| file.expect("an entry")) {
+        for file in one.read_dir().expect("a folder").map(|file| file.expect("an entry")) {
             fs::copy(file.path(), container.join(file.file_name())).expect("a copy");
         }
     }
