@@ -208,6 +208,32 @@ fn patterns_and_levels_choose() {
     assert_eq!(chosen(|c| c.max_cgroups = 5), (5, 5));
 }
 
+/// Every machine together sends each name of the table, by its kind, and no other; but for what
+/// these kernels do not have.
+#[test]
+fn the_names_are_those_of_the_table() {
+    let config = cgroup::Config { memory_details: true, ..cgroup::Config::default() };
+    let mut sent = std::collections::BTreeSet::new();
+    for machine in ["v1", "v2_docker/round1", "v2_layouts"] {
+        let roots = Roots::of_machine(&fixtures().join(machine));
+        let (mut check, mut samples) =
+            (CgroupCheck::new(config.clone(), roots), Samples::default());
+        for second in [0, 15] {
+            run(&mut check, &mut samples, second).expect("a run");
+            sent.extend(samples.numbers().map(|(name, kind, ..)| (name.to_owned(), kind)));
+        }
+    }
+    let kind = |word| if word == "count" { Kind::Count } else { Kind::Gauge };
+    let mut listed: Vec<_> =
+        cgroup::METRICS.iter().map(|m| (m.name.to_owned(), kind(m.kind))).collect();
+    listed.sort();
+    let absent = |(name, _): &(String, Kind)| {
+        name.starts_with("container.irq") || name == "container.memory.min"
+    };
+    listed.retain(|row| !absent(row));
+    assert_eq!(sent.into_iter().collect::<Vec<_>>(), listed);
+}
+
 /// A machine of version 2 with nothing in it.
 fn empty_machine() -> (tempfile::TempDir, PathBuf) {
     // In memory where there is such a place: some tests touch many files.
