@@ -551,6 +551,8 @@ fn every_layout_is_found() {
         let expected = layout.identity.map(|text| text.replace("{A}", A));
         assert_eq!(found.map(Option::unwrap_or_default), expected, "{name}");
         assert_eq!(hierarchy.pids(&path), [7], "{name}: 0 is of another pid namespace");
+        let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+        assert_eq!(hierarchy.pids_within(parent), [7], "{name}");
     }
 }
 
@@ -583,6 +585,8 @@ fn a_missing_controller_is_named_with_the_argument_that_brings_it() {
     file("sys/fs/cgroup/cgroup.controllers", "cpuset cpu io memory pids\n");
     file("proc/pressure/cpu", "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\n");
     assert_eq!(missing(), Vec::<String>::new());
+    file("sys/fs/cgroup/cgroup.subtree_control", "cpu io pids\n");
+    assert_eq!(missing(), ["memory: none: cgroup.subtree_control of the root lacks it"]);
     // Version 1 without the accounting of swap.
     fs::remove_file(folder.path().join("sys/fs/cgroup/cgroup.controllers")).expect("a file");
     for controller in ["cpu", "memory", "blkio", "pids"] {

@@ -228,7 +228,9 @@ fn the_names_are_those_of_the_table() {
         cgroup::METRICS.iter().map(|m| (m.name.to_owned(), kind(m.kind))).collect();
     listed.sort();
     let absent = |(name, _): &(String, Kind)| {
-        name.starts_with("container.irq") || name == "container.memory.min"
+        // Nor do the folders have their processes' files.
+        let none = ["container.memory.min", "container.pid.open_files"];
+        name.starts_with("container.irq") || none.contains(&name.as_str())
     };
     listed.retain(|row| !absent(row));
     assert_eq!(sent.into_iter().collect::<Vec<_>>(), listed);
@@ -432,6 +434,7 @@ fn a_real_cgroup_under_a_quota_and_a_limit() {
     let config = cgroup::Config {
         include: vec![format!("systemd_unit:{}", cgroups.unit)],
         exclude: vec!["*".to_owned()],
+        open_files: true,
         ..cgroup::Config::default()
     };
     let roots = Roots::find("/proc", "/sys/fs/cgroup", |_| None);
@@ -463,6 +466,7 @@ fn a_real_cgroup_under_a_quota_and_a_limit() {
     assert!(busy["container.cpu.periods"] >= busy["container.cpu.throttled.periods"]);
     assert_eq!(busy["container.pid.thread_count"], 1.0);
     assert_eq!(busy["container.pid.thread_limit"], 50.0);
+    assert!(busy["container.pid.open_files"] >= 3.0, "{busy:#?}");
     assert!(!busy.contains_key("container.memory.limit"), "it has none");
     // The page cache of a file longer than the limit: it is hit, and nothing is killed.
     cgroups.children.iter_mut().for_each(|child| drop(child.kill()));

@@ -109,6 +109,9 @@ impl Default for Bounds {
     }
 }
 
+/// Cgroups within one whose processes are looked for.
+const GROUPS_MAX: usize = 1000;
+
 /// One cgroup met on a walk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
@@ -279,6 +282,9 @@ impl Hierarchy {
             |what, kernel_argument: String| missing.push(Missing { what, kernel_argument });
         for what in ["cpu", "memory", "blkio", "pids"] {
             if self.has(what) {
+                if !self.hands_down(what) {
+                    add(what, "none: cgroup.subtree_control of the root lacks it".to_owned());
+                }
                 continue;
             }
             add(
@@ -306,8 +312,19 @@ impl Hierarchy {
         }
         let Some(unified) = &self.unified else { return false };
         let controllers = super::read(&unified.point.join("cgroup.controllers"));
-        let name = if controller == "blkio" { "io" } else { controller };
+        let name = unified_name(controller);
         controllers.is_ok_and(|list| list.split_ascii_whitespace().any(|known| known == name))
+    }
+
+    /// Whether cgroups below the root have a controller that is there, which on version 2 is for
+    /// whoever manages them to say.
+    fn hands_down(&self, controller: &str) -> bool {
+        let Some(unified) = self.unified.as_ref().filter(|_| self.separate.is_empty()) else {
+            return true;
+        };
+        let handed = super::read(&unified.point.join("cgroup.subtree_control"));
+        let name = unified_name(controller);
+        handed.map_or(true, |list| list.split_ascii_whitespace().any(|known| known == name))
     }
 
     /// Version 2 shows it in cgroups below the root only, of which there may be none.
@@ -403,8 +420,22 @@ impl Hierarchy {
     /// processes of other pid namespaces, are left out.
     pub fn pids(&self, path: &str) -> Vec<u32> {
         let Some(folder) = self.directory(path) else { return Vec::new() };
-        let text = super::read(&folder.join("cgroup.procs")).unwrap_or_default();
-        text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid != 0).collect()
+        pids_in(&folder)
+    }
+
+    /// The same with those of the cgroups in it; at most a thousand of them are looked into.
+    pub fn pids_within(&self, path: &str) -> Vec<u32> {
+        let mut folders = Vec::from_iter(self.directory(path));
+        let mut next = 0;
+        while let Some(folder) = folders.get(next) {
+            let inner = folder.read_dir().into_iter().flatten().flatten();
+            let inner = inner.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+            let room = GROUPS_MAX.saturating_sub(folders.len());
+            let inner: Vec<_> = inner.map(|entry| entry.path()).take(room).collect();
+            folders.extend(inner);
+            next += 1;
+        }
+        folders.iter().flat_map(|folder| pids_in(folder)).collect()
     }
 
     /// What the processes of a cgroup have moved to and from storage, over all devices: for kernels
@@ -412,8 +443,11 @@ impl Hierarchy {
     /// trace the processes; `None` where that is lacking for all, or there are none.
     pub fn process_io(&self, proc: &Proc, path: &str) -> Option<DeviceIo> {
         let text = |pid| proc.of(pid, "io").ok();
-        let all: Vec<ProcessIo> =
-            self.pids(path).into_iter().filter_map(|pid| proc::process_io(&text(pid)?)).collect();
+        let all: Vec<ProcessIo> = self
+            .pids_within(path)
+            .into_iter()
+            .filter_map(|pid| proc::process_io(&text(pid)?))
+            .collect();
         let sum = |of: fn(&ProcessIo) -> u64| all.iter().map(of).fold(0, u64::saturating_add);
         (!all.is_empty()).then(|| DeviceIo {
             device: DeviceIo::UNKNOWN,
@@ -423,6 +457,16 @@ impl Hierarchy {
             writes: None,
         })
     }
+}
+
+fn pids_in(folder: &Path) -> Vec<u32> {
+    let text = super::read(&folder.join("cgroup.procs")).unwrap_or_default();
+    text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid != 0).collect()
+}
+
+/// The name on version 2 of a controller of version 1.
+fn unified_name(controller: &str) -> &str {
+    if controller == "blkio" { "io" } else { controller }
 }
 
 #[cfg(test)]

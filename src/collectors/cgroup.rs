@@ -44,6 +44,8 @@ pub struct Config {
     pub pressure: bool,
     /// Report the parts of memory: active, inactive, mapped, dirty and so on.
     pub memory_details: bool,
+    /// Count open files; takes the rights of root, and a look at each process.
+    pub open_files: bool,
     /// physical or all: with all, what goes through a device mapper or a loop counts twice.
     pub io_devices: IoDevices,
 }
@@ -70,6 +72,7 @@ impl Default for Config {
             max_cgroups: 2000,
             pressure: true,
             memory_details: false,
+            open_files: false,
             io_devices: IoDevices::Physical,
         }
     }
@@ -141,6 +144,7 @@ pub const METRICS: &[Metric] = &[
     metric("container.pid.thread_count", "gauge", "", "threads"),
     metric("container.pid.thread_limit", "gauge", "", "threads that it may have"),
     metric("container.pid.limit_hits", "count", "", "forks that the limit refused"),
+    metric("container.pid.open_files", "gauge", "", "open files and sockets; open_files"),
     metric("container.io.read", "rate", "byte/s", "read, by device"),
     metric("container.io.write", "rate", "byte/s", "written, by device"),
     metric("container.io.read.operations", "rate", "1/s", "reads, by device"),
@@ -248,6 +252,11 @@ impl CgroupCheck {
             machine.complete(path, known.is_container(), &mut usage, self.run);
             let cgroup = Cgroup { entity: &known.entity, tags, config: &self.config, machine };
             cgroup.report(&usage, samples);
+            if self.config.open_files
+                && let Some(files) = machine.open_files(path)
+            {
+                samples.gauge("container.pid.open_files", files as f64, tags);
+            }
         }
         Ok(())
     }
@@ -331,6 +340,13 @@ impl Machine {
         Ok(Self { hierarchy, proc, processors, devices: HashMap::new(), devices_run: 0 })
     }
 
+    /// `None` where no process can be looked into.
+    fn open_files(&self, path: &str) -> Option<u64> {
+        let pids = self.hierarchy.pids_within(path);
+        let open = pids.into_iter().filter_map(|pid| self.proc.open_files(pid).ok());
+        open.reduce(u64::saturating_add)
+    }
+
     /// Adds what is not in the cgroup's own files: names of devices, and block I/O where the kernel
     /// counts it by process only.
     fn complete(&mut self, path: &str, container: bool, usage: &mut Usage, run: u64) {
@@ -406,8 +422,9 @@ impl Patterns {
         let wanted = |(word, _): &&(&str, Level)| config.levels.iter().any(|own| own == word);
         Self {
             levels: LEVELS.iter().filter(wanted).map(|(_, level)| *level).collect(),
-            include: globs(&config.include),
-            exclude: globs(&config.exclude),
+            // What does not compile was refused with the settings.
+            include: globs(&config.include).unwrap_or_default(),
+            exclude: globs(&config.exclude).unwrap_or_default(),
         }
     }
 
@@ -417,12 +434,17 @@ impl Patterns {
     }
 }
 
-fn globs(patterns: &[String]) -> RegexSet {
+/// Patterns in which a star stands for anything.
+///
+/// # Errors
+/// When there are too many.
+pub fn globs(patterns: &[String]) -> Result<RegexSet, String> {
     let regex = |pattern: &String| {
         let parts: Vec<_> = pattern.split('*').map(regex::escape).collect();
         format!("^(?s:{})$", parts.join(".*"))
     };
-    RegexSet::new(patterns.iter().map(regex)).unwrap_or_default()
+    let all = RegexSet::new(patterns.iter().map(regex));
+    all.map_err(|_| format!("{} patterns are more than can be had", patterns.len()))
 }
 
 /// A cgroup that is reported.
