@@ -236,6 +236,17 @@ fn the_names_are_those_of_the_table() {
     assert_eq!(sent.into_iter().collect::<Vec<_>>(), listed);
 }
 
+#[test]
+fn a_run_without_time_ends_with_what_it_has() {
+    let roots = Roots::of_machine(&fixtures().join("v2_layouts"));
+    let (mut check, mut samples) = (check(roots), Samples::default());
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    samples.begin(Time::default(), Duration::ZERO);
+    let outcome = runtime.block_on(check.run(&mut samples, Time::default()));
+    let error = outcome.expect_err("there was no time").to_string();
+    assert_eq!(error, "out of time after 0 of 10 cgroups");
+}
+
 /// A machine of version 2 with nothing in it.
 fn empty_machine() -> (tempfile::TempDir, PathBuf) {
     // In memory where there is such a place: some tests touch many files.
