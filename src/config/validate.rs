@@ -134,6 +134,12 @@ fn collectors(config: &collectors::Config) -> Outcome {
     }
     let levels = collectors::cgroup::LEVELS.map(|(word, _)| word);
     words("collectors.cgroup.levels", &cgroup.levels, &levels)?;
+    for (path, patterns) in [
+        ("collectors.cgroup.exclude", &cgroup.exclude),
+        ("collectors.cgroup.include", &cgroup.include),
+    ] {
+        parsed(path, collectors::cgroup::globs(patterns))?;
+    }
     within("collectors.cgroup.max_depth", cgroup.max_depth, 1..=64)?;
     within("collectors.cgroup.max_cgroups", cgroup.max_cgroups, 1..=100_000)
 }
