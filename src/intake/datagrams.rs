@@ -11,7 +11,7 @@ use mio::{Events, Interest, Poll, Token};
 
 use super::pace::Pace;
 use crate::reader::Reader;
-use crate::sys::{self, BATCH, Receiver};
+use crate::sys::{self, BATCH, Receiver, Senders};
 use crate::time::Time;
 
 /// How long a thread sleeps at most, so that the kernel's drops are noticed on a quiet socket too.
@@ -44,8 +44,9 @@ impl Datagrams {
         forward: Option<UdpSocket>,
         pace: Option<Pace>,
         buffer_size: usize,
+        senders: Senders,
     ) -> Self {
-        let receiver = Receiver::new(buffer_size);
+        let receiver = Receiver::new(buffer_size, senders);
         Self { socket, reader, receiver, forward, pace, drops: 0, drops_read: 0, drops_logged: 0 }
     }
 
