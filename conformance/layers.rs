@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Modules from the ground up; a module imports from its own group and from those before it.
 const LAYERS: [&[&str]; 10] = [
-    &["sys", "logging", "sample", "state", "time"],
+    &["cgroup", "sys", "logging", "sample", "state", "time"],
     &["context", "sketch", "telemetry"],
     &["batch", "blocklist", "grammar", "origin", "parse", "rules", "stream", "value"],
     &["encode", "shard"],

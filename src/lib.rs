@@ -31,6 +31,8 @@ pub mod shard;
 pub mod sketch;
 pub mod value;
 
+pub mod cgroup;
+
 pub mod encode;
 pub mod sinks;
 

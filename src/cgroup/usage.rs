@@ -1,0 +1,550 @@
+//! What a cgroup uses and may use, read from its files of either version.
+//!
+//! A field is `None` where the kernel does not say: the controller is off, the kernel too old, or
+//! there is no limit. Counters are totals since the cgroup was made.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::hierarchy::Hierarchy;
+use super::proc::{DeviceNumber, TICKS_PER_SECOND};
+use super::read_into;
+
+/// One reading of one cgroup.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Usage {
+    pub cpu: Cpu,
+    pub memory: Memory,
+    /// By device. Empty where the kernel accounts none, which on version 1 may mean that it does
+    /// not look.
+    pub io: Option<Vec<DeviceIo>>,
+    pub pids: Pids,
+    pub pressure: Pressure,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Cpu {
+    pub usage_ns: Option<u64>,
+    pub user_ns: Option<u64>,
+    pub system_ns: Option<u64>,
+    /// Periods of the quota in which there was something to run, and those that ran out.
+    pub periods: Option<u64>,
+    pub throttled_periods: Option<u64>,
+    /// Summed over processors.
+    pub throttled_ns: Option<u64>,
+    /// Microseconds of processor time in each period.
+    pub quota_us: Option<u64>,
+    pub period_us: Option<u64>,
+    /// Version 1, from 2 to 262144.
+    pub shares: Option<u64>,
+    /// Version 2, from 1 to 10000.
+    pub weight: Option<u64>,
+    /// Processors that it may run on.
+    pub processors: Option<u32>,
+}
+
+impl Cpu {
+    /// The smaller of quota and processors, in processors, where either limits: on a machine with
+    /// as many processors as the cgroup may use, those are no limit.
+    pub fn limit(&self, machine: Option<u32>) -> Option<f64> {
+        let quota = self.quota_us.zip(self.period_us).filter(|(_, period)| *period > 0);
+        let quota = quota.map(|(quota, period)| quota as f64 / period as f64);
+        let fewer = self.processors.filter(|own| machine.is_some_and(|all| *own < all));
+        let fewer = fewer.map(f64::from);
+        match (quota, fewer) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+}
+
+/// Bytes, unless it says otherwise.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Memory {
+    pub usage: Option<u64>,
+    pub peak: Option<u64>,
+    /// Anonymous memory.
+    pub rss: Option<u64>,
+    /// The page cache, tmpfs and shared memory included.
+    pub cache: Option<u64>,
+    pub swap: Option<u64>,
+    /// Of the kernel on behalf of the cgroup.
+    pub kernel: Option<u64>,
+    pub kernel_stack: Option<u64>,
+    pub slab: Option<u64>,
+    pub sock: Option<u64>,
+    pub shmem: Option<u64>,
+    pub mapped_file: Option<u64>,
+    pub dirty: Option<u64>,
+    pub writeback: Option<u64>,
+    pub active_anon: Option<u64>,
+    pub inactive_anon: Option<u64>,
+    pub active_file: Option<u64>,
+    pub inactive_file: Option<u64>,
+    pub unevictable: Option<u64>,
+    /// Counts of pages and faults.
+    pub page_faults: Option<u64>,
+    pub major_page_faults: Option<u64>,
+    pub pages_in: Option<u64>,
+    pub pages_out: Option<u64>,
+    pub refaults_anon: Option<u64>,
+    pub refaults_file: Option<u64>,
+    /// The lowest hard limit of the cgroup and those around it on version 1, its own on version 2.
+    pub limit: Option<u64>,
+    /// Of memory and swap together.
+    pub limit_with_swap: Option<u64>,
+    /// What it is pushed back to when memory gets short: `memory.soft_limit_in_bytes`, `memory.low`.
+    pub soft_limit: Option<u64>,
+    /// Version 2: what is never reclaimed, and where throttling begins.
+    pub min: Option<u64>,
+    pub high: Option<u64>,
+    /// How often it ran into its limit: `memory.failcnt`, `max` of `memory.events`.
+    pub limit_hits: Option<u64>,
+    /// How often it was throttled above `high`; version 2.
+    pub high_events: Option<u64>,
+    /// How often reclaim did not help; version 2.
+    pub oom_events: Option<u64>,
+    /// Processes killed for want of memory.
+    pub oom_kills: Option<u64>,
+}
+
+impl Memory {
+    /// Usage without what could be dropped at once, as `kubectl top` and the OOM killer of
+    /// Kubernetes see it.
+    pub fn working_set(&self) -> Option<u64> {
+        Some(self.usage?.saturating_sub(self.inactive_file?))
+    }
+}
+
+/// What went to and from one device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceIo {
+    pub device: DeviceNumber,
+    pub read_bytes: Option<u64>,
+    pub write_bytes: Option<u64>,
+    pub reads: Option<u64>,
+    pub writes: Option<u64>,
+}
+
+/// Tasks, which are threads.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pids {
+    pub current: Option<u64>,
+    pub limit: Option<u64>,
+    pub peak: Option<u64>,
+    /// Forks that the limit refused.
+    pub limit_hits: Option<u64>,
+}
+
+/// How long tasks waited for want of something (PSI).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Pressure {
+    pub cpu: Option<Stalls>,
+    pub memory: Option<Stalls>,
+    pub io: Option<Stalls>,
+    pub irq: Option<Stalls>,
+}
+
+/// The lines of one pressure file.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Stalls {
+    /// At least one task waited.
+    pub some: Option<Stall>,
+    /// All tasks waited.
+    pub full: Option<Stall>,
+}
+
+/// One line of a pressure file.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Stall {
+    /// Percent of the last 10, 60 and 300 seconds.
+    pub avg10: f64,
+    pub avg60: f64,
+    pub avg300: f64,
+    /// Microseconds since the cgroup was made.
+    pub total_us: u64,
+}
+
+/// Reads cgroups one after another into the same buffers.
+#[derive(Debug, Default)]
+pub struct UsageReader {
+    text: String,
+    path: PathBuf,
+}
+
+impl UsageReader {
+    /// Reads the cgroup at a path of the hierarchy. `None` when it has gone.
+    pub fn read(&mut self, hierarchy: &Hierarchy, path: &str) -> Option<Usage> {
+        let mut usage = Usage::default();
+        let base = hierarchy.directory(path)?;
+        if !base.is_dir() {
+            return None;
+        }
+        if let Some(folder) = hierarchy.unified_directory(path) {
+            self.unified(&folder, &mut usage);
+        }
+        self.separate(hierarchy, path, &mut usage);
+        Some(usage)
+    }
+
+    /// The files of version 2, whichever controllers it has.
+    fn unified(&mut self, folder: &Path, usage: &mut Usage) {
+        self.cpu_2(folder, &mut usage.cpu);
+        self.memory_2(folder, &mut usage.memory);
+        usage.io = self.text(folder, "io.stat").map(|text| io_stat(text).collect());
+        self.pids(folder, &mut usage.pids);
+        let mut stalls =
+            |file| self.text(folder, file).map(pressure).filter(|s| *s != Stalls::default());
+        usage.pressure = Pressure {
+            cpu: stalls("cpu.pressure"),
+            memory: stalls("memory.pressure"),
+            io: stalls("io.pressure"),
+            irq: stalls("irq.pressure"),
+        };
+    }
+
+    /// The hierarchies of version 1. What they tell has precedence over version 2 beside them: a
+    /// controller is in one place only, and processor time is finer there.
+    fn separate(&mut self, hierarchy: &Hierarchy, path: &str, usage: &mut Usage) {
+        let directory = |controller| hierarchy.controller_directory(controller, path);
+        if let Some(folder) = directory("cpuacct") {
+            self.cpuacct(&folder, &mut usage.cpu);
+        }
+        if let Some(folder) = directory("cpu") {
+            self.cpu_1(&folder, &mut usage.cpu);
+        }
+        if let Some(folder) = directory("cpuset") {
+            let cpus = &["cpuset.effective_cpus", "cpuset.cpus"];
+            usage.cpu.processors = self.first(&folder, cpus, processor_list);
+        }
+        if let Some(folder) = directory("memory") {
+            self.memory_1(&folder, &mut usage.memory);
+        }
+        if let Some(folder) = directory("blkio") {
+            usage.io = self.blkio(&folder);
+        }
+        if let Some(folder) = directory("pids") {
+            self.pids(&folder, &mut usage.pids);
+        }
+    }
+
+    fn cpu_2(&mut self, folder: &Path, cpu: &mut Cpu) {
+        for (key, value) in pairs(self.text(folder, "cpu.stat").unwrap_or_default()) {
+            let ns = value.checked_mul(1000);
+            match key {
+                "usage_usec" => cpu.usage_ns = ns,
+                "user_usec" => cpu.user_ns = ns,
+                "system_usec" => cpu.system_ns = ns,
+                "nr_periods" => cpu.periods = Some(value),
+                "nr_throttled" => cpu.throttled_periods = Some(value),
+                "throttled_usec" => cpu.throttled_ns = ns,
+                _ => {}
+            }
+        }
+        if let Some((quota, period)) = self.text(folder, "cpu.max").and_then(cpu_max) {
+            (cpu.quota_us, cpu.period_us) = (quota, Some(period));
+        }
+        cpu.weight = self.number(folder, "cpu.weight");
+        cpu.processors = self.text(folder, "cpuset.cpus.effective").and_then(processor_list);
+    }
+
+    fn memory_2(&mut self, folder: &Path, memory: &mut Memory) {
+        let stat = self.text(folder, "memory.stat").unwrap_or_default();
+        for (key, value) in pairs(stat) {
+            let field = match key {
+                "anon" => &mut memory.rss,
+                "file" => &mut memory.cache,
+                "kernel" => &mut memory.kernel,
+                "kernel_stack" => &mut memory.kernel_stack,
+                "slab" => &mut memory.slab,
+                "sock" => &mut memory.sock,
+                "file_mapped" => &mut memory.mapped_file,
+                "file_dirty" => &mut memory.dirty,
+                "file_writeback" => &mut memory.writeback,
+                _ => match common_stat(memory, key) {
+                    Some(field) => field,
+                    None => continue,
+                },
+            };
+            *field = Some(value);
+        }
+        // Before Linux 5.18 the kernel gave no sum.
+        let parts = memory.kernel_stack.zip(memory.slab);
+        memory.kernel = memory.kernel.or_else(|| parts.and_then(|(a, b)| a.checked_add(b)));
+        for (key, value) in pairs(self.text(folder, "memory.events").unwrap_or_default()) {
+            match key {
+                "high" => memory.high_events = Some(value),
+                "max" => memory.limit_hits = Some(value),
+                "oom" => memory.oom_events = Some(value),
+                "oom_kill" => memory.oom_kills = Some(value),
+                _ => {}
+            }
+        }
+        memory.usage = self.number(folder, "memory.current");
+        memory.peak = self.number(folder, "memory.peak");
+        memory.swap = self.number(folder, "memory.swap.current");
+        memory.limit = self.limit(folder, "memory.max");
+        let swap = self.number(folder, "memory.swap.max");
+        memory.limit_with_swap = memory.limit.zip(swap).and_then(|(a, b)| a.checked_add(b));
+        memory.soft_limit = self.limit(folder, "memory.low");
+        memory.min = self.limit(folder, "memory.min");
+        memory.high = self.limit(folder, "memory.high");
+    }
+
+    fn cpuacct(&mut self, folder: &Path, cpu: &mut Cpu) {
+        if let Some(usage) = self.number(folder, "cpuacct.usage") {
+            cpu.usage_ns = Some(usage);
+        }
+        for (key, ticks) in pairs(self.text(folder, "cpuacct.stat").unwrap_or_default()) {
+            let ns = ticks.checked_mul(1_000_000_000 / TICKS_PER_SECOND);
+            match key {
+                "user" => cpu.user_ns = ns,
+                "system" => cpu.system_ns = ns,
+                _ => {}
+            }
+        }
+    }
+
+    fn cpu_1(&mut self, folder: &Path, cpu: &mut Cpu) {
+        for (key, value) in pairs(self.text(folder, "cpu.stat").unwrap_or_default()) {
+            match key {
+                "nr_periods" => cpu.periods = Some(value),
+                "nr_throttled" => cpu.throttled_periods = Some(value),
+                "throttled_time" => cpu.throttled_ns = Some(value),
+                _ => {}
+            }
+        }
+        // -1 is no quota.
+        cpu.quota_us = self.number(folder, "cpu.cfs_quota_us");
+        cpu.period_us = self.number(folder, "cpu.cfs_period_us");
+        cpu.shares = self.number(folder, "cpu.shares");
+    }
+
+    fn memory_1(&mut self, folder: &Path, memory: &mut Memory) {
+        let stat = self.text(folder, "memory.stat").unwrap_or_default();
+        for (key, value) in pairs(stat) {
+            match key {
+                "hierarchical_memory_limit" => memory.limit = limited(value),
+                "hierarchical_memsw_limit" => memory.limit_with_swap = limited(value),
+                _ => {}
+            }
+            // Without the prefix it is the cgroup's own, without those inside.
+            let Some(key) = key.strip_prefix("total_") else { continue };
+            let field = match key {
+                "rss" => &mut memory.rss,
+                "cache" => &mut memory.cache,
+                "swap" => &mut memory.swap,
+                "mapped_file" => &mut memory.mapped_file,
+                "dirty" => &mut memory.dirty,
+                "writeback" => &mut memory.writeback,
+                "pgpgin" => &mut memory.pages_in,
+                "pgpgout" => &mut memory.pages_out,
+                _ => match common_stat(memory, key) {
+                    Some(field) => field,
+                    None => continue,
+                },
+            };
+            *field = Some(value);
+        }
+        memory.usage = self.number(folder, "memory.usage_in_bytes");
+        memory.peak = self.number(folder, "memory.max_usage_in_bytes");
+        memory.kernel = self.number(folder, "memory.kmem.usage_in_bytes");
+        memory.soft_limit = self.limit(folder, "memory.soft_limit_in_bytes");
+        memory.limit_hits = self.number(folder, "memory.failcnt");
+        let control = self.text(folder, "memory.oom_control").unwrap_or_default();
+        memory.oom_kills = pairs(control).find(|(key, _)| *key == "oom_kill").map(|(_, n)| n);
+    }
+
+    /// The first of the files that knows a device: which of them counts depends on the scheduler,
+    /// and a kernel may keep them all at nothing until a device has a throttling rule.
+    fn blkio(&mut self, folder: &Path) -> Option<Vec<DeviceIo>> {
+        const FAMILIES: [&str; 3] = ["throttle", "bfq", ""];
+        const ENDINGS: [&str; 2] = ["_recursive", ""];
+        let mut found = None;
+        for family in FAMILIES {
+            for ending in ENDINGS {
+                let dot = if family.is_empty() { "" } else { "." };
+                let file = |what| format!("blkio.{family}{dot}{what}{ending}");
+                let Some(bytes) = self.text(folder, &file("io_service_bytes")) else { continue };
+                let mut devices = Vec::new();
+                blkio_lines(bytes, &mut devices, |io| (&mut io.read_bytes, &mut io.write_bytes));
+                if let Some(serviced) = self.text(folder, &file("io_serviced")) {
+                    blkio_lines(serviced, &mut devices, |io| (&mut io.reads, &mut io.writes));
+                }
+                if !devices.is_empty() {
+                    return Some(devices);
+                }
+                found = Some(devices);
+            }
+        }
+        found
+    }
+
+    fn pids(&mut self, folder: &Path, pids: &mut Pids) {
+        if let Some(current) = self.number(folder, "pids.current") {
+            pids.current = Some(current);
+            pids.limit = self.number(folder, "pids.max");
+            pids.peak = self.number(folder, "pids.peak");
+            let events = self.text(folder, "pids.events").unwrap_or_default();
+            pids.limit_hits = pairs(events).find(|(key, _)| *key == "max").map(|(_, n)| n);
+        }
+    }
+
+    /// What a file holds; `None` when it cannot be read: a root cgroup has fewer files, pressure
+    /// may be off.
+    fn text(&mut self, folder: &Path, file: &str) -> Option<&str> {
+        self.path.clear();
+        self.path.push(folder);
+        self.path.push(file);
+        let read: io::Result<()> = read_into(&self.path, &mut self.text);
+        read.is_ok().then_some(self.text.as_str())
+    }
+
+    /// A file with one number; words such as `max` are none.
+    fn number(&mut self, folder: &Path, file: &str) -> Option<u64> {
+        self.text(folder, file)?.trim().parse().ok()
+    }
+
+    fn limit(&mut self, folder: &Path, file: &str) -> Option<u64> {
+        self.number(folder, file).and_then(limited)
+    }
+
+    fn first<T>(
+        &mut self,
+        folder: &Path,
+        files: &[&str],
+        parse: fn(&str) -> Option<T>,
+    ) -> Option<T> {
+        files.iter().find_map(|file| parse(self.text(folder, file)?))
+    }
+}
+
+/// The field of `memory.stat` that is named alike in both versions.
+fn common_stat<'a>(memory: &'a mut Memory, key: &str) -> Option<&'a mut Option<u64>> {
+    Some(match key {
+        "shmem" => &mut memory.shmem,
+        "active_anon" => &mut memory.active_anon,
+        "inactive_anon" => &mut memory.inactive_anon,
+        "active_file" => &mut memory.active_file,
+        "inactive_file" => &mut memory.inactive_file,
+        "unevictable" => &mut memory.unevictable,
+        "pgfault" => &mut memory.page_faults,
+        "pgmajfault" => &mut memory.major_page_faults,
+        "workingset_refault_anon" => &mut memory.refaults_anon,
+        "workingset_refault_file" => &mut memory.refaults_file,
+        _ => return None,
+    })
+}
+
+/// Lines of a key and a number. Others are left out.
+pub fn pairs(text: &str) -> impl Iterator<Item = (&str, u64)> {
+    text.lines().filter_map(|line| {
+        let (key, value) = line.split_once(' ')?;
+        Some((key, value.trim().parse().ok()?))
+    })
+}
+
+/// No limit is the greatest number of bytes in whole pages; pages have up to 64 KiB.
+fn limited(bytes: u64) -> Option<u64> {
+    const UNLIMITED: u64 = i64::MAX as u64 & !0xffff;
+    (bytes > 0 && bytes < UNLIMITED).then_some(bytes)
+}
+
+/// `max 100000` or `50000 100000`: quota and period in microseconds.
+pub fn cpu_max(text: &str) -> Option<(Option<u64>, u64)> {
+    let mut words = text.split_ascii_whitespace();
+    let quota = words.next()?;
+    let period = words.next()?.parse().ok()?;
+    if quota == "max" {
+        return Some((None, period));
+    }
+    Some((Some(quota.parse().ok()?), period))
+}
+
+/// Counts the processors of `0-3,7`. `None` for an empty list, which leaves it to the parent.
+pub fn processor_list(text: &str) -> Option<u32> {
+    let mut count = 0_u32;
+    for part in text.trim().split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (first.parse::<u32>().ok()?, last.parse::<u32>().ok()?);
+        count = count.checked_add(last.checked_sub(first)?.checked_add(1)?)?;
+    }
+    Some(count)
+}
+
+/// Lines of `io.stat`: `254:0 rbytes=1 wbytes=2 rios=3 wios=4`. A line may hold the device alone.
+pub fn io_stat(text: &str) -> impl Iterator<Item = DeviceIo> {
+    text.lines().filter_map(|line| {
+        let mut words = line.split_ascii_whitespace();
+        let mut io = DeviceIo { device: DeviceNumber::parse(words.next()?)?, ..Default::default() };
+        for (key, value) in words.filter_map(|word| word.split_once('=')) {
+            let field = match key {
+                "rbytes" => &mut io.read_bytes,
+                "wbytes" => &mut io.write_bytes,
+                "rios" => &mut io.reads,
+                "wios" => &mut io.writes,
+                _ => continue,
+            };
+            *field = value.parse().ok();
+        }
+        Some(io)
+    })
+}
+
+/// Lines of a `blkio` file: `254:0 Read 4096`, after all devices a total.
+pub fn blkio_lines(
+    text: &str,
+    devices: &mut Vec<DeviceIo>,
+    fields: impl Fn(&mut DeviceIo) -> (&mut Option<u64>, &mut Option<u64>),
+) {
+    for line in text.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let device = words.next().and_then(DeviceNumber::parse);
+        let (Some(device), Some(direction), Some(value)) = (device, words.next(), words.next())
+        else {
+            continue;
+        };
+        let Ok(value) = value.parse() else { continue };
+        let known = devices.iter().position(|io| io.device == device);
+        let i = known.unwrap_or_else(|| {
+            devices.push(DeviceIo { device, ..Default::default() });
+            devices.len() - 1
+        });
+        let (read, write) = fields(&mut devices[i]);
+        match direction {
+            "Read" => *read = Some(value),
+            "Write" => *write = Some(value),
+            _ => {}
+        }
+    }
+}
+
+/// Reads a pressure file.
+pub fn pressure(text: &str) -> Stalls {
+    let mut stalls = Stalls::default();
+    for line in text.lines() {
+        let (word, figures) = line.split_once(' ').unwrap_or((line, ""));
+        match word {
+            "some" => stalls.some = stall(figures),
+            "full" => stalls.full = stall(figures),
+            _ => {}
+        }
+    }
+    stalls
+}
+
+fn stall(figures: &str) -> Option<Stall> {
+    let mut stall = Stall::default();
+    let mut total = None;
+    for (key, value) in figures.split_ascii_whitespace().filter_map(|word| word.split_once('=')) {
+        let percent = || value.parse::<f64>().ok().filter(|percent| percent.is_finite());
+        match key {
+            "avg10" => stall.avg10 = percent()?,
+            "avg60" => stall.avg60 = percent()?,
+            "avg300" => stall.avg300 = percent()?,
+            "total" => total = value.parse().ok(),
+            _ => {}
+        }
+    }
+    Some(Stall { total_us: total?, ..stall })
+}
