@@ -12,9 +12,11 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::batch::Batch;
+use crate::cgroup::roots::Roots;
 use crate::config::Config;
 use crate::flush::{Flush, Ticker};
 use crate::intake::{self, Intake, Opened, Untouched};
+use crate::origin::{Directory, Origins, resolver};
 use crate::reader::{Reader, Shared};
 use crate::rules::Rules;
 use crate::sample::Dialect;
@@ -41,6 +43,7 @@ const PAGES_GRACE: Duration = Duration::from_millis(500);
 pub struct Server {
     runtime: Runtime,
     intake: Intake,
+    resolver: resolver::Running,
     ticker: Ticker,
     flush: Arc<Flush>,
     outputs: Arc<Outputs>,
@@ -104,9 +107,13 @@ impl Server {
             now,
         );
         let shards = Arc::new(shards);
+        let directory = Arc::new(Directory::new(Arc::clone(&telemetry)));
+        let origins =
+            Arc::new(Origins::new(config.origin.clone(), directory, Arc::clone(&telemetry)));
         let shared = Shared {
             rules,
             shards: Arc::clone(&shards),
+            origins: Arc::clone(&origins),
             telemetry: Arc::clone(&telemetry),
             distribution_prefix: config
                 .value
@@ -148,10 +155,14 @@ impl Server {
         let stdin_ends = move || {
             ended.send_replace(true);
         };
+        let roots = Roots::find("", "", |name| std::env::var(name).ok());
+        let resolver = resolver::start(origins, &roots, i64::from(interval) * 1000)
+            .context("cannot start the thread that looks up senders")?;
         let intake = Intake::start(opened, &config.intake, &shared, stdin_ends)?;
         Ok(Self {
             runtime,
             intake,
+            resolver,
             ticker,
             flush,
             outputs,
@@ -191,6 +202,7 @@ impl Server {
     /// Takes what waits in the sockets, flushes, and lets the sinks deliver for a while.
     pub fn stop(self) {
         self.intake.stop();
+        self.resolver.stop();
         self.runtime.block_on(self.servers.stop(Instant::now() + PAGES_GRACE));
         // A post that is still under way is refused rather than left out of the last flush.
         self.outputs.status.close();

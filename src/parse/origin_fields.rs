@@ -1,6 +1,8 @@
 //! What stands inside the fields `c:`, `e:` and `card:`. Nothing here can refuse a message: a part
 //! that cannot be read counts as absent, as in the Agent.
 
+use serde::{Deserialize, Serialize};
+
 /// Local data, `c:`: what the client knows of its container.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LocalData<'a> {
@@ -22,11 +24,19 @@ pub struct ExternalData<'a> {
 }
 
 /// How many tags the origin of a sample should bring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
 pub enum Cardinality {
+    /// None at all.
     None,
+    /// Those that all copies of a service share.
     Low,
+    /// And those of the pod or task.
+    #[serde(alias = "orch")]
     Orchestrator,
+    /// And those of the single container.
     High,
 }
 
