@@ -346,3 +346,161 @@ impl Origins {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Time = Time(1_000_000);
+
+    /// Five entities, each with one tag of its name at each cardinality.
+    fn origins(config: Config) -> Origins {
+        let telemetry = Arc::<Telemetry>::default();
+        let directory = Arc::new(Directory::new(Arc::clone(&telemetry)));
+        for (id, pod, name) in
+            [("process", "", ""), ("local", "", ""), ("entity", "u1", "x"), ("ext", "u2", "cn")]
+        {
+            let tag = |level: &str| vec![format!("{id}:{level}")];
+            let tags = EntityTags { low: tag("l"), orchestrator: tag("o"), high: tag("h") };
+            directory.publish(id, None, &["10.0.0.1".parse().expect("an address")][..0], tags);
+            if !pod.is_empty() {
+                directory.in_pod(id, pod, name);
+            }
+        }
+        Origins::new(config, directory, telemetry)
+    }
+
+    fn claims<'a>(fields: [&'a str; 3], hints: &'a OriginHints, sent: Origin) -> Claims<'a> {
+        let [local, external, cardinality] = fields.map(str::as_bytes);
+        Claims { sent, fields: OriginFields { local, external, cardinality }, hints }
+    }
+
+    /// The tags that a sample gets by these fields and magic tags, without their level.
+    fn who(config: &Config, entity: Option<&str>, local: &str, external: &str) -> Vec<String> {
+        let origins = origins(config.clone());
+        let sent = origins.directory.container("process").expect("it is published");
+        let hints = OriginHints { entity_id: entity.map(String::from), cardinality: None };
+        let found = origins.tags(&claims([local, external, ""], &hints, sent), NOW, |_| false);
+        assert!(found.unknown.is_empty(), "{found:?}");
+        found.tags.iter().map(|tag| tag.trim_end_matches(":l").to_owned()).collect()
+    }
+
+    /// The table is that of the Agent's rules: what a process is, and one thing that the client
+    /// says; or everything.
+    #[test]
+    fn who_counts() {
+        let legacy = Config::default();
+        let precedence = Config { entity_id_precedence: true, ..Config::default() };
+        let unified = Config { unified: true, ..Config::default() };
+        let external = "it-false,cn-cn,pu-u2";
+        for (config, entity, local, external, expected) in [
+            (&legacy, None, "", "", &["process"][..]),
+            (&legacy, None, "ci-local", "", &["process", "local"]),
+            (&legacy, None, "local", "", &["process", "local"]),
+            (&legacy, Some("u1"), "", "", &["process", "entity"]),
+            (&legacy, Some("u1"), "ci-local", "", &["process", "entity"]),
+            // This word stands in the way of the container's id as well.
+            (&legacy, Some("none"), "ci-local", "", &["process"]),
+            (&legacy, None, "", external, &["process"]),
+            (&precedence, None, "ci-local", "", &["process", "local"]),
+            (&precedence, Some("u1"), "ci-local", "", &["entity"]),
+            (&precedence, Some("none"), "ci-local", "", &[]),
+            (&unified, None, "", "", &["process"]),
+            (
+                &unified,
+                Some("u1"),
+                "ci-local",
+                external,
+                &["process", "local", "entity", "ext", "ext"],
+            ),
+            (&unified, Some("none"), "ci-local", "", &["process", "local"]),
+            (&unified, None, "", "pu-u2", &["process", "ext"]),
+        ] {
+            let found = who(config, entity, local, external);
+            assert_eq!(found, expected, "{entity:?} {local} {external} {config:?}");
+        }
+    }
+
+    #[test]
+    fn how_many_tags() {
+        let none = OriginHints::default();
+        let tagged = OriginHints { cardinality: Some("HIGH".to_owned()), ..none.clone() };
+        let all = &["process:l", "process:o", "process:h"];
+        for (default, field, hints, expected) in [
+            (Cardinality::Low, "", &none, &all[..1]),
+            (Cardinality::Orchestrator, "", &none, &all[..2]),
+            (Cardinality::High, "", &none, &all[..]),
+            (Cardinality::None, "", &none, &[]),
+            (Cardinality::Low, "high", &none, &all[..]),
+            (Cardinality::Low, "", &tagged, &all[..]),
+            (Cardinality::Low, "orch", &tagged, &all[..2]),
+            (Cardinality::High, "none", &tagged, &[]),
+            (Cardinality::High, "what", &none, &all[..]),
+        ] {
+            let origins = origins(Config { cardinality: default, ..Config::default() });
+            let sent = origins.directory.container("process").expect("it is published");
+            let found = origins.tags(&claims(["", "", field], hints, sent), NOW, |_| false);
+            assert_eq!(found.tags, expected, "{default:?} {field} {hints:?}");
+            assert!(!found.named);
+        }
+    }
+
+    #[test]
+    fn an_address_counts_when_nothing_else_does() {
+        let origins = origins(Config::default());
+        let here = "10.0.0.1".parse().expect("an address");
+        let low = vec!["address:l".to_owned()];
+        origins.directory.publish("a", None, &[here], EntityTags { low, ..EntityTags::default() });
+        let sent = origins.of(Sender::Address(here), NOW, |_| false).expect("no key");
+        let there = "10.0.0.2".parse().expect("an address");
+        assert_eq!(origins.of(Sender::Address(there), NOW, |_| false), Ok(Origin::NONE));
+        let none = OriginHints::default();
+        let pod = OriginHints { entity_id: Some("u1".to_owned()), cardinality: None };
+        for (local, hints, expected) in [
+            ("", &none, "address:l"),
+            ("ci-local", &none, "local:l"),
+            ("ci-nobody", &none, "address:l"),
+            ("", &pod, "entity:l"),
+        ] {
+            let found = origins.tags(&claims([local, "", ""], hints, sent), NOW, |_| false);
+            assert_eq!(found.tags, [expected], "{local} {hints:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_unknown_is_named_and_asked_for_by_those_who_may() {
+        let origins = origins(Config::default());
+        let sender = Sender::Process { pid: 7, uid: 0 };
+        assert_eq!(origins.of(sender, NOW, |_| false), Err(Key::Process(7)));
+        assert!(!origins.ask(&Key::Process(7), NOW), "no resolver runs");
+        let none = OriginHints::default();
+        for (local, key) in [
+            ("ci-new", Key::Container("new".into())),
+            ("in-5", Key::Inode(5)),
+            ("in-5,ci-new", Key::Container("new".into())),
+        ] {
+            let found = origins.tags(&claims([local, "", ""], &none, Origin::NONE), NOW, |_| false);
+            assert_eq!((found.unknown.as_slice(), found.named), (&[key][..], true));
+        }
+        // One that is known waits behind what came earlier.
+        let found = origins.tags(&claims(["local", "", ""], &none, Origin::NONE), NOW, |_| true);
+        assert_eq!(found.unknown.as_slice(), [Key::Container("local".into())]);
+
+        let off = Origins::new(
+            Config { detection: false, addresses: false, ..Config::default() },
+            Arc::clone(origins.directory()),
+            Arc::default(),
+        );
+        assert_eq!(off.of(sender, NOW, |_| false), Ok(Origin::NONE));
+    }
+
+    #[test]
+    fn a_process_of_another_namespace_is_counted() {
+        let origins = origins(Config::default());
+        for _ in 0..3 {
+            let sender = Sender::Process { pid: 0, uid: 5 };
+            assert_eq!(origins.of(sender, NOW, |_| false), Ok(Origin::NONE));
+        }
+        assert_eq!(origins.telemetry.origin_foreign.get(), 3);
+    }
+}

@@ -292,3 +292,202 @@ impl Origins {
         self.news.fetch_add(1, Ordering::Release);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::MetadataExt;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::origin::{Config, Directory, EntityTags};
+
+    const PATIENCE: i64 = 10_000;
+    const A: &str = "aaaaaaaaaaaa0000000000000000000000000000000000000000000000000001";
+    const POD: &str = "0b1c2d3e-1111-2222-3333-444455556666";
+
+    /// A machine in a folder, and a resolver that is told the time.
+    struct Machine {
+        folder: TempDir,
+        resolver: Resolver,
+        now: Time,
+    }
+
+    impl Machine {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().expect("a folder");
+            for path in ["proc", "sys/fs/cgroup/memory"] {
+                fs::create_dir_all(folder.path().join(path)).expect("a folder");
+            }
+            let telemetry = Arc::default();
+            let directory = Arc::new(Directory::new(Arc::clone(&telemetry)));
+            let origins = Arc::new(Origins::new(Config::default(), directory, telemetry));
+            let roots = Roots::of_machine(folder.path());
+            let resolver = Resolver::new(origins, Proc::new(&roots.proc), &roots, PATIENCE);
+            resolver.listen();
+            Self { folder, resolver, now: Time(1_000_000) }
+        }
+
+        fn process(&self, pid: u32, started: u64, cgroup: &str) {
+            let folder = self.folder.path().join(format!("proc/{pid}"));
+            fs::create_dir_all(&folder).expect("a folder");
+            let zeros = "0 ".repeat(17);
+            let stat = format!("{pid} (app) S 1 {zeros}{started} 0 0 0 0\n");
+            fs::write(folder.join("stat"), stat).expect("a file");
+            let lines = format!("9:name=systemd:/\n4:memory:{cgroup}\n0::{cgroup}\n");
+            fs::write(folder.join("cgroup"), lines).expect("a file");
+        }
+
+        fn end(&self, pid: u32) {
+            fs::remove_dir_all(self.folder.path().join(format!("proc/{pid}")))
+                .expect("it is there");
+        }
+
+        fn cgroup(&self, path: &str) -> u64 {
+            let folder = self.folder.path().join("sys/fs/cgroup/memory").join(path);
+            fs::create_dir_all(&folder).expect("a folder");
+            fs::metadata(folder).expect("its data").ino()
+        }
+
+        fn after(&mut self, milliseconds: i64) {
+            self.now.0 += milliseconds;
+            self.resolver.step(self.now);
+        }
+
+        fn ask(&mut self, key: &Key) -> Option<Vec<String>> {
+            assert!(self.resolver.origins.ask(key, self.now), "there is room");
+            self.after(0);
+            self.tags(key)
+        }
+
+        /// At the highest cardinality.
+        fn tags(&self, key: &Key) -> Option<Vec<String>> {
+            let origins = &self.resolver.origins;
+            let origin = origins.origin(key, self.now)?;
+            let tags = origins.directory.tags(origin).unwrap_or_default();
+            Some(tags.at(crate::parse::Cardinality::High).cloned().collect())
+        }
+
+        fn publish(&self, id: &str, tag: &str) {
+            let low = vec![tag.to_owned()];
+            let tags = EntityTags { low, ..EntityTags::default() };
+            self.resolver.origins.directory.publish(id, None, &[], tags);
+        }
+    }
+
+    fn strings(tags: &[&str]) -> Option<Vec<String>> {
+        Some(tags.iter().map(|tag| (*tag).to_owned()).collect())
+    }
+
+    #[test]
+    fn from_a_process_to_its_container() {
+        let mut machine = Machine::new();
+        machine.process(7, 100, &format!("/docker/{A}"));
+        machine.process(8, 100, "/system.slice/ssh.service");
+        machine.publish(A, "image_name:web");
+        assert_eq!(machine.ask(&Key::Process(7)), strings(&["image_name:web"]));
+        assert_eq!(machine.ask(&Key::Process(8)), strings(&[]), "no container");
+        assert_eq!(machine.ask(&Key::Process(9)), strings(&[]), "no process");
+        // What is asked for once is known without another look.
+        machine.end(7);
+        machine.after(1000);
+        assert_eq!(machine.tags(&Key::Process(7)), strings(&["image_name:web"]));
+    }
+
+    #[test]
+    fn without_an_engine_the_path_tells_what_it_can() {
+        let mut machine = Machine::new();
+        let pod = POD.replace('-', "_");
+        machine.process(7, 1, &format!("/docker/{A}"));
+        let b = A.replace('1', "2");
+        let slice = format!("/kubepods.slice/kubepods-pod{pod}.slice/cri-containerd-{b}.scope");
+        machine.process(8, 1, &slice);
+        let id = format!("container_id:{A}");
+        assert_eq!(machine.ask(&Key::Process(7)), strings(&[&id]));
+        assert_eq!(machine.ask(&Key::Container(A.into())), strings(&[&id]));
+        let ids = [format!("pod_uid:{POD}"), format!("container_id:{b}")];
+        assert_eq!(machine.ask(&Key::Process(8)), strings(&[&ids[0], &ids[1]]));
+        // What does not look like a container's id is taken for none.
+        assert_eq!(machine.ask(&Key::Container("a,b".into())), strings(&[]));
+        // They are kept for as long as they are asked for.
+        for _ in 0..1000 {
+            machine.after(1000);
+            assert_eq!(machine.tags(&Key::Process(7)), strings(&[&id]));
+        }
+        machine.after(1_000_000);
+        machine.after(1000);
+        assert!(machine.resolver.origins.directory.is_empty());
+        assert!(machine.resolver.origins.answers.read().expect("no panic").is_empty());
+    }
+
+    #[test]
+    fn a_collector_is_asked_and_waited_for_but_not_for_long() {
+        let mut machine = Machine::new();
+        let mut wanted = machine.resolver.origins.directory().wanted();
+        machine.process(7, 1, &format!("/docker/{A}"));
+        assert_eq!(machine.ask(&Key::Process(7)), None);
+        assert_eq!(wanted.try_recv().as_deref(), Ok(A));
+        let news = machine.resolver.origins.news();
+        machine.publish(A, "image_name:web");
+        machine.after(5);
+        assert_eq!(machine.tags(&Key::Process(7)), strings(&["image_name:web"]));
+        assert!(machine.resolver.origins.news() > news);
+
+        let b = A.replace('1', "2");
+        machine.process(8, 1, &format!("/docker/{b}"));
+        assert_eq!(machine.ask(&Key::Process(8)), None);
+        assert_eq!(machine.ask(&Key::Pod("nobody".into())), None);
+        machine.after(PATIENCE - 1);
+        assert_eq!(machine.tags(&Key::Process(8)), None);
+        machine.after(1);
+        assert_eq!(machine.tags(&Key::Process(8)), strings(&[&format!("container_id:{b}")]));
+        assert_eq!(machine.tags(&Key::Pod("nobody".into())), strings(&[]));
+        // Better late than never.
+        machine.publish(&b, "image_name:late");
+        machine.after(5);
+        assert_eq!(machine.tags(&Key::Process(8)), strings(&["image_name:late"]));
+    }
+
+    #[test]
+    fn a_number_that_is_given_away_anew_is_another_process() {
+        let mut machine = Machine::new();
+        machine.publish(A, "image_name:web");
+        machine.process(7, 100, &format!("/docker/{A}"));
+        assert_eq!(machine.ask(&Key::Process(7)), strings(&["image_name:web"]));
+        machine.process(7, 200, "/system.slice/ssh.service");
+        machine.after(1000);
+        assert_eq!(machine.tags(&Key::Process(7)), None);
+        assert_eq!(machine.ask(&Key::Process(7)), strings(&[]));
+    }
+
+    #[test]
+    fn an_inode_is_that_of_a_containers_cgroup() {
+        let mut machine = Machine::new();
+        machine.publish(A, "image_name:web");
+        let inode = machine.cgroup(&format!("docker/{A}"));
+        assert_eq!(machine.ask(&Key::Inode(inode)), strings(&["image_name:web"]));
+        // A new one is found by another look, of which there is one a second.
+        let b = A.replace('1', "2");
+        let late = machine.cgroup(&format!("docker/{b}"));
+        machine.after(INDEX_AGE);
+        assert_eq!(machine.ask(&Key::Inode(late)), strings(&[&format!("container_id:{b}")]));
+        machine.after(INDEX_AGE);
+        assert_eq!(machine.ask(&Key::Inode(u64::MAX)), strings(&[]));
+    }
+
+    #[test]
+    fn there_is_an_end_to_what_is_remembered() {
+        let mut machine = Machine::new();
+        let origins = Arc::clone(&machine.resolver.origins);
+        for pid in 0..super::super::KEYS_MAX as u32 {
+            assert!(origins.ask(&Key::Process(pid), machine.now));
+        }
+        assert!(!origins.ask(&Key::Process(u32::MAX), machine.now));
+        assert_eq!(origins.telemetry.origin_senders_refused.get(), 1);
+        machine.after(0);
+        assert!(!origins.ask(&Key::Process(u32::MAX), machine.now), "answers count too");
+        machine.after(IDLE);
+        assert!(origins.ask(&Key::Process(u32::MAX), machine.now));
+    }
+}

@@ -41,18 +41,24 @@ pub enum Cardinality {
 }
 
 impl Cardinality {
+    /// The word used in settings.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Low => "low",
+            Self::Orchestrator => "orchestrator",
+            Self::High => "high",
+        }
+    }
+
     /// Reads the word of `card:` or of the tag `dd.internal.card:`, in any case. `None` means the
     /// configured default.
     pub fn parse(text: &[u8]) -> Option<Self> {
-        [
-            ("none", Self::None),
-            ("low", Self::Low),
-            ("orch", Self::Orchestrator),
-            ("orchestrator", Self::Orchestrator),
-            ("high", Self::High),
-        ]
-        .into_iter()
-        .find_map(|(word, level)| text.eq_ignore_ascii_case(word.as_bytes()).then_some(level))
+        let is = |word: &str| text.eq_ignore_ascii_case(word.as_bytes());
+        let all = [Self::None, Self::Low, Self::Orchestrator, Self::High];
+        all.into_iter()
+            .find(|level| is(level.word()))
+            .or_else(|| is("orch").then_some(Self::Orchestrator))
     }
 }
 
