@@ -9,6 +9,7 @@ mod corpora;
 mod datadog_payload;
 mod end_to_end;
 mod layers;
+mod origin;
 mod outage;
 mod parse_vectors;
 mod process;

@@ -125,6 +125,8 @@ pub struct Found {
     pub named: bool,
     /// Nothing is known of these yet.
     pub unknown: SmallVec<[Key; 4]>,
+    /// It soon will be.
+    pub asked: bool,
 }
 
 type Map<K, V> = HashMap<K, V, RandomState>;

@@ -66,6 +66,16 @@ pub struct Reader {
     late: bool,
 }
 
+/// What becomes of something whose sender is not known.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    Waits,
+    /// Goes without tags; `asked` tells that there will soon be an answer.
+    Goes {
+        asked: bool,
+    },
+}
+
 /// What stood in a datagram.
 #[derive(Default)]
 struct Counts {
@@ -119,7 +129,7 @@ impl Reader {
         let origin = match self.shared.origins.of(sender, now, waits) {
             Ok(origin) => origin,
             Err(key) => {
-                if self.hold(&[key], bytes, What::Datagram { truncated }, now) {
+                if self.hold(&[key], bytes, What::Datagram { truncated }, now) == Hold::Waits {
                     return;
                 }
                 Origin::NONE
@@ -218,26 +228,29 @@ impl Reader {
         now: Time,
     ) -> Option<Found> {
         let claims = Claims { sent, fields, hints };
-        let found = self.shared.origins.tags(&claims, now, |key| self.held.waits_for(key));
-        let waits =
-            !found.unknown.is_empty() && self.hold(&found.unknown, line, What::Line { sent }, now);
-        (!waits).then_some(found)
+        let mut found = self.shared.origins.tags(&claims, now, |key| self.held.waits_for(key));
+        if !found.unknown.is_empty() {
+            match self.hold(&found.unknown, line, What::Line { sent }, now) {
+                Hold::Waits => return None,
+                Hold::Goes { asked } => found.asked = asked,
+            }
+        }
+        Some(found)
     }
 
     /// Has the senders behind keys found out, and lets something wait for it, if it may.
-    fn hold(&mut self, keys: &[Key], bytes: &[u8], what: What, now: Time) -> bool {
+    fn hold(&mut self, keys: &[Key], bytes: &[u8], what: What, now: Time) -> Hold {
         let asked = keys.iter().filter(|key| self.shared.origins.ask(key, now)).last();
         // A line of the original statsd may be several messages, of which some have gone ahead.
-        let divisible =
-            self.options.dialect == Dialect::Statsd && matches!(what, What::Line { .. });
-        match asked.filter(|_| !self.late && !divisible && self.held.has_room(bytes.len())) {
-            Some(key) => {
+        let parts = self.options.dialect == Dialect::Statsd && matches!(what, What::Line { .. });
+        match asked {
+            Some(key) if !self.late && !parts && self.held.has_room(bytes.len()) => {
                 self.held.push(Item { bytes: bytes.into(), what, key: key.clone(), arrived: now });
-                true
+                Hold::Waits
             }
-            None => {
+            _ => {
                 self.shared.telemetry.origin_untagged.add(1);
-                false
+                Hold::Goes { asked: asked.is_some() }
             }
         }
     }
@@ -336,10 +349,12 @@ impl Reader {
             {
                 Some(known) => known,
                 None => {
-                    let Some(series) = self.resolve(sample, line, sent, now) else {
+                    let Some((series, lasts)) = self.resolve(sample, line, sent, now) else {
                         return false;
                     };
-                    self.spellings.insert(*print, series, epoch);
+                    if lasts {
+                        self.spellings.insert(*print, series, epoch);
+                    }
                     (series, epoch)
                 }
             };
@@ -355,17 +370,18 @@ impl Reader {
     }
 
     /// The slow way from a spelling to its series, taken once per spelling while it is in use, or
-    /// once per epoch if the sample names its own origin. `None` when the line waits.
+    /// once per epoch if the sample names its own origin; and whether to remember it, for it may
+    /// soon be another. `None` when the line waits.
     fn resolve(
         &mut self,
         sample: &Sample<'_>,
         line: &[u8],
         sent: Origin,
         now: Time,
-    ) -> Option<Series> {
+    ) -> Option<(Series, bool)> {
         let dialect = self.options.dialect;
         let (mut draft, hints, invalid_utf8) = match self.shared.rules.context(sample, dialect) {
-            Outcome::Blocked => return Some(Series::default()),
+            Outcome::Blocked => return Some((Series::default(), true)),
             Outcome::Keep { series, origin, invalid_utf8 } => (series, origin, invalid_utf8),
         };
         let found = self.origin_tags(sample.origin, &hints, line, sent, now)?;
@@ -379,12 +395,13 @@ impl Reader {
         let deltas = dialect == Dialect::Statsd && context.kind() == Kind::Gauge;
         let series = shards.intern(context, deltas, now);
         let copy = copy.map(|context| shards.intern(context, false, now));
-        Some(Series {
+        let series = Series {
             handle: Some(series.handle),
             copy: copy.map(|copy| copy.handle),
             overflow: series.overflow || copy.is_some_and(|copy| copy.overflow),
             named: found.named,
-        })
+        };
+        Some((series, !found.asked))
     }
 
     /// Adds a run of samples, shard by shard and within each in the order of arrival.
@@ -424,8 +441,11 @@ impl Reader {
         let sample = &pending.sample;
         loop {
             let epoch = self.shared.shards.epoch();
-            let Some(series) = self.resolve(sample, pending.line, sent, now) else { return };
-            self.spellings.insert(pending.print, series, epoch);
+            let resolved = self.resolve(sample, pending.line, sent, now);
+            let Some((series, lasts)) = resolved else { return };
+            if lasts {
+                self.spellings.insert(pending.print, series, epoch);
+            }
             let Some((handle, _)) = series.handles(sample.kind).find(|(_, k)| *k == kind) else {
                 return;
             };

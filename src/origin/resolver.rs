@@ -8,7 +8,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, Thread};
 use std::time::Duration;
 
 use super::{Answer, IDLE, Key, Origin, Origins};
@@ -39,17 +39,17 @@ pub struct Running {
 /// # Errors
 /// When the system gives no further thread.
 pub fn start(origins: Arc<Origins>, roots: &Roots, patience: i64) -> io::Result<Running> {
-    let mut resolver = Resolver::new(origins, Proc::new("/proc"), roots, patience);
+    let mut resolver = Resolver::new(Arc::clone(&origins), Proc::new("/proc"), roots, patience);
     let stopping = Arc::new(AtomicBool::new(false));
     let stop = Arc::clone(&stopping);
     let thread = std::thread::Builder::new().name("origin".to_owned()).spawn(move || {
-        resolver.listen();
         while !stop.load(Ordering::Acquire) {
             resolver.step(Time::now());
             std::thread::park_timeout(TICK);
         }
         resolver.fall_silent();
     })?;
+    origins.heard_by(thread.thread().clone());
     Ok(Running { stopping, thread })
 }
 
@@ -99,14 +99,6 @@ impl Resolver {
             ticked: Time::default(),
             ticks: 0,
         }
-    }
-
-    /// Takes questions from now on, on this thread.
-    fn listen(&self) {
-        let thread = std::thread::current();
-        self.origins.directory.watch(thread.clone());
-        let _ = self.origins.resolver.set(thread);
-        self.origins.questions.lock().expect("no panic under this lock").heard = true;
     }
 
     fn fall_silent(&self) {
@@ -283,6 +275,13 @@ impl Resolver {
 }
 
 impl Origins {
+    /// Takes questions from now on, and unparks this thread for them.
+    fn heard_by(&self, thread: Thread) {
+        self.directory.watch(thread.clone());
+        let _ = self.resolver.set(thread);
+        self.questions.lock().expect("no panic under this lock").heard = true;
+    }
+
     /// Makes an answer known to those who wait for it.
     fn settle(&self, key: Key, answer: Answer) {
         let mut questions = self.questions.lock().expect("no panic under this lock");
@@ -325,7 +324,7 @@ mod tests {
             let origins = Arc::new(Origins::new(Config::default(), directory, telemetry));
             let roots = Roots::of_machine(folder.path());
             let resolver = Resolver::new(origins, Proc::new(&roots.proc), &roots, PATIENCE);
-            resolver.listen();
+            resolver.origins.heard_by(std::thread::current());
             Self { folder, resolver, now: Time(1_000_000) }
         }
 
