@@ -240,7 +240,11 @@ impl Reader {
 
     /// Has the senders behind keys found out, and lets something wait for it, if it may.
     fn hold(&mut self, keys: &[Key], bytes: &[u8], what: What, now: Time) -> Hold {
-        let asked = keys.iter().filter(|key| self.shared.origins.ask(key, now)).last();
+        let mut asked = None;
+        for key in keys {
+            // It is answered in the order of the questions, as a rule.
+            asked = self.shared.origins.ask(key, now).then_some(key).or(asked);
+        }
         // A line of the original statsd may be several messages, of which some have gone ahead.
         let parts = self.options.dialect == Dialect::Statsd && matches!(what, What::Line { .. });
         match asked {
