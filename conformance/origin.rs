@@ -332,3 +332,29 @@ fn who_may_not_wait_goes_without_and_is_counted() {
         assert_eq!(world.counts(), (0, 5), "{fits} of them waited in vain");
     }
 }
+
+#[test]
+fn the_doctor_names_the_flag_that_is_missing() {
+    let name = "the_doctor_names_the_flag_that_is_missing";
+    let launch = || {
+        let launch = Launch::new().set("intake.socket", "{folder}/dsd.socket");
+        launch.set("state.run_path", "{folder}/state")
+    };
+    let here = launch().run(&["doctor", "--json"]);
+    let report: serde_json::Value = serde_json::from_str(&here.stdout).expect("JSON");
+    let lines = report.as_array().expect("a list");
+    let missing = lines.iter().filter(|line| line["state"] == "missing").count();
+    assert_eq!(here.code(), i32::from(missing > 0), "{here:#?}");
+    let unshare = ["--pid", "--net", "--fork", "--mount-proc"];
+    let possible = Command::new("unshare").args(unshare).arg("true").output();
+    if !possible.is_ok_and(|output| output.status.success()) {
+        return println!("SKIP {name}: no namespaces can be made");
+    }
+    let inside = launch().within("unshare", &unshare).run(&["doctor"]);
+    assert_eq!(inside.code(), 1, "{inside:#?}");
+    let line = |start: &str| inside.stdout.lines().find(|line| line.starts_with(start));
+    let pids = line("MISSING pid namespace: ").expect("it is missing");
+    assert!(pids.contains("; --pid host (docker)"), "{pids}");
+    // A network namespace does not show what is the machine's alone.
+    assert!(line("advice  net.core.rmem_max: cannot be seen").is_some(), "{}", inside.stdout);
+}

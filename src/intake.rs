@@ -30,7 +30,7 @@ use crate::reader::{Reader, Shared};
 use crate::sample::Dialect;
 use crate::sys::{Receiver, Senders};
 
-pub use listen::{Opened, Socket, open};
+pub use listen::{Listens, Opened, Socket, listeners, open, receive_buffer};
 pub use socket_file::SocketFile;
 
 /// Where samples come in.

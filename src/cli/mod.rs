@@ -2,6 +2,7 @@
 
 mod check;
 pub mod config;
+mod doctor;
 mod health;
 mod run;
 mod send;
@@ -59,6 +60,13 @@ enum Command {
         #[arg(long, conflicts_with = "json")]
         agent_keys: bool,
     },
+    /// Say what is found of sockets, mounts, namespaces, cgroups and engine, and which flag is
+    /// missing: exit code 0 or 1.
+    Doctor {
+        /// Print JSON instead of lines.
+        #[arg(long)]
+        json: bool,
+    },
     /// Ask a running server whether it is up: exit code 0 or 1.
     Health {
         /// Its address; the configured one when left out.
@@ -102,6 +110,9 @@ pub fn main() -> ExitCode {
         }
         Command::Config { json, .. } => {
             config::run(&sources, json, &mut io::stdout(), &mut io::stderr()).map_err(Into::into)
+        }
+        Command::Doctor { json } => {
+            doctor::run(&sources, json, &mut io::stdout()).map_err(Into::into)
         }
         Command::Health { address } => health::run(&sources, address),
     };
