@@ -168,11 +168,11 @@ impl Machine<'_> {
             let folder = path.parent().and_then(existing);
             path.exists() || folder.is_some_and(|folder| may_write(&folder))
         };
-        let Some(path) = paths.iter().find(is_possible).or(paths.first()) else {
+        let Some(path) = paths.iter().find(is_possible).or_else(|| paths.first()) else {
             return finding(name, State::Missing, "has no path".to_owned(), "set intake.socket");
         };
         let name = format!("{name}{}", path.display());
-        let folder = path.parent().unwrap_or(Path::new("/"));
+        let folder = path.parent().unwrap_or_else(|| Path::new("/"));
         let missing =
             |found: String, remedy: String| finding(&*name, State::Missing, found, remedy);
         let found = match fs::symlink_metadata(path) {
@@ -498,6 +498,9 @@ mod tests {
         }
     }
 
+    /// Makes one thing wrong.
+    type Spoil = fn(&mut Fixture);
+
     fn complaint(state: State, what: &str, remedy: &str) -> (State, String, String) {
         (state, what.to_owned(), remedy.to_owned())
     }
@@ -515,7 +518,7 @@ mod tests {
     #[test]
     fn each_thing_that_is_missing_has_its_flag() {
         use State::{Advice, Missing};
-        let cases: [(&str, fn(&mut Fixture), State, &str, &str); 10] = [
+        let cases: [(&str, Spoil, State, &str, &str); 10] = [
             (
                 "pids",
                 |f| f.pid_namespace("pid:[4026532222]"),
