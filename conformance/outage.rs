@@ -6,8 +6,10 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use super::datadog_payload::Body;
+use super::ledger;
 use super::process::{DEADLINE, KEY, Launch, Tallyd, UDP};
 use super::received::Received;
 use super::test_intake::{Intake, Request, Response};
@@ -49,7 +51,7 @@ impl World {
 }
 
 fn figure(tallyd: &Tallyd, name: &str) -> f64 {
-    tallyd.figure(&format!("tallyd_sink_{name}"), "sink=\"datadog\"")
+    ledger::figure(tallyd, "datadog", name)
 }
 
 /// Sends gauges `g0`, `g1` and so on, each in a flush of its own, and waits until they are spooled.
@@ -76,12 +78,8 @@ fn assert_gauges(intake: &Intake, wanted: &[u32]) {
     assert_eq!(gauges(&requests), wanted);
 }
 
-/// What came in, and what was found, is delivered, spooled, held, or dropped.
 fn assert_conserved(tallyd: &Tallyd) {
-    let came = ["offered_points_total", "spool_found_points_total"];
-    let went = ["delivered_points_total", "spooled_points", "held_points", "dropped_points_total"];
-    let sum = |names: &[&str]| names.iter().map(|name| figure(tallyd, name)).sum::<f64>();
-    assert_eq!(sum(&came), sum(&went), "{}", tallyd.page("/metrics"));
+    ledger::assert_conserved(tallyd, "datadog");
 }
 
 fn kill(tallyd: Tallyd) {
@@ -115,6 +113,44 @@ fn what_was_flushed_outlives_the_process() {
     tallyd.stop();
     assert_eq!(fs::read_dir(world.spool()).unwrap().count(), 0);
     assert_gauges(&intake, &[0, 1, 2, 3]);
+}
+
+/// Keys of one address that change their places.
+#[test]
+fn no_payload_is_sent_with_the_key_of_another() {
+    let world = World::new();
+    let [one, two] = ["1".repeat(32), "2".repeat(32)];
+    let launch = |main: &str, further: &str| {
+        let endpoints = serde_json::json!({format!("http://{}", world.address): [further]});
+        world
+            .launch()
+            .env("DD_API_KEY", main)
+            .env("DD_ADDITIONAL_ENDPOINTS", &endpoints.to_string())
+            .set("sinks.datadog.validate_key", "false")
+    };
+    let tallyd = launch(&one, &two).start();
+    tallyd.send(["g0:0|g"]);
+    tallyd.wait_until("it is spooled", |tallyd| figure(tallyd, "spooled_points") == 2.0);
+    assert_conserved(&tallyd);
+    kill(tallyd);
+    // What waits for the second key is made known.
+    let folders = fs::read_dir(world.folder.path().join("spool/datadog")).unwrap();
+    let folders: Vec<_> = folders.map(|folder| folder.unwrap().path()).collect();
+    assert_eq!(folders.len(), 2);
+    assert!(folders.iter().all(|path| !path.to_str().unwrap().contains(&one)));
+    let tallyd = launch(&two, "3").start();
+    tallyd.wait_for_stderr("belongs to no endpoint that is set now");
+    kill(tallyd);
+
+    let intake = world.up();
+    let tallyd = launch(&two, &one).start();
+    let requests = intake.wait_for(DEADLINE, |requests| requests.len() >= 2);
+    let mut keys: Vec<_> = requests.iter().map(|r| r.header("dd-api-key").to_owned()).collect();
+    keys.sort();
+    assert_eq!(keys, [one, two]);
+    tallyd.wait_until("all is sent", |tallyd| figure(tallyd, "spooled_points") == 0.0);
+    assert_conserved(&tallyd);
+    tallyd.stop();
 }
 
 #[test]
@@ -256,7 +292,7 @@ fn an_intake_that_says_nothing_is_tried_again() {
     let mut silent = true;
     intake.respond_with(move |request| {
         let silent = request.method != "GET" && std::mem::take(&mut silent);
-        let delay = if silent { DEADLINE } else { std::time::Duration::ZERO };
+        let delay = if silent { DEADLINE } else { Duration::ZERO };
         Response { delay, ..Response::status(202) }
     });
     let tallyd = world.launch().set("sinks.datadog.http.silence_timeout", "1").start();
@@ -318,4 +354,49 @@ fn connections_that_break_cost_nothing() {
     assert_eq!((answered.load(Relaxed), figure(&tallyd, "retries_total")), (3, 1.0));
     assert_conserved(&tallyd);
     tallyd.stop();
+}
+
+/// Bytes of each payload of a large spool.
+const LARGE: u64 = 20_000;
+
+/// What a start takes with such a backlog: until it is ready, and in memory at its peak.
+fn start_with(bytes: u64) -> (Duration, u64) {
+    let world = World::new();
+    let launch = || world.launch().set("sinks.spool.max_bytes", "1000000000000");
+    let ready = || {
+        let tallyd = launch().start();
+        tallyd.wait_for_stderr(" ready");
+        tallyd
+    };
+    kill(ready());
+    let folder = world.spool();
+    for sequence in 1..=bytes / LARGE {
+        let name = format!("{sequence:016x}-1700000000-350-{LARGE}-series.payload");
+        fs::File::create(folder.join(name)).unwrap().set_len(LARGE).unwrap();
+    }
+    let begun = Instant::now();
+    let tallyd = ready();
+    let took = begun.elapsed();
+    assert_eq!(figure(&tallyd, "spool_found_points_total"), (bytes / LARGE * 350) as f64);
+    assert_conserved(&tallyd);
+    let memory = tallyd.peak_memory();
+    kill(tallyd);
+    (took, memory)
+}
+
+/// In a small size; `TALLYD_SPOOL_BYTES=5000000000` makes it a large one.
+#[test]
+fn a_large_backlog_costs_neither_time_nor_memory_at_the_start() {
+    let bytes = std::env::var("TALLYD_SPOOL_BYTES").map_or(40_000_000, |n| n.parse().unwrap());
+    let (_, without) = start_with(0);
+    let (took, with) = start_with(bytes);
+    println!(
+        "a spool of {bytes} bytes in {} payloads: ready in {:.2} s, {} KiB more memory",
+        bytes / LARGE,
+        took.as_secs_f64(),
+        with.saturating_sub(without) / 1024
+    );
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    // The index holds 50,000 payloads, however many there are.
+    assert!(with < without + (16 << 20), "{without} and {with} bytes");
 }

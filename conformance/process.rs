@@ -60,10 +60,12 @@ impl Launch {
     /// With this text as its `tallyd.yaml`.
     pub fn with_file(text: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        // Most tests compare everything that is delivered.
+        let environment = vec![("TALLYD_TELEMETRY__SERIES".to_owned(), "false".to_owned())];
         let launch = Self {
             folder,
             arguments: Vec::new(),
-            environment: Vec::new(),
+            environment,
             wrapper: Vec::new(),
             stdin: Stdio::null(),
         };
@@ -253,6 +255,14 @@ impl Tallyd {
         self.child.stdin.take().unwrap()
     }
 
+    /// The most bytes of memory that it has had so far.
+    pub fn peak_memory(&self) -> u64 {
+        let status = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(status).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        peak.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+    }
+
     /// Sends it a signal, by name.
     pub fn signal(&self, name: &str) {
         let command = format!("kill -s {name} {}", self.child.id());
@@ -366,7 +376,9 @@ pub fn http(server: SocketAddr, method: &str, path: &str, body: &[u8]) -> (u16, 
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     let length = body.len();
     // HTTP/1.0: the answer ends with the connection.
-    write!(stream, "{method} {path} HTTP/1.0\r\nContent-Length: {length}\r\n\r\n").unwrap();
+    let head =
+        format!("{method} {path} HTTP/1.0\r\nHost: {server}\r\nContent-Length: {length}\r\n\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
     stream.write_all(body).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();

@@ -18,6 +18,8 @@ pub struct Batch {
     pub interval: u32,
     /// Rows of one context stand together, in the order of their time.
     pub rows: Vec<Row>,
+    /// tallyd's own counters as series, for sinks that have no other way to them.
+    pub own: Vec<Row>,
     pub events: Vec<Event>,
     pub checks: Vec<ServiceCheck>,
     /// Which figures of a histogram are sent, in order. The same for every sink.
@@ -69,15 +71,24 @@ pub struct ServiceCheck {
 impl Batch {
     /// Number of points: what is counted as offered, delivered or dropped.
     pub fn points(&self) -> u64 {
-        (self.rows.len() + self.events.len() + self.checks.len()) as u64
+        (self.rows.len() + self.own.len() + self.events.len() + self.checks.len()) as u64
     }
 
     pub fn is_empty(&self) -> bool {
         self.points() == 0
     }
 
-    /// The rows of one context after another.
+    /// The users' rows, one context after another.
     pub fn series(&self) -> impl Iterator<Item = &[Row]> {
-        self.rows.chunk_by(|a, b| Arc::ptr_eq(&a.context, &b.context))
+        series(&self.rows)
     }
+
+    /// The same, and then tallyd's own.
+    pub fn series_and_own(&self) -> impl Iterator<Item = &[Row]> {
+        series(&self.rows).chain(series(&self.own))
+    }
+}
+
+fn series(rows: &[Row]) -> impl Iterator<Item = &[Row]> {
+    rows.chunk_by(|a, b| Arc::ptr_eq(&a.context, &b.context))
 }

@@ -1,5 +1,7 @@
 //! The tick: closes buckets and hands the batch to the sinks.
 
+pub mod own;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -55,6 +57,7 @@ impl Flush {
             flushed_at: now.seconds(),
             interval: self.shards.interval(),
             rows,
+            own: Vec::new(),
             events,
             checks,
             aggregates: Arc::clone(&self.aggregates),

@@ -10,6 +10,7 @@ use crate::parse::{self, Options};
 use crate::rules::{self, MapperProfile, Mapping, Outcome, Rules};
 use crate::sample::{Dialect, Kind, Message, OriginFields, Sample, Values, split_tags};
 use crate::stream::{FrameError, Framer};
+use crate::value::{self, Cell, Plan};
 use crate::{grammar, parse::Datagram};
 
 /// Greatest payload of the streams under test: small, so that limits are met often.
@@ -102,6 +103,22 @@ pub fn mapper(data: &[u8]) {
             );
         }
     }
+}
+
+/// A cell in its compact form. What is accepted can be used, and written and read again.
+pub fn cell(data: &[u8]) {
+    let plan = Plan::from_config(&value::Config::default());
+    let Ok((mut cell, rest)) = Cell::decode(data) else { return };
+    let mut out = Vec::new();
+    cell.encode(&mut out);
+    let (again, end) = Cell::decode(&out).expect("what was written is read");
+    assert!(end.is_empty() && rest.len() < data.len());
+    let kind = Kind::ALL.into_iter().find(|&kind| cell.is_of(kind));
+    if let Some(kind) = kind.filter(|&kind| kind != Kind::Set) {
+        cell.add(kind, 1.5, 2.5, &plan);
+    }
+    cell.merge(again, &plan);
+    assert_eq!(cell.close(&plan).is_some(), kind.is_some());
 }
 
 /// Stars of a pattern that are looked at, and characters of a name that the naive matcher takes.

@@ -11,7 +11,10 @@ pub mod cli;
 pub mod config;
 pub mod server;
 
+pub mod bins;
+pub mod compact;
 pub mod context;
+pub mod hash;
 pub mod sample;
 pub mod time;
 
@@ -32,10 +35,14 @@ pub mod sketch;
 pub mod value;
 
 pub mod cgroup;
+pub mod collectors;
 
 pub mod encode;
 pub mod sinks;
 
+pub mod capture;
+pub mod cost;
+pub mod ledger;
 pub mod logging;
 pub mod origin;
 pub mod state;

@@ -9,12 +9,13 @@ mod statsd;
 
 use std::borrow::Cow;
 
-use memchr::{memchr, memchr2, memmem};
+use memchr::memmem;
 
 use crate::sample::{
     AlertType, CheckLine, Dialect, EventLine, Kind, Message, OriginFields, Priority, Reject,
     Sample, Status, Values,
 };
+use crate::sys;
 
 pub(crate) use number::Binary;
 pub use number::number;
@@ -71,6 +72,7 @@ fn without_return(line: &[u8]) -> &[u8] {
 
 /// Reads one line in the listener's dialect. Of the dialects only `statsd` gives several messages
 /// for one line.
+#[inline]
 pub fn messages<'a>(
     line: &'a [u8],
     options: Options,
@@ -83,6 +85,7 @@ pub fn messages<'a>(
 }
 
 /// Reads one non-empty line of the dialect `datadog`, as the Agent does.
+#[inline]
 pub fn line<'a>(line: &'a [u8], options: Options) -> Result<Message<'a>, Reject> {
     match line {
         [b'_', b'e', b'{', ..] => event(line, options).map(Message::Event),
@@ -93,10 +96,11 @@ pub fn line<'a>(line: &'a [u8], options: Options) -> Result<Message<'a>, Reject>
 }
 
 // name:1:2|ms|@0.5|#a:b,c|T1700000000|c:ci-1|e:pu-2|card:low
+#[inline]
 fn metric<'a>(line: &'a [u8], options: Options) -> Result<Sample<'a>, Reject> {
     // name:1:2|ms|...
     // ^^^^
-    let colon = match memchr2(b':', b'|', line) {
+    let colon = match find(line, *b":|") {
         Some(at) if line[at] == b':' => at,
         Some(_) => return Err(Reject::NameValue),
         None => return Err(Reject::NoPipe),
@@ -104,7 +108,7 @@ fn metric<'a>(line: &'a [u8], options: Options) -> Result<Sample<'a>, Reject> {
     // name:1:2|ms|...
     //      ^^^
     let (name, rest) = (&line[..colon], &line[colon + 1..]);
-    let value = value_length(rest).ok_or(Reject::NoPipe)?;
+    let value = find(rest, [b'|']).ok_or(Reject::NoPipe)?;
     let (text, rest) = (&rest[..value], &rest[value + 1..]);
     if name.is_empty() || text.is_empty() {
         return Err(Reject::NameValue);
@@ -135,14 +139,6 @@ fn metric<'a>(line: &'a [u8], options: Options) -> Result<Sample<'a>, Reject> {
         }
     }
     Ok(sample)
-}
-
-/// How far it is to the next `|`. Values are short, so looking at each byte beats a search that has
-/// to get ready; a long one is a set's member.
-fn value_length(text: &[u8]) -> Option<usize> {
-    const SHORT: usize = 16;
-    let near = text.iter().take(SHORT).position(|&b| b == b'|');
-    near.or_else(|| Some(SHORT + memchr(b'|', text.get(SHORT..)?)?))
 }
 
 /// The kind, and the fields behind it if a `|` follows.
@@ -177,7 +173,7 @@ fn numbers(text: &[u8]) -> Result<Values<'_>, Reject> {
     if let Some(value) = number::plain(text) {
         return Ok(Values::One(value));
     }
-    if memchr(b':', text).is_none() {
+    if find(text, [b':']).is_none() {
         return number(text).map(Values::One).ok_or(Reject::Value);
     }
     let mut found = Values::Packed(b"");
@@ -425,9 +421,35 @@ fn integer(text: &[u8]) -> Option<i64> {
 }
 
 fn split_once(bytes: &[u8], separator: u8) -> Option<(&[u8], &[u8])> {
-    let at = memchr(separator, bytes)?;
+    let at = find(bytes, [separator])?;
     Some((&bytes[..at], &bytes[at + 1..]))
 }
+
+/// The first place of one of these bytes. What is looked for here is near: a search that has to get
+/// ready, or to be called, costs more than it gains.
+#[inline]
+fn find<const N: usize>(text: &[u8], wanted: [u8; N]) -> Option<usize> {
+    let (blocks, tail) = text.as_chunks();
+    let mut start = 0;
+    for block in blocks {
+        let marks = sys::marks(block, wanted);
+        if marks != 0 {
+            return Some(start + marks.trailing_zeros() as usize);
+        }
+        start += block.len();
+    }
+    match text.last_chunk().filter(|_| tail.len() > SHORT) {
+        // There are no marks before the tail.
+        Some(last) => {
+            let marks = sys::marks(last, wanted);
+            (marks != 0).then(|| text.len() - last.len() + marks.trailing_zeros() as usize)
+        }
+        None => tail.iter().position(|byte| wanted.contains(byte)).map(|at| start + at),
+    }
+}
+
+/// Bytes that are looked at one by one sooner than as a block.
+const SHORT: usize = 4;
 
 /// What stands between separators; `None` is the end, an empty rest one more empty part.
 struct Parts<'a> {

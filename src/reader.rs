@@ -26,15 +26,13 @@ use crate::shard::Shards;
 use crate::spellings::{Print, Series, Spellings};
 use crate::stream::{FrameError, Framer};
 use crate::sys::Sender;
-use crate::telemetry::{Listener, Telemetry};
+use crate::telemetry::tap::Probe;
+use crate::telemetry::{Listener, Telemetry, excerpt};
 use crate::time::Time;
 use crate::value::WEIGHT_MAX;
 
 /// Samples of a run: enough to hide the memory's latency, few enough to stay in the cache.
 const RUN: usize = 64;
-
-/// Longest part of a refused line that is shown in the log.
-const EXCERPT: usize = 120;
 
 /// What all readers share.
 #[derive(Clone)]
@@ -64,6 +62,7 @@ pub struct Reader {
     held: Held,
     /// The time of what is being taken in is up: it waits for nothing more.
     late: bool,
+    probe: Probe,
 }
 
 /// What becomes of something whose sender is not known.
@@ -79,6 +78,7 @@ enum Hold {
 /// What stood in a datagram.
 #[derive(Default)]
 struct Counts {
+    lines: u64,
     samples: u64,
     events: u64,
     checks: u64,
@@ -107,7 +107,8 @@ impl Reader {
     ) -> Self {
         let spellings = Spellings::new(shared.spellings_max);
         let held = Held::new(0);
-        Self { shared, listener, options, eol_required, spellings, held, late: false }
+        let probe = Probe::default();
+        Self { shared, listener, options, eol_required, spellings, held, late: false, probe }
     }
 
     /// Lets samples of new senders wait for their tags, if the settings say so. Whoever wants that
@@ -144,6 +145,9 @@ impl Reader {
         self.listener.datagrams.add(1);
         self.listener.bytes.add(bytes.len() as u64);
         self.listener.truncated.add(truncated.into());
+        if self.shared.telemetry.recorder.is_on() {
+            self.shared.telemetry.recorder.record(bytes, 0, now);
+        }
         // Only a datagram that may lack its end is searched from there: that touches cold memory.
         let reason = if truncated {
             Some(Reject::Truncated)
@@ -158,12 +162,9 @@ impl Reader {
             }
         };
         let counts = self.lines(text, origin, now);
-        self.listener.samples.add(counts.samples);
-        self.listener.events.add(counts.events);
-        self.listener.checks.add(counts.checks);
-        self.shared.telemetry.fields_ignored.add(counts.fields_ignored);
+        self.count(&counts);
         if let Some((reason, line)) = refused {
-            self.reject(reason, line, now);
+            self.refuse(reason, line, now);
         }
     }
 
@@ -173,33 +174,75 @@ impl Reader {
         for line in parse::lines(text) {
             // Only a body posted by HTTP can hold such a line.
             if line.len() > self.shared.line_max {
+                counts.lines += 1;
                 self.reject(Reject::Truncated, line, now);
                 continue;
             }
-            let options = self.options;
-            parse::messages(line, options, |message| match message {
-                Ok(Message::Metric(sample)) => {
-                    counts.samples += 1;
-                    self.queue(sample, line, sent, &mut run);
-                    if run.len() == RUN {
-                        self.take(&mut run, sent, now);
-                    }
+            let (options, mut messages) = (self.options, 0);
+            parse::messages(line, options, |message| {
+                messages += 1;
+                match message {
+                    Ok(message) => self.message(message, line, sent, &mut run, &mut counts, now),
+                    Err(reason) => self.reject(reason, line, now),
                 }
-                Ok(Message::Event(event)) => {
-                    counts.events += 1;
-                    counts.fields_ignored += u64::from(event.ignored);
-                    self.event(&event, line, sent, now);
-                }
-                Ok(Message::Check(check)) => {
-                    counts.checks += 1;
-                    counts.fields_ignored += u64::from(check.ignored);
-                    self.check(&check, line, sent, now);
-                }
-                Err(reason) => self.reject(reason, line, now),
             });
+            // A line without any outcome shows as a difference in the ledger.
+            counts.lines += u64::max(messages, 1);
         }
         self.take(&mut run, sent, now);
         counts
+    }
+
+    /// Puts a sample into the run, and takes in anything else.
+    #[inline]
+    fn message<'a>(
+        &mut self,
+        message: Message<'a>,
+        line: &'a [u8],
+        sent: Origin,
+        run: &mut Run<'a>,
+        counts: &mut Counts,
+        now: Time,
+    ) {
+        match message {
+            Message::Metric(sample) => {
+                counts.samples += 1;
+                self.queue(sample, line, sent, run);
+                if run.len() == RUN {
+                    self.take(run, sent, now);
+                }
+            }
+            Message::Event(event) => {
+                counts.events += 1;
+                counts.fields_ignored += u64::from(event.ignored);
+                self.event(&event, line, sent, now);
+            }
+            Message::Check(check) => {
+                counts.checks += 1;
+                counts.fields_ignored += u64::from(check.ignored);
+                self.check(&check, line, sent, now);
+            }
+        }
+    }
+
+    /// Takes in what collectors made, each message as a line.
+    pub fn messages<'a>(&mut self, messages: impl Iterator<Item = Message<'a>>, now: Time) {
+        let mut run = Run::new();
+        let mut counts = Counts::default();
+        for message in messages {
+            counts.lines += 1;
+            self.message(message, b"", Origin::NONE, &mut run, &mut counts, now);
+        }
+        self.take(&mut run, Origin::NONE, now);
+        self.count(&counts);
+    }
+
+    fn count(&self, counts: &Counts) {
+        self.listener.lines.add(counts.lines);
+        self.listener.samples.add(counts.samples);
+        self.listener.events.add(counts.events);
+        self.listener.checks.add(counts.checks);
+        self.shared.telemetry.fields_ignored.add(counts.fields_ignored);
     }
 
     fn event(&mut self, line: &EventLine<'_>, text: &[u8], sent: Origin, now: Time) {
@@ -312,11 +355,11 @@ impl Reader {
                 Ok(bytes) => self.receive(bytes, false, sender, now),
                 Err(FrameError::LineTooLong) => {
                     self.listener.truncated.add(1);
-                    self.reject(Reject::Truncated, b"(longer than intake.buffer_size)", now);
+                    self.refuse(Reject::Truncated, b"(longer than intake.buffer_size)", now);
                 }
                 Err(error @ (FrameError::FrameTooLong(_) | FrameError::Unfinished(_))) => {
                     self.listener.connections_refused.add(1);
-                    self.reject(Reject::Truncated, error.to_string().as_bytes(), now);
+                    self.refuse(Reject::Truncated, error.to_string().as_bytes(), now);
                     return false;
                 }
             }
@@ -340,6 +383,7 @@ impl Reader {
     fn take(&mut self, run: &mut Run<'_>, sent: Origin, now: Time) {
         self.look_up(run, sent, now);
         self.apply(run, sent, now);
+        self.probe.pick(run.iter().map(|one| &one.sample), &self.shared.telemetry.tap, now);
         run.clear();
     }
 
@@ -460,16 +504,21 @@ impl Reader {
         }
     }
 
+    /// Counts a line that never came to be parsed.
+    pub fn refuse(&self, reason: Reject, line: &[u8], now: Time) {
+        self.listener.lines.add(1);
+        self.reject(reason, line, now);
+    }
+
     fn reject(&self, reason: Reject, line: &[u8], now: Time) {
-        let count = self.listener.rejects.of(reason);
-        count.add(1);
+        self.listener.rejects.add(reason, line, now);
         if self.shared.log_rejects && self.shared.telemetry.may_log(reason, now) {
-            let excerpt = line[..line.len().min(EXCERPT)].escape_ascii();
             tracing::warn!(
                 listener = self.listener.name,
                 reason = reason.word(),
-                so_far = count.get(),
-                "refused the line \"{excerpt}\""
+                so_far = self.listener.rejects.of(reason).get(),
+                "refused the line \"{}\"",
+                excerpt(line)
             );
         }
     }

@@ -223,6 +223,12 @@ impl Rules {
         }
     }
 
+    /// A series that tallyd itself reports: with the own host and tags, and no other rule.
+    pub fn own_series(&self, name: &str, kind: Kind, mut tags: Vec<String>) -> Context {
+        tags.extend_from_slice(&self.tags);
+        Context::new(name, kind, &self.hostname, tags, Source::default())
+    }
+
     /// An event with its title and text unescaped, and with host, tags and time filled in.
     pub fn event(&self, line: &EventLine, arrival_seconds: i64) -> (Event, OriginHints) {
         let (host, tags, origin) = self.host_and_tags(line.host, line.tags);

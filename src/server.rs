@@ -11,11 +11,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::batch::Batch;
-use crate::cgroup::roots::Roots;
+use crate::batch::{Batch, Value};
+use crate::collectors::{self, Collectors};
 use crate::config::Config;
+use crate::flush::own::OwnSeries;
 use crate::flush::{Flush, Ticker};
 use crate::intake::{self, Intake, Opened, Untouched};
+use crate::ledger::Ledger;
 use crate::origin::{Directory, Origins, resolver};
 use crate::reader::{Reader, Shared};
 use crate::rules::Rules;
@@ -36,8 +38,17 @@ const CONTROL_THREADS: usize = 2;
 /// Signals closer together than this are one wish to stop.
 const SAME_SIGNAL: Duration = Duration::from_millis(300);
 
+/// What the names of the clients' own counters begin with.
+const CLIENT_TELEMETRY: &str = "datadog.dogstatsd.client.";
+
+/// How often the ledger is written into the log.
+const LEDGER: Duration = Duration::from_secs(60);
+
 /// What requests under way get at the stop.
 const PAGES_GRACE: Duration = Duration::from_millis(500);
+
+/// What the reads of collectors get at the stop.
+const COLLECTORS_GRACE: Duration = Duration::from_millis(500);
 
 /// A running tallyd.
 pub struct Server {
@@ -47,6 +58,7 @@ pub struct Server {
     ticker: Ticker,
     flush: Arc<Flush>,
     outputs: Arc<Outputs>,
+    collectors: Collectors,
     servers: Servers,
     telemetry: Arc<Telemetry>,
     signalled: watch::Receiver<Option<&'static str>>,
@@ -61,10 +73,22 @@ pub struct Server {
 struct Outputs {
     deliveries: Mutex<Vec<Delivery>>,
     status: Arc<Status>,
+    own: Mutex<OwnSeries>,
+    telemetry: Arc<Telemetry>,
 }
 
 impl Outputs {
-    fn offer(&self, batch: Batch) {
+    fn offer(&self, mut batch: Batch) {
+        for row in &batch.rows {
+            if let Value::Count(value) = row.value
+                && row.context.name().starts_with(CLIENT_TELEMETRY)
+            {
+                self.telemetry.client_reported(row.context.name(), value);
+            }
+        }
+        // The time of the bucket that was flushed last, open or closed.
+        let bucket = Time::from_seconds(batch.flushed_at - 1).bucket(batch.interval);
+        batch.own = self.own.lock().expect("no panic under this lock").rows(bucket);
         let batch = Arc::new(batch);
         // Who wants to know when every sink has the batch safe holds a `Weak` of this.
         let receipt = Receipt::default();
@@ -110,6 +134,8 @@ impl Server {
         let directory = Arc::new(Directory::new(Arc::clone(&telemetry)));
         let origins =
             Arc::new(Origins::new(config.origin.clone(), directory, Arc::clone(&telemetry)));
+        let own =
+            OwnSeries::new(config.telemetry.clone(), Arc::clone(&rules), Arc::clone(&telemetry));
         let shared = Shared {
             rules,
             shards: Arc::clone(&shards),
@@ -131,7 +157,13 @@ impl Server {
         let proxy = telemetry.listener("http".to_owned());
         let options = config.intake.options(Dialect::Datadog);
         let proxy = Reader::new(shared.clone(), proxy, options, false);
-        let status = Arc::new(Status::new(Arc::clone(&telemetry), sinks.prometheus.clone(), proxy));
+        let status = Arc::new(Status::new(
+            &config.status,
+            Arc::clone(&telemetry),
+            sinks.prometheus.clone(),
+            proxy,
+            interval,
+        ));
         let servers =
             runtime.block_on(status::start(&config.status, untouched, Arc::clone(&status)))?;
         announce(&sinks, servers.address, hint);
@@ -144,7 +176,15 @@ impl Server {
             });
             sinks.start(spools.as_ref(), &telemetry)
         };
-        let outputs = Arc::new(Outputs { deliveries: Mutex::new(deliveries), status });
+        let outputs = Arc::new(Outputs {
+            deliveries: Mutex::new(deliveries),
+            status,
+            own: Mutex::new(own),
+            telemetry: Arc::clone(&telemetry),
+        });
+        if config.telemetry.log {
+            runtime.spawn(log_ledger(Arc::clone(&telemetry)));
+        }
 
         let flush =
             Arc::new(Flush { shards, telemetry: Arc::clone(&telemetry), aggregates, blocklist });
@@ -155,10 +195,14 @@ impl Server {
         let stdin_ends = move || {
             ended.send_replace(true);
         };
-        let roots = Roots::find("", "", |name| std::env::var(name).ok());
+        let roots = config.collectors.roots(|name| std::env::var(name).ok());
         let resolver = resolver::start(origins, &roots, i64::from(interval) * 1000)
             .context("cannot start the thread that looks up senders")?;
         let intake = Intake::start(opened, &config.intake, &shared, stdin_ends)?;
+        let collectors = {
+            let _runtime = runtime.enter();
+            start_collectors(config, shared)
+        };
         Ok(Self {
             runtime,
             intake,
@@ -166,6 +210,7 @@ impl Server {
             ticker,
             flush,
             outputs,
+            collectors,
             servers,
             telemetry,
             signalled,
@@ -206,6 +251,7 @@ impl Server {
         self.runtime.block_on(self.servers.stop(Instant::now() + PAGES_GRACE));
         // A post that is still under way is refused rather than left out of the last flush.
         self.outputs.status.close();
+        self.runtime.block_on(self.collectors.stop(COLLECTORS_GRACE));
         self.ticker.stop();
         self.outputs.offer(self.flush.batch(Time::now(), self.flush_open_bucket));
         let deliveries =
@@ -323,6 +369,20 @@ fn spool_folder(config: &Config, sinks: &Sinks) -> anyhow::Result<Option<(Folder
     Ok(Some((folder, root)))
 }
 
+/// Says each minute what was read and lost.
+async fn log_ledger(telemetry: Arc<Telemetry>) {
+    let mut minutes = tokio::time::interval(LEDGER);
+    let mut before = Ledger::default();
+    loop {
+        minutes.tick().await;
+        let ledger = Ledger::of(&telemetry, Time::now());
+        if let Some(line) = ledger.since(&before) {
+            tracing::info!(target: "ledger", "{line}");
+        }
+        before = ledger;
+    }
+}
+
 /// The host that series without one of their own get.
 fn hostname(config: &Config) -> String {
     match config.origin.hostname.as_str() {
@@ -330,6 +390,19 @@ fn hostname(config: &Config) -> String {
         "" => sys::host_name().unwrap_or_default(),
         name => name.to_owned(),
     }
+}
+
+/// Starts the collectors on the current runtime.
+fn start_collectors(config: &Config, shared: Shared) -> Collectors {
+    let telemetry = Arc::clone(&shared.telemetry);
+    let roots = config.collectors.roots(|name| std::env::var(name).ok());
+    let planned = collectors::all(&config.collectors, &roots, config.flush.interval);
+    if planned.is_empty() {
+        return Collectors::default();
+    }
+    let listener = telemetry.listener("collectors".to_owned());
+    let options = config.intake.options(Dialect::Datadog);
+    Collectors::start(planned, Reader::new(shared, listener, options, false), &telemetry)
 }
 
 /// Starts, runs until told to stop, and stops.

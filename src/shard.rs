@@ -441,7 +441,7 @@ impl Locked<'_> {
                 }
             }
             Values::Member(member) => {
-                let hash = self.shards.hasher.hash_one(member);
+                let hash = self.shards.settings.plan.member_keys.hash(member);
                 match sample.timestamp {
                     None => self.shard.cell(row).member(hash, &self.shards.settings.plan),
                     Some(time) => self.timed_cell(row, time, |cell, plan| cell.member(hash, plan)),

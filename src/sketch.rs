@@ -5,6 +5,9 @@
 
 use std::iter;
 
+use crate::bins::Bins;
+use crate::compact::{Input, Malformed, put_float, put_integer};
+
 /// Ratio of the values of neighbouring bins: 1 + 2/128.
 const GAMMA: f64 = 1.015625;
 /// `ln_1p(1/64)`.
@@ -15,7 +18,7 @@ const BIAS: i32 = 1338;
 /// to zero counts as zero.
 const KEYED_MIN: f64 = 9.94185408912145e-10;
 /// Keys that are held before they are sorted into the bins.
-const BUFFER_MAX: usize = 512;
+const BUFFER_MAX: usize = 64;
 /// Bins of one sketch; beyond it the lowest are put together.
 const BINS_MAX: usize = 4096;
 /// Values that one sketch counts; more are left out. With it a sketch has at most `BINS_MAX` full
@@ -51,9 +54,8 @@ pub fn bin_value(key: i16) -> f64 {
 #[derive(Clone, Debug, Default)]
 pub struct Sketch {
     basic: Basic,
-    /// Ascending by key. A key repeats when its count exceeds 32 bits: the remainder comes first,
-    /// full bins follow.
-    bins: Vec<Bin>,
+    bins: Bins,
+    /// Keys that wait.
     buffer: Vec<i16>,
 }
 
@@ -65,12 +67,6 @@ struct Basic {
     max: f64,
     avg: f64,
     sum: f64,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Bin {
-    key: i16,
-    n: u32,
 }
 
 impl Sketch {
@@ -99,7 +95,7 @@ impl Sketch {
                 self.flush();
             }
         } else {
-            self.add(key(v), n);
+            self.bins.add(key(v).into(), n);
             self.collapse();
         }
     }
@@ -107,12 +103,8 @@ impl Sketch {
     /// Adds all that another sketch holds.
     pub fn merge(&mut self, other: &Self) {
         self.basic.merge(other.basic);
-        for bin in &other.bins {
-            self.add(bin.key, u64::from(bin.n));
-        }
-        for &key in &other.buffer {
-            self.add(key, 1);
-        }
+        self.bins.merge(&other.bins);
+        other.buffer.iter().for_each(|&key| self.bins.add(key.into(), 1));
         self.collapse();
     }
 
@@ -150,11 +142,11 @@ impl Sketch {
         self.basic.sum
     }
 
-    /// Keys and counts, ascending by key; a key repeats when its count exceeds 32 bits. The sketch
-    /// must be finished.
-    pub fn bins(&self) -> impl ExactSizeIterator<Item = (i16, u32)> + Clone {
+    /// Keys and counts, ascending by key. A key repeats when its count exceeds 32 bits: the
+    /// remainder comes first, full bins follow. The sketch must be finished.
+    pub fn bins(&self) -> impl Iterator<Item = (i16, u32)> + Clone {
         debug_assert!(self.buffer.is_empty(), "a sketch is finished before its bins are read");
-        self.bins.iter().map(|bin| (bin.key, bin.n))
+        self.bins.iter().flat_map(|(key, n)| split(n).map(move |n| (key as i16, n)))
     }
 
     /// An estimate of the value below which the fraction `q` of the values lies, by the Agent's
@@ -192,29 +184,63 @@ impl Sketch {
         let mut keys = std::mem::take(&mut self.buffer);
         keys.sort_unstable();
         for run in keys.chunk_by(|a, b| a == b) {
-            self.add(run[0], run.len() as u64);
+            self.bins.add(run[0].into(), run.len() as u64);
         }
         keys.clear();
         self.buffer = keys;
         self.collapse();
     }
 
-    fn add(&mut self, key: i16, n: u64) {
-        let at = self.bins.partition_point(|bin| bin.key < key);
-        let held = self.bins.get(at).filter(|bin| bin.key == key);
-        let n = held.map_or(0, |bin| u64::from(bin.n)) + n;
-        let end = at + usize::from(held.is_some());
-        self.bins.splice(at..end, split(key, n));
-    }
-
     /// The Agent's rule: beyond `BINS_MAX` bins, the lowest are added to the lowest that stays.
     fn collapse(&mut self) {
-        let excess = self.bins.len().saturating_sub(BINS_MAX);
-        if excess > 0 {
-            let key = self.bins[excess].key;
-            let n = self.bins[..=excess].iter().map(|bin| u64::from(bin.n)).sum();
-            self.bins.splice(..=excess, split(key, n));
+        // Keys whose count exceeds 32 bits take further bins.
+        let most = self.bins.len() as u64 + self.basic.count / u64::from(u32::MAX);
+        if most <= BINS_MAX as u64 {
+            return;
         }
+        let keys = || self.bins.iter().flat_map(|(key, n)| split(n).map(move |_| key));
+        let excess = keys().count().saturating_sub(BINS_MAX);
+        let lowest = keys().nth(excess).filter(|_| excess > 0);
+        if let Some(lowest) = lowest {
+            self.bins.raise_to(lowest);
+        }
+    }
+
+    /// Appends the compact form, which [`Sketch::decode`] reads.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let Basic { count, min, max, avg, sum } = self.basic;
+        put_integer(out, count);
+        [min, max, avg, sum].into_iter().for_each(|x| put_float(out, x));
+        self.bins.encode(out);
+        put_integer(out, self.buffer.len() as u64);
+        self.buffer.iter().for_each(|key| out.extend_from_slice(&key.to_le_bytes()));
+    }
+
+    /// # Errors
+    /// When it is not what was written.
+    pub fn decode(input: &mut Input<'_>) -> Result<Self, Malformed> {
+        let count = input.integer()?;
+        let [min, max, avg, sum] = [input.float()?, input.float()?, input.float()?, input.float()?];
+        let basic = Basic { count, min, max, avg, sum };
+        let bins = Bins::decode(input)?;
+        let waiting = input.length(size_of::<i16>())?;
+        let (keys, _) = input.bytes(waiting * size_of::<i16>())?.as_chunks();
+        let buffer: Vec<i16> = keys.iter().map(|&key| i16::from_le_bytes(key)).collect();
+
+        let total = bins.iter().fold(waiting as u64, |total, (_, n)| total.saturating_add(n));
+        let in_range = |(key, _): (i32, u64)| i16::try_from(key).is_ok();
+        let good = total == count
+            && count <= COUNT_MAX
+            && min <= max
+            && waiting < BUFFER_MAX
+            && bins.iter().all(in_range)
+            && (count > 0 || [min, max, avg, sum] == [0.0; 4]);
+        if !good {
+            return Err(Malformed);
+        }
+        let mut sketch = Self { basic, bins, buffer };
+        sketch.collapse();
+        Ok(sketch)
     }
 }
 
@@ -239,12 +265,11 @@ impl Basic {
     }
 }
 
-/// The bins of one key: the remainder, unless it is 0, then the full ones.
-fn split(key: i16, n: u64) -> impl Iterator<Item = Bin> {
+/// The counts of the bins of one key: the remainder, unless it is 0, then the full ones.
+fn split(n: u64) -> impl Iterator<Item = u32> + Clone {
     let full = u64::from(u32::MAX);
     let rest = Some((n % full) as u32).filter(|&rest| rest > 0);
-    let counts = rest.into_iter().chain(iter::repeat_n(u32::MAX, (n / full) as usize));
-    counts.map(move |n| Bin { key, n })
+    rest.into_iter().chain(iter::repeat_n(u32::MAX, (n / full) as usize))
 }
 
 #[cfg(test)]
@@ -360,7 +385,7 @@ mod tests {
         }
         sketch.finish();
         assert_eq!((sketch.count(), sketch.sum(), sketch.avg()), (COUNT_MAX, 0.0, 0.0));
-        assert_eq!(sketch.bins().len(), BINS_MAX);
+        assert_eq!(sketch.bins().count(), BINS_MAX);
 
         let sketch = finished(&[f64::MAX, f64::MAX, f64::MIN]);
         assert!(sketch.sum().is_finite() && sketch.avg().is_finite());
@@ -369,10 +394,10 @@ mod tests {
 
     #[test]
     fn few_values_take_little_memory() {
-        assert_eq!((size_of::<Sketch>(), size_of::<Bin>()), (88, 8));
+        assert_eq!(size_of::<Sketch>(), 120);
         let mut sketch = Sketch::new();
         sketch.insert(1.0);
-        assert!(sketch.buffer.capacity() <= 4 && sketch.bins.capacity() == 0);
+        assert!(sketch.buffer.capacity() <= 4 && sketch.bins.blocks() == 0);
         sketch.finish();
         assert_eq!(sketch.buffer.capacity(), 0);
     }
@@ -383,7 +408,7 @@ mod tests {
         sketch.finish();
         sketch.merge(&Sketch::new());
         assert!(sketch.is_empty());
-        assert_eq!((sketch.quantile(0.5), sketch.bins().len()), (None, 0));
+        assert_eq!((sketch.quantile(0.5), sketch.bins().count()), (None, 0));
     }
 
     #[test]

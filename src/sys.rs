@@ -216,6 +216,59 @@ pub fn prefetch<T>(place: &T) {
     let _ = place;
 }
 
+/// Where these bytes stand in a block: a bit for each place, the first in the lowest.
+#[inline]
+pub fn marks<const N: usize>(block: &[u8; 32], wanted: [u8; N]) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every processor of this architecture has SSE2, and nothing here takes a pointer.
+    unsafe {
+        use std::arch::x86_64::{
+            __m128i, _mm_cmpeq_epi8, _mm_movemask_epi8, _mm_or_si128, _mm_set_epi64x,
+            _mm_set1_epi8, _mm_setzero_si128,
+        };
+        let half = |at: usize| {
+            let word = |at: usize| i64::from_le_bytes(std::array::from_fn(|i| block[at + i]));
+            _mm_set_epi64x(word(at + 8), word(at))
+        };
+        let marks = |half: __m128i| {
+            let here = |byte: u8| _mm_cmpeq_epi8(half, _mm_set1_epi8(byte as i8));
+            let none = _mm_setzero_si128();
+            let all = wanted.into_iter().fold(none, |all, byte| _mm_or_si128(all, here(byte)));
+            _mm_movemask_epi8(all) as u32
+        };
+        marks(half(0)) | marks(half(16)) << 16
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let places = block.iter().enumerate();
+        places.fold(0, |all, (at, byte)| all | u32::from(wanted.contains(byte)) << at)
+    }
+}
+
+/// Asks the kernel to back this room by huge pages, where it is large and the system has them. A
+/// table that is read at random spends much of its time on finding the page otherwise. What was
+/// touched before stays in small pages, so the vector should be new and empty.
+pub fn prefer_huge_pages<T>(room: &Vec<T>) {
+    /// Less than a few huge pages gains nothing.
+    const BYTES_MIN: usize = 8 << 20;
+    const PAGE: usize = 4096;
+    let bytes = room.capacity().saturating_mul(size_of::<T>());
+    if bytes < BYTES_MIN {
+        return;
+    }
+    let start = room.as_ptr().cast::<u8>();
+    let skipped = start.align_offset(PAGE);
+    // SAFETY: whole pages inside of an allocation of our own. The advice changes neither what they
+    // hold nor whether they may be used; where the kernel does not take it, nothing happens.
+    unsafe {
+        libc::madvise(
+            start.wrapping_add(skipped).cast_mut().cast(),
+            (bytes - skipped) / PAGE * PAGE,
+            libc::MADV_HUGEPAGE,
+        );
+    }
+}
+
 /// Sends these datagrams, but at most [`BATCH`] of them, on a connected socket in one call, which
 /// waits for room where the socket is a blocking one. Returns how many were sent. tallyd itself
 /// sends nothing: this is for the load program.
@@ -533,6 +586,34 @@ mod tests {
         });
         pinned.join().expect("the thread");
         assert!(pin(usize::MAX).is_err());
+    }
+
+    #[test]
+    fn every_place_is_marked() {
+        let block = *b"a|b:c||::\xff|de\0|:abcdefghijklmno|";
+        let places = |wanted: &[u8]| {
+            block
+                .iter()
+                .enumerate()
+                .filter(|(_, b)| wanted.contains(b))
+                .map(|(at, _)| 1 << at)
+                .sum()
+        };
+        let all: u32 = places(b"|:");
+        assert_eq!((marks(&block, *b"|:"), marks(&block, *b"|")), (all, places(b"|")));
+        assert_eq!((marks(&block, [0]), marks(&block, [0xff])), (1 << 13, 1 << 9));
+        assert_eq!(marks(&block, []), 0);
+    }
+
+    #[test]
+    fn advice_about_pages_changes_nothing() {
+        for room in [0, 1000, 1 << 20, (1 << 20) + 1] {
+            let mut numbers: Vec<u64> = Vec::with_capacity(room);
+            prefer_huge_pages(&numbers);
+            numbers.extend(0..room as u64);
+            prefer_huge_pages(&numbers);
+            assert!(numbers.into_iter().eq(0..room as u64));
+        }
     }
 
     #[test]

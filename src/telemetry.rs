@@ -3,8 +3,15 @@
 //! There is one [`Telemetry`] per process, made at the start and handed to whoever counts. A
 //! counter is a relaxed atomic; readers add to it once per batch of datagrams, not per line.
 
+pub mod recorder;
+pub mod tap;
+
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::sample::Reject;
 use crate::time::Time;
@@ -25,11 +32,37 @@ impl Counter {
     }
 }
 
+/// How tallyd shows its own counters besides `/metrics` and `/api/ledger`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Flush the counters as series `tallyd.*` beside the users' own; those at zero are left out.
+    pub series: bool,
+    /// Flush them under the Agent's names too, such as datadog.agent.dogstatsd.processed.
+    pub agent_series: bool,
+    /// Write what was read and lost as one line into the log each minute; a minute without traffic
+    /// gives none.
+    pub log: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { series: true, agent_series: false, log: true }
+    }
+}
+
 /// Everything tallyd counts of itself.
 #[derive(Debug, Default)]
 pub struct Telemetry {
+    /// What clients say of themselves: the sums of `datadog.dogstatsd.client.*`, by name.
+    clients: Mutex<BTreeMap<String, f64>>,
+    /// Whole datagrams, for whoever captures them.
+    pub recorder: recorder::Recorder,
+    /// A look at the traffic.
+    pub tap: tap::Tap,
     listeners: RwLock<Vec<Arc<Listener>>>,
     endpoints: RwLock<Vec<Arc<Endpoint>>>,
+    collectors: RwLock<Vec<Arc<CollectorFigures>>>,
     /// Number of series held now.
     pub contexts: AtomicU64,
     /// Lines folded into the overflow series because `shard.contexts_max` was reached.
@@ -74,8 +107,9 @@ pub struct Telemetry {
     logged: [AtomicI64; Reject::ALL.len()],
 }
 
-/// What one listener took in.
+/// What one listener took in. Aligned, so that the threads of two listeners share no cache line.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub struct Listener {
     /// Its address, such as `udp://127.0.0.1:8125`.
     pub name: String,
@@ -89,7 +123,9 @@ pub struct Listener {
     pub connections: Counter,
     /// Connections closed because there were too many, or because their framing broke.
     pub connections_refused: Counter,
-    /// Metric lines.
+    /// Lines read. What of dialect `statsd` has several values under one name counts as several.
+    pub lines: Counter,
+    /// Metric lines understood.
     pub samples: Counter,
     pub events: Counter,
     pub checks: Counter,
@@ -98,18 +134,52 @@ pub struct Listener {
     pub rejects: Rejects,
 }
 
+/// Longest part of a refused line that is shown.
+const EXCERPT: usize = 120;
+
 /// Refused lines by reason.
 #[derive(Debug, Default)]
-pub struct Rejects([Counter; Reject::ALL.len()]);
+pub struct Rejects {
+    counts: [Counter; Reject::ALL.len()],
+    last: Mutex<[Option<Refused>; Reject::ALL.len()]>,
+}
+
+/// A line that was refused.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    pub at: Time,
+    /// The beginning of the line, escaped.
+    pub excerpt: String,
+}
 
 impl Rejects {
     pub fn of(&self, reason: Reject) -> &Counter {
-        &self.0[reason as usize]
+        &self.counts[reason as usize]
     }
 
     pub fn total(&self) -> u64 {
-        self.0.iter().map(Counter::get).sum()
+        self.counts.iter().map(Counter::get).sum()
     }
+
+    /// Counts a refused line and keeps its beginning, for each reason at most once a second.
+    pub fn add(&self, reason: Reject, line: &[u8], now: Time) {
+        self.of(reason).add(1);
+        let mut last = self.last.lock().expect("no panic under this lock");
+        let last = &mut last[reason as usize];
+        if last.as_ref().is_none_or(|last| last.at.seconds() != now.seconds()) {
+            *last = Some(Refused { at: now, excerpt: excerpt(line) });
+        }
+    }
+
+    /// The line that was last kept for a reason.
+    pub fn last(&self, reason: Reject) -> Option<Refused> {
+        self.last.lock().expect("no panic under this lock")[reason as usize].clone()
+    }
+}
+
+/// The beginning of a line as it can be shown.
+pub fn excerpt(line: &[u8]) -> String {
+    line[..line.len().min(EXCERPT)].escape_ascii().to_string()
 }
 
 /// What one endpoint of one sink did with the points offered to it.
@@ -146,10 +216,29 @@ pub struct Endpoint {
     pub spool_failing: AtomicBool,
     /// Files of the spool that were set aside.
     pub set_aside: Counter,
+    /// Those of them that made room for others.
+    pub set_aside_removed: Counter,
     /// Points waiting in memory now.
     pub held: AtomicU64,
     /// What waits in the spool now: points, bytes and payloads.
     pub spooled: Spooled,
+}
+
+/// What one collector did.
+#[derive(Debug, Default)]
+pub struct CollectorFigures {
+    pub name: &'static str,
+    pub runs: Counter,
+    /// Runs that failed, panicked or ran out of time.
+    pub errors: Counter,
+    /// Runs that were not begun because the one before was not over.
+    pub skipped: Counter,
+    /// Samples, events and checks that were found.
+    pub samples: Counter,
+    /// What was beyond the limits of a run.
+    pub left_out: Counter,
+    /// Microseconds that the last run took.
+    pub micros: AtomicU64,
 }
 
 /// What is on disk.
@@ -179,6 +268,10 @@ enum Read {
     Endpoint(fn(&Endpoint) -> u64),
     /// One figure per endpoint and cause.
     Drops,
+    /// One figure per name that clients report.
+    Clients,
+    /// One figure per collector.
+    Collector(fn(&CollectorFigures) -> f64),
     /// A single figure.
     Process(fn(&Telemetry) -> u64),
     /// A single figure, kept in microseconds.
@@ -232,6 +325,11 @@ pub const OWN: &[Own] = &[
         Read::Listener(|l| &l.forward_errors),
     ),
     counter(
+        "listener_lines_total",
+        "Lines read, by listener: samples, events, checks and rejects add up to it.",
+        Read::Listener(|l| &l.lines),
+    ),
+    counter(
         "listener_samples_total",
         "Metric lines understood, by listener.",
         Read::Listener(|l| &l.samples),
@@ -250,6 +348,36 @@ pub const OWN: &[Own] = &[
         "listener_rejects_total",
         "DATA LOSS. Lines refused, by listener and reason.",
         Read::Rejects,
+    ),
+    counter(
+        "collector_runs_total",
+        "Runs, by collector.",
+        Read::Collector(|c| c.runs.get() as f64),
+    ),
+    counter(
+        "collector_errors_total",
+        "Runs that failed or ran out of time, by collector.",
+        Read::Collector(|c| c.errors.get() as f64),
+    ),
+    counter(
+        "collector_skipped_total",
+        "Runs that were not begun because the one before was not over, by collector.",
+        Read::Collector(|c| c.skipped.get() as f64),
+    ),
+    counter(
+        "collector_samples_total",
+        "Samples, events and service checks made, by collector.",
+        Read::Collector(|c| c.samples.get() as f64),
+    ),
+    counter(
+        "collector_left_out_total",
+        "DATA LOSS. Samples, cgroups and the like beyond the limits of a run, by collector.",
+        Read::Collector(|c| c.left_out.get() as f64),
+    ),
+    gauge(
+        "collector_seconds",
+        "Duration of the last run, by collector.",
+        Read::Collector(|c| c.micros.load(Relaxed) as f64 / 1e6),
     ),
     gauge("contexts", "Series held now.", Read::Process(|t| t.contexts.load(Relaxed))),
     counter(
@@ -332,6 +460,11 @@ pub const OWN: &[Own] = &[
         "Points of counts below zero, which no counter of the Prometheus page can take.",
         Read::Process(|t| t.page_negative_counts.get()),
     ),
+    counter(
+        "client_reported_total",
+        "What clients count of themselves (datadog.dogstatsd.client.*), by metric.",
+        Read::Clients,
+    ),
     counter("flushes_total", "Flushes.", Read::Process(|t| t.flushes.get())),
     counter("points_total", "Points handed to the sinks.", Read::Process(|t| t.points.get())),
     gauge("flush_seconds", "Duration of the last flush.", Read::Seconds(|t| &t.flush_micros)),
@@ -400,7 +533,15 @@ pub const OWN: &[Own] = &[
         "Files of the spool that could not be read and were set aside, by sink and endpoint.",
         Read::Endpoint(|e| e.set_aside.get()),
     ),
+    counter(
+        "sink_spool_set_aside_removed_total",
+        "Files that had been set aside and were removed because there were too many, by sink and endpoint.",
+        Read::Endpoint(|e| e.set_aside_removed.get()),
+    ),
 ];
+
+/// Names under which clients may report of themselves; the known clients have about twenty.
+const CLIENT_NAMES_MAX: usize = 64;
 
 /// One figure of an own metric: name, labels, value.
 pub type Figure = (&'static str, Vec<(&'static str, String)>, f64);
@@ -420,12 +561,37 @@ impl Telemetry {
         endpoint
     }
 
+    /// Adds to what clients report under a name. Names beyond [`CLIENT_NAMES_MAX`] are left out.
+    pub fn client_reported(&self, name: &str, value: f64) {
+        let mut clients = self.clients.lock().expect("no panic under this lock");
+        if let Some(sum) = clients.get_mut(name) {
+            *sum += value;
+        } else if clients.len() < CLIENT_NAMES_MAX {
+            clients.insert(name.to_owned(), value);
+        }
+    }
+
+    /// Sums of what clients report, by name.
+    pub fn clients(&self) -> BTreeMap<String, f64> {
+        self.clients.lock().expect("no panic under this lock").clone()
+    }
+
+    pub fn collector(&self, name: &'static str) -> Arc<CollectorFigures> {
+        let figures = Arc::new(CollectorFigures { name, ..CollectorFigures::default() });
+        self.collectors.write().expect("no panic under this lock").push(Arc::clone(&figures));
+        figures
+    }
+
     pub fn listeners(&self) -> Vec<Arc<Listener>> {
         self.listeners.read().expect("no panic under this lock").clone()
     }
 
     pub fn endpoints(&self) -> Vec<Arc<Endpoint>> {
         self.endpoints.read().expect("no panic under this lock").clone()
+    }
+
+    pub fn collectors(&self) -> Vec<Arc<CollectorFigures>> {
+        self.collectors.read().expect("no panic under this lock").clone()
     }
 
     /// Whether a reject of this reason may be logged now: once a minute for each reason.
@@ -440,6 +606,7 @@ impl Telemetry {
     /// Every figure, grouped by name in the order of [`OWN`]. Each set of labels comes once.
     pub fn figures(&self) -> Vec<Figure> {
         let (listeners, endpoints) = (self.listeners(), self.endpoints());
+        let collectors = self.collectors();
         let mut figures = Vec::new();
         for own in OWN {
             match own.read {
@@ -452,6 +619,16 @@ impl Telemetry {
                         .extend(endpoints.iter().map(|e| (own.name, e.labels(), value(e) as f64)));
                 }
                 Read::Drops => figures.extend(endpoints.iter().flat_map(drop_figures)),
+                Read::Clients => {
+                    let label = |name| vec![("metric", name)];
+                    let clients = self.clients().into_iter();
+                    figures.extend(clients.map(|(name, sum)| (own.name, label(name), sum)));
+                }
+                Read::Collector(value) => figures.extend(
+                    collectors
+                        .iter()
+                        .map(|c| (own.name, vec![("collector", c.name.to_owned())], value(c))),
+                ),
                 Read::Process(value) => {
                     figures.push((own.name, Vec::new(), value(self) as f64));
                 }
@@ -522,6 +699,8 @@ mod tests {
         let telemetry = Telemetry::default();
         telemetry.listener("udp://x".to_owned());
         telemetry.endpoint("datadog", "https://y".to_owned());
+        telemetry.client_reported("datadog.dogstatsd.client.packets_dropped", 2.0);
+        telemetry.collector("z");
         let figures = telemetry.figures();
         for own in OWN {
             assert!(

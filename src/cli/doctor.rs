@@ -76,7 +76,7 @@ pub fn run(sources: &Sources, json: bool, out: &mut impl Write) -> io::Result<u8
         let found = sources.environment.iter().find(|(known, _)| known == name);
         found.map(|(_, value)| value.clone()).filter(|value| !value.is_empty())
     };
-    let roots = Roots::find("", "", variable);
+    let roots = loaded.config.collectors.roots(variable);
     let machine =
         Machine { config: &loaded.config, base: PathBuf::from("/"), roots, variable: &variable };
     report(&machine.examine(), json, out)

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 
+use super::client::on_loopback;
 use crate::config::{self, Sources};
 use crate::status::Config;
 
@@ -43,15 +44,6 @@ pub fn run(sources: &Sources, address: Option<String>) -> anyhow::Result<u8> {
 fn configured(status: &Config) -> String {
     let Config { listen, health_listen, .. } = status;
     if listen.is_empty() { health_listen.clone() } else { listen.clone() }
-}
-
-/// A server that listens everywhere is asked on the loopback.
-fn on_loopback(address: &str) -> String {
-    match address.rsplit_once(':') {
-        Some(("0.0.0.0", port)) => format!("127.0.0.1:{port}"),
-        Some(("[::]", port)) => format!("[::1]:{port}"),
-        _ => address.to_owned(),
-    }
 }
 
 fn ask(address: &str) -> anyhow::Result<String> {

@@ -1,11 +1,18 @@
 //! The command line: one file per subcommand.
 
+mod capture;
 mod check;
+mod client;
 pub mod config;
 mod doctor;
+mod dry_run;
 mod health;
+mod names;
 mod run;
 mod send;
+mod stats;
+mod tap;
+mod top;
 
 use std::io;
 use std::path::PathBuf;
@@ -67,6 +74,13 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    Top(top::Top),
+    Stats(stats::Stats),
+    Tap(tap::Tap),
+    Cost(dry_run::CostOf),
+    Capture(capture::Capture),
+    Replay(capture::Replay),
+    Diff(dry_run::Diff),
     /// Ask a running server whether it is up: exit code 0 or 1.
     Health {
         /// Its address; the configured one when left out.
@@ -114,6 +128,13 @@ pub fn main() -> ExitCode {
         Command::Doctor { json } => {
             doctor::run(&sources, json, &mut io::stdout()).map_err(Into::into)
         }
+        Command::Top(top) => top.run(&sources),
+        Command::Stats(stats) => stats.run(&sources),
+        Command::Tap(tap) => tap.run(&sources),
+        Command::Cost(cost) => cost.run(&sources),
+        Command::Capture(capture) => capture.run(&sources),
+        Command::Replay(replay) => replay.run(),
+        Command::Diff(diff) => diff.run(),
         Command::Health { address } => health::run(&sources, address),
     };
     match result {

@@ -66,7 +66,7 @@ impl Payload {
     pub fn bytes(&self) -> usize {
         match &self.body {
             Body::Bytes(bytes) => bytes.len(),
-            Body::Batch(batch) => batch.rows.len() * size_of::<Row>(),
+            Body::Batch(batch) => (batch.rows.len() + batch.own.len()) * size_of::<Row>(),
         }
     }
 }

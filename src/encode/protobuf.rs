@@ -13,10 +13,14 @@ pub struct Message<'a>(pub &'a mut Vec<u8>);
 
 impl Message<'_> {
     pub fn string(&mut self, field: u32, text: &str) {
-        if !text.is_empty() {
+        self.bytes(field, text.as_bytes());
+    }
+
+    pub fn bytes(&mut self, field: u32, bytes: &[u8]) {
+        if !bytes.is_empty() {
             self.tag(field, LENGTH_DELIMITED);
-            varint(self.0, text.len() as u64);
-            self.0.extend_from_slice(text.as_bytes());
+            varint(self.0, bytes.len() as u64);
+            self.0.extend_from_slice(bytes);
         }
     }
 

@@ -249,8 +249,8 @@ impl Connection {
     /// line, which could be read as something else: it is refused, as half a frame is.
     fn cut(&mut self, reader: &Reader) {
         self.framer.end();
-        if self.framer.payload().is_some() {
-            reader.listener().rejects.of(Reject::Unterminated).add(1);
+        if let Some(payload) = self.framer.payload() {
+            reader.refuse(Reject::Unterminated, payload.unwrap_or_default(), Time::now());
         }
     }
 }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
+use super::spool::Folder;
 use super::{Body, Coding, Durable, Encoded, Payload, Sending, Sink, Verdict, http};
 use crate::batch::Batch;
 #[cfg(test)]
@@ -122,7 +123,7 @@ const VALIDATE_INTERVAL: Duration = Duration::from_secs(3600);
 /// Bytes of an answer that are read, so that its connection can serve again.
 const ANSWER_MAX: usize = 64 * 1024;
 
-/// How long the next piece of an answer may take: its status has told what matters.
+/// How long the body of an answer may take: its status has told what matters.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The Datadog intake, at one or more addresses.
@@ -253,13 +254,16 @@ impl Datadog {
         let retry_after = response.headers().get(header::RETRY_AFTER);
         let retry_after = retry_after.and_then(|value| value.to_str().ok());
         let verdict = verdict(response.status(), retry_after, SystemTime::now());
-        let mut read = 0;
-        while let Ok(Ok(Some(chunk))) = timeout(ANSWER_TIMEOUT, response.chunk()).await {
-            read += chunk.len();
-            if read > ANSWER_MAX {
-                break;
+        let rest = async {
+            let mut read = 0;
+            while read <= ANSWER_MAX
+                && let Ok(Some(chunk)) = response.chunk().await
+            {
+                read += chunk.len();
             }
-        }
+        };
+        // Late or not: it has nothing to say that its status did not.
+        let _ = timeout(ANSWER_TIMEOUT, rest).await;
         verdict
     }
 }
@@ -280,7 +284,11 @@ impl Sink for Datadog {
     fn durable(&self) -> Option<Durable> {
         // An address of Datadog's own names the version.
         let named = format!("{}-app.agent", VERSION.replace('.', "-"));
-        let folder = |endpoint: &Endpoint| endpoint.name.replace(&named, "app.agent");
+        let folder = |endpoint: &Endpoint| {
+            let [address, former] = [&shown(&endpoint.url), &endpoint.name]
+                .map(|text| text.replace(&named, "app.agent"));
+            Folder::new(&address, endpoint.key.as_bytes(), &former)
+        };
         let folders = self.endpoints.iter().map(folder).collect();
         Some(Durable { kinds: &Route::WORDS, folders })
     }

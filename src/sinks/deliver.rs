@@ -43,9 +43,12 @@ use crate::telemetry::Telemetry;
 /// Batches that may wait to be encoded.
 const BATCHES: usize = 4;
 
-/// Waits between two tries, in seconds: those of the Agent's forwarder.
+/// Waits between two tries, in seconds: base and cap are those of the Agent's forwarder.
 const BACKOFF_BASE: f64 = 2.0;
 const BACKOFF_MAX: f64 = 64.0;
+
+/// No wait is shorter, whatever chance or the destination says.
+const BACKOFF_MIN: Duration = Duration::from_secs(1);
 
 /// Errors that count for the wait, and those that a success makes up for.
 const ERRORS_MAX: u32 = 6;
@@ -58,6 +61,9 @@ const REFUSALS_APART: Duration = Duration::from_secs(60);
 /// are dropped, each payload is in the spool of its endpoint, or was delivered, or was dropped and
 /// counted: whoever could make the batch anew need not keep what it takes.
 pub type Receipt = Arc<()>;
+
+/// Gives a number in 0..1 at each call.
+pub type Random = Arc<dyn Fn() -> f64 + std::marker::Send + Sync>;
 
 /// The running delivery of one sink.
 pub struct Delivery {
@@ -96,12 +102,23 @@ impl Delivery {
         spools: Option<&Spools<'_>>,
         telemetry: &Telemetry,
     ) -> Self {
+        Self::start_with(sink, queue_bytes, spools, telemetry, &(Arc::new(random) as Random))
+    }
+
+    /// The same with a source of chance of one's own, for the waits between tries.
+    pub fn start_with(
+        sink: Arc<dyn Sink>,
+        queue_bytes: usize,
+        spools: Option<&Spools<'_>>,
+        telemetry: &Telemetry,
+        random: &Random,
+    ) -> Self {
         let (batches, received) = mpsc::channel(BATCHES);
         let (stopping, _) = watch::channel(false);
         let queues = queues(&*sink, queue_bytes, spools, telemetry);
         let mut tasks = Vec::new();
         for (number, queue) in queues.iter().enumerate() {
-            let send = Send::new(Arc::clone(&sink), number, Arc::clone(queue));
+            let send = Send::new(Arc::clone(&sink), number, Arc::clone(queue), Arc::clone(random));
             tasks.push(tokio::spawn(send.run(stopping.subscribe())));
         }
         let (name, unencoded) = (sink.name(), Arc::default());
@@ -175,7 +192,7 @@ fn queues(
         let endpoint = telemetry.endpoint(sink.name(), name);
         let spool = spools.as_ref().map(|(spools, durable)| {
             let Spools { root, config, gate } = spools;
-            let (folder, kinds) = (durable.folders[number].as_str(), durable.kinds);
+            let (folder, kinds) = (&durable.folders[number], durable.kinds);
             let endpoint = Arc::clone(&endpoint);
             Spool::open(root, config, shares, folder, kinds, endpoint, Arc::clone(gate))
         });
@@ -255,10 +272,11 @@ struct Send {
     /// The same of the backlog alone.
     backlog_errors: u32,
     refusals: Refusals,
+    random: Random,
 }
 
 impl Send {
-    fn new(sink: Arc<dyn Sink>, number: usize, queue: Arc<Queue>) -> Self {
+    fn new(sink: Arc<dyn Sink>, number: usize, queue: Arc<Queue>, random: Random) -> Self {
         Self {
             sink,
             number,
@@ -267,6 +285,7 @@ impl Send {
             errors: 0,
             backlog_errors: 0,
             refusals: Refusals::default(),
+            random,
         }
     }
 
@@ -277,7 +296,7 @@ impl Send {
             let Some(wait) = self.take(verdict, &payload, item, fresh).await else { continue };
             // The stop cuts a wait short for one more try. After that there is no time to wait:
             // what is left is settled.
-            if *stopping.borrow() {
+            if *stopping.borrow() || stopping.has_changed().is_err() {
                 return;
             }
             tokio::select! {
@@ -315,7 +334,7 @@ impl Send {
                 let halves = spawn_blocking(move || sink.split(&whole)).await.ok().flatten();
                 if let Some(halves) = halves {
                     self.recovered();
-                    queue.replace(item, halves).await;
+                    queue.replace(halves).await;
                 } else {
                     self.refused(payload, &cause);
                     queue.done(item).await;
@@ -327,7 +346,7 @@ impl Send {
                 queue.endpoint.retries.add(1);
                 self.backlog_errors = ERRORS_MAX.min(self.backlog_errors + 1);
                 queue.put_back(item, fresh);
-                queue.rest(after.unwrap_or_else(|| backoff(self.backlog_errors, random())));
+                queue.rest(wait(after, self.backlog_errors, (self.random)()));
                 None
             }
             Verdict::Retry { cause, after } => {
@@ -385,7 +404,7 @@ impl Send {
         }
         self.failing = Some((since, tries + 1));
         self.errors = ERRORS_MAX.min(self.errors + 1);
-        after.unwrap_or_else(|| backoff(self.errors, random()))
+        wait(after, self.errors, (self.random)())
     }
 
     /// The endpoint answered, if only with a refusal.
@@ -425,15 +444,16 @@ impl Refusals {
     }
 }
 
-/// The wait after so many errors: evenly spread over the upper half of `2 * 2^errors` seconds, or
-/// the longest one exactly. `spread` lies in 0..1.
-fn backoff(errors: u32, spread: f64) -> Duration {
+/// The wait before the next try: the destination's wish, or by chance.
+fn wait(after: Option<Duration>, errors: u32, chance: f64) -> Duration {
+    after.unwrap_or_else(|| backoff(errors, chance)).max(BACKOFF_MIN)
+}
+
+/// The wait after so many errors: by chance, which lies in 0..1, anything up to `2 * 2^errors`
+/// seconds. Those who failed together come back spread over all that time.
+fn backoff(errors: u32, chance: f64) -> Duration {
     let longest = BACKOFF_BASE * BACKOFF_BASE.powi(errors as i32);
-    Duration::from_secs_f64(if longest > BACKOFF_MAX {
-        BACKOFF_MAX
-    } else {
-        longest.mul_add(spread, longest) / 2.0
-    })
+    Duration::from_secs_f64(longest.min(BACKOFF_MAX) * chance)
 }
 
 /// A number in 0..1 that differs from process to process and call to call.
@@ -448,6 +468,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, AtomicUsize};
 
     use super::super::queue::FRESH_MAX;
+    use super::super::spool::Folder;
     use super::super::{Body, Durable, Encoded, Sending};
     use super::*;
     use crate::batch::ServiceCheck;
@@ -524,7 +545,12 @@ mod tests {
     ) -> (Delivery, Telemetry) {
         let telemetry = Telemetry::default();
         let sink = Scripted { endpoints, script, sent: AtomicUsize::new(0), size };
-        (Delivery::start(Arc::new(sink), queue, None, &telemetry), telemetry)
+        (Delivery::start_with(Arc::new(sink), queue, None, &telemetry, &always(0.5)), telemetry)
+    }
+
+    /// Chance that is none.
+    fn always(chance: f64) -> Random {
+        Arc::new(move || chance)
     }
 
     #[tokio::test(start_paused = true)]
@@ -538,7 +564,7 @@ mod tests {
         let begun = Instant::now();
         settle(endpoint, |e| e.held.load(Relaxed) == 0 && e.refused.get() > 0).await;
         let waited = begun.elapsed().as_secs_f64();
-        assert!((6.0..12.5).contains(&waited), "2 to 4 s and 4 to 8 s, not {waited}");
+        assert!((6.0..6.5).contains(&waited), "half of 4 s and of 8 s, not {waited}");
         assert_eq!(endpoint.offered.get(), 8);
         assert_eq!(
             (endpoint.delivered.get(), endpoint.refused.get(), endpoint.retries.get()),
@@ -686,16 +712,106 @@ mod tests {
         let begun = Instant::now();
         settle(endpoint, |e| e.delivered.get() == 2).await;
         let waited = begun.elapsed().as_secs_f64();
-        assert!((7.8..16.3).contains(&waited), "8 to 16 s after three errors, not {waited}");
+        assert!((7.8..8.3).contains(&waited), "half of 16 s after three errors, not {waited}");
     }
 
     #[test]
     fn backoff_grows_to_a_bound() {
-        let range = |n| (backoff(n, 0.0).as_secs_f64(), backoff(n, 1.0).as_secs_f64());
-        assert_eq!(range(1), (2.0, 4.0));
-        assert_eq!(range(2), (4.0, 8.0));
-        assert_eq!(range(5), (32.0, 64.0));
-        assert_eq!(range(ERRORS_MAX), (64.0, 64.0));
+        let longest = [1, 2, 3, 4, 5, ERRORS_MAX].map(|n| backoff(n, 1.0).as_secs_f64());
+        assert_eq!(longest, [4.0, 8.0, 16.0, 32.0, 64.0, 64.0]);
+        assert_eq!(backoff(5, 0.25), Duration::from_secs(16), "even");
+        assert_eq!(backoff(5, 0.0), Duration::ZERO);
+        let seconds = Duration::from_secs;
+        for (after, chance, expected) in [
+            (None, 0.5, seconds(32)),
+            (None, 0.0, BACKOFF_MIN),
+            (Some(0), 0.5, BACKOFF_MIN),
+            (Some(7), 0.5, seconds(7)),
+            (Some(3600), 0.0, seconds(3600)),
+        ] {
+            assert_eq!(wait(after.map(seconds), ERRORS_MAX, chance), expected);
+        }
+    }
+
+    #[test]
+    fn chance_is_spread_over_its_range() {
+        let mut parts = [0; 10];
+        (0..10_000).for_each(|_| parts[(random() * 10.0) as usize] += 1);
+        // Each is 1000 with a deviation of 30.
+        assert!(parts.iter().all(|part| (800..1200).contains(part)), "{parts:?}");
+    }
+
+    /// Tries in each of ten minutes of an outage, while a batch comes every 10 s.
+    async fn tries_by_minute(verdict: Verdict, chance: f64, durable: bool) -> Vec<u64> {
+        let (telemetry, root) = (Telemetry::default(), tempfile::tempdir().unwrap());
+        let config = spool::Config { max_disk_ratio: 1.0, ..spool::Config::default() };
+        let spools = Spools { root: root.path(), config: &config, gate: Arc::new(|_| Ok(())) };
+        let spools = durable.then_some(&spools);
+        let sink = Arc::new(Failing { verdict, tries: AtomicUsize::new(0) });
+        let dyn_sink = Arc::clone(&sink) as Arc<dyn Sink>;
+        let delivery = Delivery::start_with(dyn_sink, 100_000, spools, &telemetry, &always(chance));
+        let mut minutes = Vec::new();
+        for _ in 0..10 {
+            let before = sink.tries.load(Relaxed);
+            for _ in 0..6 {
+                delivery.offer(batch(1), Receipt::default());
+                tokio::time::sleep(Duration::from_secs(10)).await;
+            }
+            minutes.push((sink.tries.load(Relaxed) - before) as u64);
+        }
+        minutes
+    }
+
+    /// Always says the same.
+    struct Failing {
+        verdict: Verdict,
+        tries: AtomicUsize,
+    }
+
+    impl Sink for Failing {
+        fn name(&self) -> &'static str {
+            "failing"
+        }
+
+        fn endpoints(&self) -> Vec<String> {
+            vec!["endpoint".to_owned()]
+        }
+
+        fn durable(&self) -> Option<Durable> {
+            Some(Durable { kinds: &["checks"], folders: vec![Folder::new("e", b"key", "")] })
+        }
+
+        fn encode(&self, batch: &Arc<Batch>) -> Encoded {
+            Encoded { payloads: vec![payload(batch.points())], dropped: 0 }
+        }
+
+        fn send<'a>(&'a self, _: usize, _: &'a Payload) -> Sending<'a> {
+            self.tries.fetch_add(1, Relaxed);
+            Box::pin(std::future::ready(self.verdict.clone()))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn retries_come_less_than_once_a_second() {
+        let wish = |seconds| Verdict::Retry {
+            cause: "429".to_owned(),
+            after: Some(Duration::from_secs(seconds)),
+        };
+        for durable in [false, true] {
+            for (verdict, chance, most) in [
+                // Chance at its worst.
+                (retry(), 0.0, 60),
+                (wish(0), 0.5, 60),
+                (retry(), 0.5, 3),
+                (wish(20), 0.5, 3),
+            ] {
+                let tries = tries_by_minute(verdict.clone(), chance, durable).await;
+                assert!(
+                    tries[1..].iter().all(|tries| (1..=most).contains(tries)),
+                    "{verdict:?} {durable}: {tries:?}"
+                );
+            }
+        }
     }
 
     /// Takes what comes and remembers it; durable.
@@ -717,7 +833,7 @@ mod tests {
         }
 
         fn durable(&self) -> Option<Durable> {
-            Some(Durable { kinds: &["checks"], folders: vec!["endpoint".to_owned()] })
+            Some(Durable { kinds: &["checks"], folders: vec![Folder::new("e", b"key", "")] })
         }
 
         fn encode(&self, batch: &Arc<Batch>) -> Encoded {
@@ -759,16 +875,26 @@ mod tests {
         broken: &Arc<AtomicBool>,
         queue_bytes: usize,
     ) -> (Delivery, Arc<Endpoint>) {
-        let telemetry = Telemetry::default();
-        let config = spool::Config { max_disk_ratio: 1.0, ..spool::Config::default() };
         let broken = Arc::clone(broken);
         let gate: spool::Gate = Arc::new(move |_| match broken.load(Relaxed) {
             true => Err(std::io::Error::from_raw_os_error(libc::ENOSPC)),
             false => Ok(()),
         });
+        spooling_by(sink, root, gate, queue_bytes)
+    }
+
+    fn spooling_by(
+        sink: &Arc<Keeper>,
+        root: &Path,
+        gate: spool::Gate,
+        queue_bytes: usize,
+    ) -> (Delivery, Arc<Endpoint>) {
+        let telemetry = Telemetry::default();
+        let config = spool::Config { max_disk_ratio: 1.0, ..spool::Config::default() };
         let spools = Spools { root, config: &config, gate };
         let sink = Arc::clone(sink) as Arc<dyn Sink>;
-        let delivery = Delivery::start(sink, queue_bytes, Some(&spools), &telemetry);
+        let spools = Some(&spools);
+        let delivery = Delivery::start_with(sink, queue_bytes, spools, &telemetry, &always(0.5));
         (delivery, Arc::clone(&telemetry.endpoints()[0]))
     }
 
@@ -916,5 +1042,74 @@ mod tests {
         delivery.offer(batch(3), Receipt::default());
         settle(&endpoint, |e| e.refused.get() == 3).await;
         assert_eq!((spooled(&endpoint), endpoint.held.load(Relaxed)), (0, 0));
+    }
+
+    /// Hangs once at this operation when told to, and says so, until the sender is dropped.
+    struct Hanging {
+        gate: spool::Gate,
+        armed: Arc<AtomicBool>,
+        hangs: Arc<tokio::sync::Notify>,
+        release: std::sync::mpsc::Sender<()>,
+    }
+
+    fn hanging(at: spool::Op) -> Hanging {
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let released = Mutex::new(released);
+        let (armed, hangs) = (Arc::<AtomicBool>::default(), Arc::<tokio::sync::Notify>::default());
+        let (arm, hang) = (Arc::clone(&armed), Arc::clone(&hangs));
+        let gate: spool::Gate = Arc::new(move |op| {
+            if op == at && arm.swap(false, Relaxed) {
+                hang.notify_one();
+                let _ = released.lock().unwrap().recv();
+            }
+            Ok(())
+        });
+        Hanging { gate, armed, hangs, release }
+    }
+
+    /// Stops while a file operation hangs, which goes on after that.
+    async fn stop_while_hanging(sink: &Arc<Keeper>, root: &Path, at: spool::Op) -> Arc<Endpoint> {
+        let Hanging { gate, armed, hangs, release } = hanging(at);
+        sink.fails.store(true, Relaxed);
+        let (delivery, endpoint) = spooling_by(sink, root, gate, 1);
+        delivery.offer(batch(6), Receipt::default());
+        settle(&endpoint, |e| e.retries.get() == 1).await;
+        armed.store(true, Relaxed);
+        sink.fails.store(false, Relaxed);
+        // Virtual time stands still from then on.
+        hangs.notified().await;
+        let stop = tokio::spawn(delivery.stop(Instant::now()));
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        drop(release);
+        stop.await.unwrap();
+        endpoint
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_split_that_the_stop_cuts_short_is_sent_once() {
+        let (root, broken) = (tempfile::tempdir().unwrap(), Arc::default());
+        let sink = keeper(false, 3);
+        for at in [spool::Op::Create, spool::Op::Rename, spool::Op::Remove] {
+            let endpoint = stop_while_hanging(&sink, root.path(), at).await;
+            assert_eq!((spooled(&endpoint), endpoint.held.load(Relaxed)), (6, 0), "{at:?}");
+            let (delivery, endpoint) = spooling(&sink, root.path(), &broken, 1);
+            settle(&endpoint, |e| e.delivered.get() == 6 && spooled(e) == 0).await;
+            delivery.stop(Instant::now()).await;
+            let got = std::mem::take(&mut *sink.got.lock().unwrap());
+            assert_eq!(got, [3, 3], "{at:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_delivered_at_the_stop_does_not_stay_on_disk() {
+        let (root, broken) = (tempfile::tempdir().unwrap(), Arc::default());
+        let sink = keeper(false, 10);
+        let endpoint = stop_while_hanging(&sink, root.path(), spool::Op::Remove).await;
+        assert_eq!((endpoint.delivered.get(), spooled(&endpoint)), (6, 0));
+        let (_, endpoint) = spooling(&sink, root.path(), &broken, 1);
+        assert_eq!((endpoint.found.get(), spooled(&endpoint)), (0, 0));
+        assert_eq!(*sink.got.lock().unwrap(), [6]);
     }
 }

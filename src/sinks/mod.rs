@@ -125,9 +125,8 @@ pub trait Sink: Send + Sync + 'static {
 pub struct Durable {
     /// All kinds of payload, those of other settings included.
     pub kinds: &'static [&'static str],
-    /// For each endpoint what its folder is named after. It stays the same from version to version
-    /// and is no secret.
-    pub folders: Vec<String>,
+    /// The folder of each endpoint. It stays the same from version to version.
+    pub folders: Vec<spool::Folder>,
 }
 
 /// A send under way.

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::Payload;
 use super::deliver::Receipt;
-use super::spool::{Entry, Found, Spool};
+use super::spool::{Entry, Found, Next, Spool};
 use crate::telemetry::Endpoint;
 
 /// Payloads in the spool that count as fresh, beside those of the last batch.
@@ -28,6 +28,17 @@ pub(super) enum Item {
     Spooled(Entry),
 }
 
+/// What is to be done next.
+enum Ready {
+    /// To be sent, and whether it is fresh.
+    Item(Item, bool),
+    /// The folder is to be listed.
+    List,
+    /// Until something comes, or until then.
+    Wait(Option<Instant>),
+    Closed,
+}
+
 /// Payloads that wait for one endpoint.
 pub(super) struct Queue {
     pub(super) endpoint: Arc<Endpoint>,
@@ -35,7 +46,10 @@ pub(super) struct Queue {
     pub(super) spool: Option<Spool>,
     /// Between two payloads of the backlog.
     pace: Duration,
+    /// Never held while files are worked on.
     waiting: Mutex<Waiting>,
+    /// Held while halves take the place of a payload.
+    replacing: Mutex<()>,
     changed: Notify,
 }
 
@@ -60,8 +74,8 @@ impl Queue {
         rate: f64,
     ) -> Self {
         let pace = Duration::from_secs_f64(1.0 / rate);
-        let (waiting, changed) = (Mutex::default(), Notify::new());
-        Self { endpoint, bytes_max, spool, pace, waiting, changed }
+        let (waiting, replacing) = (Mutex::default(), Mutex::default());
+        Self { endpoint, bytes_max, spool, pace, waiting, replacing, changed: Notify::new() }
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
@@ -82,33 +96,48 @@ impl Queue {
         }
     }
 
+    /// Stores a payload and lets it wait; blocks.
     pub(super) fn push(&self, payload: Arc<Payload>, time: i64, receipt: &Receipt) {
         let item = self.stored(payload, time, receipt);
         let mut waiting = self.waiting();
         waiting.bytes += item.memory();
         waiting.fresh.push_back(item);
-        while waiting.bytes > self.bytes_max && self.drop_oldest_held(&mut waiting) {}
+        self.bound_memory(&mut waiting);
         while let Some(spool) = self.spool.as_ref().filter(|spool| spool.is_over(0)) {
             // Everything on disk is fresh.
             let oldest = waiting.fresh.iter().position(|item| matches!(item, Item::Spooled(_)));
             match oldest.and_then(|at| waiting.fresh.remove(at)) {
-                Some(Item::Spooled(entry)) => spool.drop_payload(entry),
+                Some(Item::Spooled(entry)) => spool.drop_payload(&entry),
                 Some(Item::Held(..)) | None => break,
             }
         }
         drop(waiting);
         self.changed.notify_one();
+        self.sweep();
+    }
+
+    /// Removes the files of what was delivered or dropped; blocks.
+    fn sweep(&self) {
+        if let Some(spool) = &self.spool {
+            spool.sweep();
+        }
     }
 
     /// The payload on disk, or in memory where that cannot be.
     fn stored(&self, payload: Arc<Payload>, time: i64, receipt: &Receipt) -> Item {
         match self.spool.as_ref().and_then(|spool| spool.put(&payload, time)) {
             Some(entry) => Item::Spooled(entry),
-            None => {
-                self.endpoint.held.fetch_add(payload.points, Relaxed);
-                Item::Held(payload, time, Arc::clone(receipt))
-            }
+            None => self.hold(payload, time, receipt),
         }
+    }
+
+    fn hold(&self, payload: Arc<Payload>, time: i64, receipt: &Receipt) -> Item {
+        self.endpoint.held.fetch_add(payload.points, Relaxed);
+        Item::Held(payload, time, Arc::clone(receipt))
+    }
+
+    fn bound_memory(&self, waiting: &mut Waiting) {
+        while waiting.bytes > self.bytes_max && self.drop_oldest_held(waiting) {}
     }
 
     /// False when there is only one.
@@ -124,40 +153,62 @@ impl Queue {
 
     /// Waits for what is to be sent next, and whether that is fresh; `None` when there will be
     /// nothing fresh any more.
-    pub(super) async fn next(&self) -> Option<(Item, bool)> {
+    pub(super) async fn next(self: &Arc<Self>) -> Option<(Item, bool)> {
         loop {
-            let mut pause = None;
-            {
-                let mut waiting = self.waiting();
-                if let Some(item) = waiting.fresh.pop_front() {
-                    waiting.bytes -= item.memory();
-                    waiting.sending = Some(item.clone());
-                    return Some((item, true));
-                }
-                if waiting.closed {
-                    return None;
-                }
-                if let Some(spool) = self.spool.as_ref().filter(|spool| spool.has_backlog()) {
-                    let now = Instant::now();
-                    let at = waiting.backlog_at.unwrap_or(now);
-                    if at > now {
-                        pause = Some(at);
-                    } else if let Some(entry) = spool.newest() {
-                        waiting.backlog_at = Some(now + self.pace);
-                        return Some((Item::Spooled(entry), false));
-                    } else {
-                        // The folder could not be listed.
-                        pause = Some(now + READ_AGAIN);
-                    }
-                }
-            }
-            match pause {
-                None => self.changed.notified().await,
-                Some(at) => tokio::select! {
+            match self.ready() {
+                Ready::Item(item, fresh) => return Some((item, fresh)),
+                Ready::Closed => return None,
+                Ready::List => self.list().await,
+                Ready::Wait(None) => self.changed.notified().await,
+                Ready::Wait(Some(at)) => tokio::select! {
                     () = self.changed.notified() => {}
                     () = tokio::time::sleep_until(at) => {}
                 },
             }
+        }
+    }
+
+    /// What is to be done now.
+    fn ready(&self) -> Ready {
+        let mut waiting = self.waiting();
+        let item = if let Some(item) = waiting.fresh.pop_front() {
+            waiting.bytes -= item.memory();
+            Ready::Item(item, true)
+        } else if waiting.closed {
+            Ready::Closed
+        } else {
+            self.backlog(&mut waiting)
+        };
+        if let Ready::Item(item, _) = &item {
+            waiting.sending = Some(item.clone());
+        }
+        item
+    }
+
+    fn backlog(&self, waiting: &mut Waiting) -> Ready {
+        let Some(spool) = self.spool.as_ref().filter(|spool| spool.has_backlog()) else {
+            return Ready::Wait(None);
+        };
+        let now = Instant::now();
+        if let Some(at) = waiting.backlog_at.filter(|at| *at > now) {
+            return Ready::Wait(Some(at));
+        }
+        match spool.newest() {
+            Next::Entry(entry) => {
+                waiting.backlog_at = Some(now + self.pace);
+                Ready::Item(Item::Spooled(entry), false)
+            }
+            Next::List => Ready::List,
+            Next::Nothing => Ready::Wait(None),
+        }
+    }
+
+    /// Finds the rest of the backlog.
+    async fn list(self: &Arc<Self>) {
+        let queue = Arc::clone(self);
+        let list = move || queue.spool.as_ref().is_some_and(Spool::find_newest);
+        if !spawn_blocking(list).await.unwrap_or_default() {
+            self.rest(READ_AGAIN);
         }
     }
 
@@ -176,26 +227,28 @@ impl Queue {
         match found {
             Some(Found::Payload(payload)) => Some(Arc::new(payload)),
             Some(Found::Later) => {
-                self.waiting().backlog_at = Some(Instant::now() + READ_AGAIN);
-                self.spool.as_ref()?.release(entry);
+                self.rest(READ_AGAIN);
+                self.spool.as_ref()?.defer(entry);
                 None
             }
             Some(Found::Gone) | None => None,
         }
     }
 
-    /// What was sent needs no place any more.
+    /// What was sent needs no place any more. That its file goes is left to the stop when this is
+    /// cut short.
     pub(super) async fn done(self: &Arc<Self>, item: Item) {
         self.waiting().sending = None;
-        match item {
-            Item::Held(payload, ..) => {
+        match (item, &self.spool) {
+            (Item::Held(payload, ..), _) => {
                 self.endpoint.held.fetch_sub(payload.points, Relaxed);
             }
-            Item::Spooled(entry) => {
+            (Item::Spooled(entry), Some(spool)) => {
+                spool.discard(&entry);
                 let queue = Arc::clone(self);
-                let remove = move || queue.spool.as_ref().map(|spool| spool.remove(entry));
-                let _ = spawn_blocking(remove).await;
+                let _ = spawn_blocking(move || queue.sweep()).await;
             }
+            (Item::Spooled(_), None) => {}
         }
     }
 
@@ -230,23 +283,40 @@ impl Queue {
         self.waiting().backlog_at = Some(Instant::now() + wait);
     }
 
-    /// Puts the halves of a payload in its place.
-    pub(super) async fn replace(self: &Arc<Self>, item: Item, halves: [Payload; 2]) {
-        let (time, receipt) = match &item {
-            Item::Held(_, time, receipt) => (*time, Arc::clone(receipt)),
-            Item::Spooled(entry) => (entry.time, Receipt::default()),
-        };
+    /// Puts the halves of what is being sent in its place. Once begun it is done as a whole, though
+    /// the task is aborted meanwhile.
+    pub(super) async fn replace(self: &Arc<Self>, halves: [Payload; 2]) {
         let queue = Arc::clone(self);
-        let store = move || halves.map(|half| queue.stored(Arc::new(half), time, &receipt));
-        let Ok(stored) = spawn_blocking(store).await else { return };
-        {
-            let mut waiting = self.waiting();
-            for item in stored.into_iter().rev() {
-                waiting.bytes += item.memory();
-                waiting.fresh.push_front(item);
+        let _ = spawn_blocking(move || queue.replace_now(halves)).await;
+    }
+
+    fn replace_now(&self, halves: [Payload; 2]) {
+        let _replacing = self.replacing.lock().expect("no panic under this lock");
+        // Unless the stop came first.
+        let Some(whole) = self.waiting().sending.take() else { return };
+        let stored = match (whole, &self.spool) {
+            (Item::Spooled(entry), Some(spool)) => {
+                let (time, receipt) = (entry.time, Receipt::default());
+                match spool.split(entry, &halves) {
+                    Some(entries) => entries.map(Item::Spooled),
+                    None => halves.map(|half| self.hold(Arc::new(half), time, &receipt)),
+                }
             }
+            (Item::Held(payload, time, receipt), _) => {
+                let stored = halves.map(|half| self.stored(Arc::new(half), time, &receipt));
+                self.endpoint.held.fetch_sub(payload.points, Relaxed);
+                stored
+            }
+            (Item::Spooled(_), None) => return,
+        };
+        let mut waiting = self.waiting();
+        for item in stored.into_iter().rev() {
+            waiting.bytes += item.memory();
+            waiting.fresh.push_front(item);
         }
-        self.done(item).await;
+        self.bound_memory(&mut waiting);
+        drop(waiting);
+        self.changed.notify_one();
     }
 
     pub(super) fn close(&self) {
@@ -254,8 +324,10 @@ impl Queue {
         self.changed.notify_one();
     }
 
-    /// The end: what is in memory only goes to the spool, or is counted as dropped.
+    /// The end: what is in memory only goes to the spool, or is counted as dropped; blocks.
     pub(super) fn settle(&self, unencoded: u64) {
+        let _replacing = self.replacing.lock().expect("no panic under this lock");
+        self.sweep();
         let mut waiting = self.waiting();
         waiting.bytes = 0;
         let sending = waiting.sending.take();

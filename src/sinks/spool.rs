@@ -1,37 +1,51 @@
 //! Payloads on disk, so that they outlive an outage and the process: one spool per endpoint.
 //!
 //! One file holds one payload. Its name tells all that the index needs (sequence, creation, points,
-//! bytes, kind), so a start reads names alone; its content begins with a header by which it can be
-//! sent by a process with other settings. No file and no name holds a key.
+//! bytes, kind), so a start reads names alone; its content (`format`) begins with a header by
+//! which it can be sent by a process with other settings. No file and no name holds a key.
 //!
 //! ```text
 //! 00000000000004d2-1700000000-350-20411-series.payload
-//!
-//! magic 8 | version u16 | header length u16 | CRC-32 of what follows u32
-//! | points u64 | body length u64 | kind length u8, kind | coding length u8, coding | body
 //! ```
 //!
-//! Numbers are little-endian. A file is written under a temporary name, synced and renamed, so a
-//! file with its own name is whole; the checksum is for disks that forget. The index holds the
-//! newest payloads, up to `INDEX_MAX`; the folder is listed again when it runs out of them.
+//! A file is written under a temporary name, synced and renamed, so a file with its own name is
+//! whole. The index holds the newest payloads, up to `INDEX_MAX`; the folder is listed again
+//! when it runs out of them.
+//!
+//! Two halves take the place of a payload in one step. They are written as `NAME.WHOLE.half`; that
+//! the whole is renamed to `NAME.split` makes them count; then they get their own names, and what
+//! is left of the whole goes. A start finishes what a crash cut short: halves whose whole is
+//! `.split` are payloads, others are not.
+//!
+//! What is said to block works on files. It takes `files` where files are listed, moved or removed.
+//! All else only takes `state`, which is never held over such work, so it may be called by threads
+//! that must not wait for a disk.
+
+mod format;
+mod index;
 
 use std::collections::{BinaryHeap, HashSet, VecDeque};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::ops::Range;
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use self::format::{header, parse};
+use self::index::{Index, Listing};
 use super::{Body, Payload};
-use crate::encode::Coding;
 use crate::sys;
 use crate::telemetry::Endpoint;
+
+pub use self::index::Next;
 
 /// Payloads on disk.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -65,26 +79,34 @@ impl Default for Config {
 /// Payloads that the index holds.
 const INDEX_MAX: usize = 50_000;
 
-/// The oldest payloads that one listing finds for dropping.
-const DOOMED_MAX: usize = 20_000;
-
-/// Delivered payloads whose file could not be removed yet.
+/// Delivered or dropped payloads whose file cannot be removed; with that many the spool takes no
+/// more.
 const UNREMOVED_MAX: usize = 10_000;
+
+/// Removals that may fail before the others are left for later.
+const UNREMOVED_TRIES: usize = 8;
 
 /// Reads that may fail before a file is set aside.
 const TRIES: u8 = 3;
 
-const MAGIC: &[u8; 8] = b"tallyd\0P";
-const VERSION: u16 = 1;
+/// Files that are kept aside, and their part of all bytes on disk.
+const ASIDE_MAX: usize = 1000;
+const ASIDE_PART: u64 = 10;
 
-/// Bytes before those that the checksum covers.
-const PREFIX: usize = 16;
+/// Files set aside that the log names.
+const ASIDE_SAID: u64 = 20;
+
+/// Names of a folder that are none of ours and are set aside at a start.
+const STRANGERS_MAX: usize = 10_000;
 
 /// Bytes of a file; whatever claims to be longer is none of ours.
 const FILE_MAX: u64 = 1 << 31;
 
 const SUFFIX: &str = ".payload";
-const TEMPORARY: &str = ".tmp";
+const TEMPORARY: &str = "tmp";
+/// What halves have before they count, and a whole that counts no more.
+const HALF: &str = ".half";
+const SPLIT: &str = "split";
 /// The folder for files that cannot be read.
 const BAD: &str = "bad";
 
@@ -102,8 +124,46 @@ pub enum Op {
     Remove,
 }
 
+impl Op {
+    pub const ALL: [Self; 9] = [
+        Self::MakeFolder,
+        Self::List,
+        Self::Create,
+        Self::Write,
+        Self::Sync,
+        Self::Rename,
+        Self::SyncFolder,
+        Self::Read,
+        Self::Remove,
+    ];
+}
+
 /// Called before each operation; its error is the operation's. Tests inject faults by it.
 pub type Gate = Arc<dyn Fn(Op) -> io::Result<()> + Send + Sync>;
+
+/// The folder of an endpoint.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    name: String,
+    /// What earlier versions called it.
+    former: String,
+}
+
+impl Folder {
+    /// A folder belongs to an address and a key, wherever they stand in the settings: nothing is
+    /// ever sent with another key than that it was meant for. Of the key the name holds a part of a
+    /// hash, salted with the address.
+    pub fn new(address: &str, key: &[u8], former: &str) -> Self {
+        let crc = |text: &str| format!("{:08x}", crc32fast::hash(text.as_bytes()));
+        let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
+        hash.update(address.as_bytes());
+        hash.update(&[0]);
+        hash.update(key);
+        let hash = hash.finish();
+        let part: String = hash.as_ref().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+        Self { name: format!("{}-{part}", crc(address)), former: crc(former) }
+    }
+}
 
 /// A payload on disk, known by its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,8 +175,8 @@ pub struct Entry {
     /// Of the whole file.
     pub bytes: u64,
     pub kind: &'static str,
-    /// Reads that failed.
-    failures: u8,
+    /// Reads that failed although others did not, and the good reads before the last of them.
+    failures: (u8, u64),
 }
 
 /// What became of a read.
@@ -132,6 +192,7 @@ pub enum Found {
 /// The payloads of one endpoint that wait on disk. What is counted here is in its telemetry.
 pub struct Spool {
     folder: PathBuf,
+    former: PathBuf,
     /// The kinds of payload that the sink knows.
     kinds: &'static [&'static str],
     max_bytes: u64,
@@ -139,51 +200,64 @@ pub struct Spool {
     endpoint: Arc<Endpoint>,
     gate: Gate,
     next: AtomicU64,
-    index: Mutex<Index>,
+    reads: AtomicU64,
     loaded: AtomicBool,
+    state: Mutex<State>,
+    files: Mutex<Files>,
 }
 
-/// The payloads that nobody has taken, oldest first. All files are in here or with whoever took
-/// them, save those below `floor`: these are only counted, and found by listing the folder.
-#[derive(Default)]
-struct Index {
-    backlog: VecDeque<Entry>,
-    /// The oldest, found for dropping; all are below `floor`.
-    doomed: VecDeque<Entry>,
-    floor: u64,
-    /// Files below `floor` that are not in `doomed`.
-    hidden: u64,
-    /// Tried in vain: their turn comes when nothing else waits, so that one which the endpoint can
-    /// never take does not hold up the others.
-    deferred: VecDeque<Entry>,
+/// What is known without looking.
+struct State {
+    index: Index,
     /// Delivered or dropped, but still there.
-    unremoved: Vec<Entry>,
+    unremoved: VecDeque<Unremoved>,
+    unremoved_bytes: u64,
+}
+
+/// The files of a payload that are to be removed.
+struct Unremoved {
+    sequence: u64,
+    bytes: u64,
+    paths: Vec<PathBuf>,
+}
+
+/// Held while files are listed, moved or removed.
+#[derive(Default)]
+struct Files {
+    /// Set aside, oldest first, with their bytes.
+    aside: VecDeque<(PathBuf, u64)>,
+    aside_bytes: u64,
+    /// The last removal failed.
+    stuck: bool,
 }
 
 impl Spool {
-    /// Opens the spool of an endpoint below `root`. A disk that fails is no error: it is tried again
-    /// with every payload. `shares` is the number of endpoints that share the bytes.
+    /// Opens the spool of an endpoint below `root`; blocks. A disk that fails is no error: it is
+    /// tried again with every payload. `shares` is the number of endpoints that share the bytes.
     pub fn open(
         root: &Path,
         config: &Config,
         shares: usize,
-        folder: &str,
+        folder: &Folder,
         kinds: &'static [&'static str],
         endpoint: Arc<Endpoint>,
         gate: Gate,
     ) -> Self {
+        let sink = root.join(endpoint.sink);
+        let index = Index::new(INDEX_MAX);
         let spool = Self {
-            folder: root
-                .join(endpoint.sink)
-                .join(format!("{:08x}", crc32fast::hash(folder.as_bytes()))),
+            folder: sink.join(&folder.name),
+            former: sink.join(&folder.former),
             kinds,
             max_bytes: config.max_bytes / shares.max(1) as u64,
             max_disk_ratio: config.max_disk_ratio,
             endpoint,
             gate,
             next: AtomicU64::new(1),
-            index: Mutex::default(),
+            reads: AtomicU64::new(0),
             loaded: AtomicBool::new(false),
+            state: Mutex::new(State { index, unremoved: VecDeque::new(), unremoved_bytes: 0 }),
+            files: Mutex::default(),
         };
         spool.note(spool.load().err());
         spool
@@ -191,41 +265,39 @@ impl Spool {
 
     /// Reads the names that an earlier process left, once: nothing is written before that.
     fn load(&self) -> io::Result<()> {
-        if self.loaded.load(Relaxed) {
+        if self.loaded.load(Acquire) {
             return Ok(());
         }
-        self.make_folder()?;
-        let (mut points, mut bytes, mut payloads, mut last) = (0, 0, 0, 0);
-        let mut foreign = Vec::new();
-        let kept = self.scan(0..u64::MAX, INDEX_MAX, true, |name, entry| match entry {
-            Some(entry) => {
-                last = last.max(entry.sequence);
-                points += entry.points;
-                bytes += entry.bytes;
-                payloads += 1;
-            }
-            None => foreign.push(name.to_owned()),
-        })?;
-        for name in foreign {
+        let mut files = self.files();
+        // Somebody else may have done it while this waited.
+        if self.loaded.load(Acquire) {
+            return Ok(());
+        }
+        self.adopt()?;
+        self.make_folder(&self.folder)?;
+        let mut survey = self.survey()?;
+        if self.finish_splits(&survey.splits)? {
+            survey = self.survey()?;
+        }
+        files.read_aside(&self.folder.join(BAD));
+        for name in survey.strangers {
             let path = self.folder.join(&name);
-            if name.as_encoded_bytes().ends_with(TEMPORARY.as_bytes()) {
+            if path.extension() == Some(OsStr::new(TEMPORARY)) {
                 // Never finished, so never counted on.
                 let _ = self.remove_file(&path);
             } else {
-                self.set_aside(&path, "its name is not that of a payload");
+                self.set_aside(&mut files, &path, "its name is not that of a payload");
             }
         }
-        self.loaded.store(true, Relaxed);
+        let Survey { kept, last, points, bytes, payloads, .. } = survey;
         self.next.store(last.saturating_add(1), Relaxed);
         let spooled = &self.endpoint.spooled;
         spooled.points.store(points, Relaxed);
         spooled.bytes.store(bytes, Relaxed);
         spooled.payloads.store(payloads, Relaxed);
         self.endpoint.found.add(points);
-        let mut index = self.index();
-        index.floor = kept.first().map_or(0, |entry| entry.sequence);
-        index.hidden = payloads - kept.len() as u64;
-        index.backlog = kept.into();
+        self.state().index.load(kept, payloads);
+        self.loaded.store(true, Release);
         if payloads > 0 {
             let Endpoint { sink, name, .. } = &*self.endpoint;
             tracing::info!(
@@ -236,38 +308,154 @@ impl Spool {
         Ok(())
     }
 
-    /// Writes a payload, and drops the oldest that nobody has taken where it needs their room.
-    /// `None` when it is not safely on disk; then nothing of it remains there.
-    pub fn put(&self, payload: &Payload, time: i64) -> Option<Entry> {
-        match self.try_put(payload, time) {
-            Ok(entry) => {
-                self.note(None);
-                let spooled = &self.endpoint.spooled;
-                spooled.points.fetch_add(entry.points, Relaxed);
-                spooled.bytes.fetch_add(entry.bytes, Relaxed);
-                spooled.payloads.fetch_add(1, Relaxed);
-                Some(entry)
-            }
-            Err(error) => {
-                self.note(Some(error));
-                None
-            }
+    /// Gives the folder that an earlier version made its name of today.
+    fn adopt(&self) -> io::Result<()> {
+        (self.gate)(Op::Rename)?;
+        match fs::rename(&self.former, &self.folder) {
+            Err(error) => match error.kind() {
+                // Where both are, nobody knows whose the older one is.
+                io::ErrorKind::NotFound
+                | io::ErrorKind::DirectoryNotEmpty
+                | io::ErrorKind::AlreadyExists => Ok(()),
+                _ => Err(error),
+            },
+            Ok(()) => Ok(()),
         }
     }
 
+    fn survey(&self) -> io::Result<Survey> {
+        let mut survey = Survey::default();
+        let listing = self.state().index.first_listing();
+        survey.kept = self.scan(&listing, |name, entry| match entry {
+            Some(entry) => {
+                survey.last = survey.last.max(entry.sequence);
+                survey.points = survey.points.saturating_add(entry.points);
+                survey.bytes = survey.bytes.saturating_add(entry.bytes);
+                survey.payloads += 1;
+            }
+            None if let Some(Split::Whole(of) | Split::Half { of, .. }) = split_of(name) => {
+                // Its number must not come again while any of it is left.
+                survey.last = survey.last.max(of);
+                survey.splits.push(name.to_owned());
+            }
+            None if survey.strangers.len() < STRANGERS_MAX => {
+                survey.strangers.push(name.to_owned());
+            }
+            None => {}
+        })?;
+        Ok(survey)
+    }
+
+    /// Ends splits that a crash cut short. Whether there were any.
+    fn finish_splits(&self, names: &[OsString]) -> io::Result<bool> {
+        let mut wholes = HashSet::new();
+        let mut halves = Vec::new();
+        for name in names {
+            match split_of(name) {
+                Some(Split::Whole(sequence)) => drop(wholes.insert(sequence)),
+                Some(Split::Half { of, payload }) => halves.push((name, of, payload)),
+                None => {}
+            }
+        }
+        for (name, of, payload) in halves {
+            let path = self.folder.join(name);
+            if wholes.contains(&of) {
+                self.rename(&path, &self.folder.join(payload))?;
+            } else {
+                // It does not count, and what is left of it will not either.
+                let _ = self.remove_file(&path);
+            }
+        }
+        if !wholes.is_empty() {
+            self.sync_folder()?;
+        }
+        let whole = |name: &&OsString| matches!(split_of(name), Some(Split::Whole(_)));
+        for name in names.iter().filter(whole) {
+            let _ = self.remove_file(&self.folder.join(name));
+        }
+        Ok(!names.is_empty())
+    }
+
+    /// Writes a payload, and drops the oldest that nobody has taken where it needs their room;
+    /// blocks. `None` when it is not safely on disk; then nothing of it remains there.
+    pub fn put(&self, payload: &Payload, time: i64) -> Option<Entry> {
+        self.noted(self.try_put(payload, time)).inspect(|entry| self.count(entry))
+    }
+
     fn try_put(&self, payload: &Payload, time: i64) -> io::Result<Entry> {
-        let Body::Bytes(body) = &payload.body else {
-            return Err(io::ErrorKind::Unsupported.into());
-        };
-        let header = header(payload, body);
+        let (header, body) = content(payload)?;
         let bytes = (header.len() + body.len()) as u64;
         self.load()?;
         self.room(bytes)?;
-        let (points, kind) = (payload.points, payload.kind);
+        let entry = self.entry(payload, time, bytes);
+        let path = self.path(&entry);
+        let temporary = path.with_extension(TEMPORARY);
+        let written = self
+            .write(&temporary, &[&header, body])
+            .and_then(|()| self.rename(&temporary, &path))
+            .and_then(|()| self.sync_folder());
+        if written.is_err() {
+            // It is going to be sent from memory: what is left of it must not be sent as well.
+            self.discard_files(&entry, vec![temporary, path]);
+            self.sweep();
+        }
+        written.map(|()| entry)
+    }
+
+    /// A new entry, which no listing gives out.
+    fn entry(&self, payload: &Payload, time: i64, bytes: u64) -> Entry {
         let sequence = self.next.fetch_add(1, Relaxed);
-        let entry = Entry { sequence, time, points, bytes, kind, failures: 0 };
-        self.write(&entry, &[&header, body])?;
-        Ok(entry)
+        self.state().index.take(sequence);
+        let Payload { points, kind, .. } = *payload;
+        Entry { sequence, time, points, bytes, kind, failures: (0, 0) }
+    }
+
+    /// Puts two halves in the place of a payload; blocks. A crash at any moment leaves either it or
+    /// them. `None` when they are not safely on disk; then nothing of it all remains there.
+    pub fn split(&self, whole: Entry, halves: &[Payload; 2]) -> Option<[Entry; 2]> {
+        let split = self.noted(self.try_split(&whole, halves));
+        split.iter().flatten().for_each(|half| self.count(half));
+        let path = self.path(&whole);
+        self.uncount(&whole);
+        self.discard_files(&whole, vec![path.with_extension(SPLIT), path]);
+        self.sweep();
+        split
+    }
+
+    fn try_split(&self, whole: &Entry, halves: &[Payload; 2]) -> io::Result<[Entry; 2]> {
+        let [first, second] = halves.each_ref().map(content);
+        let contents = [first?, second?];
+        let entry = |n: usize| {
+            let (header, body): &(Vec<u8>, &[u8]) = &contents[n];
+            self.entry(&halves[n], whole.time, (header.len() + body.len()) as u64)
+        };
+        let entries = [entry(0), entry(1)];
+        let paths = entries.each_ref().map(|entry| self.path(entry));
+        let early = paths.each_ref().map(|path| {
+            let mut name = path.file_stem().unwrap_or_default().to_owned();
+            name.push(format!(".{:016x}{HALF}", whole.sequence));
+            path.with_file_name(name)
+        });
+        let steps = || {
+            for (path, (header, body)) in early.iter().zip(&contents) {
+                self.write(path, &[header, body])?;
+            }
+            self.sync_folder()?;
+            let path = self.path(whole);
+            self.rename(&path, &path.with_extension(SPLIT))?;
+            self.sync_folder()?;
+            for (early, path) in early.iter().zip(&paths) {
+                self.rename(early, path)?;
+            }
+            self.sync_folder()
+        };
+        let split = steps();
+        if split.is_err() {
+            for (entry, paths) in entries.iter().zip(early.into_iter().zip(paths)) {
+                self.discard_files(entry, vec![paths.0, paths.1]);
+            }
+        }
+        split.map(|()| entries)
     }
 
     /// Makes room for so many bytes more.
@@ -276,9 +464,21 @@ impl Spool {
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
         while self.is_over(bytes) {
-            let Some(oldest) = self.oldest() else { break };
-            self.drop_payload(oldest);
+            let oldest = self.state().index.oldest();
+            match oldest {
+                Next::Entry(oldest) => self.drop_payload(&oldest),
+                Next::List => self.list(false)?,
+                Next::Nothing => break,
+            }
         }
+        self.sweep();
+        let state = self.state();
+        if state.unremoved.len() >= UNREMOVED_MAX
+            || state.unremoved_bytes.saturating_add(bytes) > self.max_bytes
+        {
+            return Err(io::Error::other("what was delivered cannot be removed"));
+        }
+        drop(state);
         // A disk that does not tell is found out by the write.
         if let Ok((free, total)) = sys::disk_space(&self.folder)
             && (free.saturating_sub(bytes) as f64) < total as f64 * (1.0 - self.max_disk_ratio)
@@ -293,52 +493,22 @@ impl Spool {
         self.endpoint.spooled.bytes.load(Relaxed).saturating_add(bytes) > self.max_bytes
     }
 
-    /// Drops a payload for want of room, counted.
-    pub fn drop_payload(&self, entry: Entry) {
+    /// Drops a payload for want of room, counted. Its file goes with the next [`Spool::sweep`].
+    pub fn drop_payload(&self, entry: &Entry) {
         self.endpoint.spool_full.add(entry.points);
         self.endpoint.spool_full_payloads.add(1);
-        self.remove(entry);
+        self.discard(entry);
     }
 
-    fn write(&self, entry: &Entry, parts: &[&[u8]]) -> io::Result<()> {
-        let path = self.path(entry);
-        let temporary = path.with_extension(&TEMPORARY[1..]);
-        let mut file = match self.create(&temporary) {
+    /// Creates a file with this content, safely.
+    fn write(&self, path: &Path, parts: &[&[u8]]) -> io::Result<()> {
+        let mut file = match self.create(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.make_folder()?;
-                self.create(&temporary)
+                self.make_folder(&self.folder)?;
+                self.create(path)
             }
             other => other,
         }?;
-        let written = self.fill(&mut file, parts).and_then(|()| {
-            (self.gate)(Op::Rename)?;
-            fs::rename(&temporary, &path)
-        });
-        let synced = written.and_then(|()| {
-            (self.gate)(Op::SyncFolder)?;
-            File::open(&self.folder)?.sync_all()
-        });
-        if synced.is_err() {
-            // It is going to be sent from memory: what is left of it must not be sent as well.
-            for path in [&temporary, &path] {
-                let removed = self.remove_file(path);
-                if removed.is_err_and(|error| error.kind() != io::ErrorKind::NotFound) {
-                    let unremoved = &mut self.index().unremoved;
-                    if unremoved.len() < UNREMOVED_MAX {
-                        unremoved.push(entry.clone());
-                    }
-                }
-            }
-        }
-        synced
-    }
-
-    fn create(&self, path: &Path) -> io::Result<File> {
-        (self.gate)(Op::Create)?;
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
-    }
-
-    fn fill(&self, file: &mut File, parts: &[&[u8]]) -> io::Result<()> {
         for part in parts {
             (self.gate)(Op::Write)?;
             file.write_all(part)?;
@@ -347,64 +517,24 @@ impl Spool {
         file.sync_data()
     }
 
-    fn make_folder(&self) -> io::Result<()> {
+    fn create(&self, path: &Path) -> io::Result<File> {
+        (self.gate)(Op::Create)?;
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        (self.gate)(Op::Rename)?;
+        fs::rename(from, to)
+    }
+
+    fn sync_folder(&self) -> io::Result<()> {
+        (self.gate)(Op::SyncFolder)?;
+        File::open(&self.folder)?.sync_all()
+    }
+
+    fn make_folder(&self, folder: &Path) -> io::Result<()> {
         (self.gate)(Op::MakeFolder)?;
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)
-    }
-
-    /// Reads a payload. One that fails for the disk's sake comes back through [`Spool::release`].
-    pub fn read(&self, entry: &mut Entry) -> Found {
-        let path = self.path(entry);
-        let content = (self.gate)(Op::Read).and_then(|()| {
-            let length = fs::metadata(&path)?.len();
-            if length > FILE_MAX {
-                Err(io::ErrorKind::FileTooLarge.into())
-            } else {
-                fs::read(&path)
-            }
-        });
-        let reason = match content {
-            Ok(content) => match parse(&content, self.kinds) {
-                Ok(payload) => return Found::Payload(payload),
-                Err(reason) => reason,
-            },
-            Err(error) if error.kind() == io::ErrorKind::NotFound => "it is gone".to_owned(),
-            Err(error) => {
-                let reason = error.to_string();
-                self.note(Some(error));
-                entry.failures += 1;
-                if entry.failures < TRIES {
-                    return Found::Later;
-                }
-                reason
-            }
-        };
-        self.endpoint.unreadable.add(entry.points);
-        self.forget(entry);
-        self.set_aside(&path, &reason);
-        Found::Gone
-    }
-
-    /// Removes a payload that was delivered or refused.
-    pub fn remove(&self, entry: Entry) {
-        self.forget(&entry);
-        let mut unremoved = std::mem::take(&mut self.index().unremoved);
-        unremoved.push(entry);
-        let mut failed = None;
-        unremoved.retain(|entry| {
-            // What fails for one fails for the others.
-            if failed.is_some() {
-                return true;
-            }
-            let removed = self.remove_file(&self.path(entry));
-            failed = removed.err().filter(|error| error.kind() != io::ErrorKind::NotFound);
-            failed.is_some()
-        });
-        if failed.is_some() {
-            self.note(failed);
-        }
-        unremoved.truncate(UNREMOVED_MAX);
-        self.index().unremoved.append(&mut unremoved);
+        DirBuilder::new().recursive(true).mode(0o700).create(folder)
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
@@ -412,8 +542,129 @@ impl Spool {
         fs::remove_file(path)
     }
 
+    /// Reads a payload; blocks. One that fails for the disk's sake comes back through
+    /// [`Spool::defer`].
+    pub fn read(&self, entry: &mut Entry) -> Found {
+        let path = self.path(entry);
+        let reason = match self.content(&path) {
+            Ok(content) => match parse(&content, self.kinds) {
+                Ok(payload) if payload.points == entry.points => {
+                    self.reads.fetch_add(1, Relaxed);
+                    return Found::Payload(payload);
+                }
+                Ok(_) => "it is another than its name says".to_owned(),
+                Err(reason) => reason,
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.lose(entry);
+                self.state().index.forget(entry.sequence);
+                tracing::warn!("sink {}: {} is gone", self.endpoint.sink, path.display());
+                return Found::Gone;
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                self.note(Some(error));
+                // It is the file's fault only if others can be read.
+                let (failures, before) = &mut entry.failures;
+                let reads = self.reads.load(Relaxed);
+                if reads > *before {
+                    (*failures, *before) = (*failures + 1, reads);
+                }
+                if *failures < TRIES {
+                    return Found::Later;
+                }
+                reason
+            }
+        };
+        self.lose(entry);
+        if self.set_aside(&mut self.files(), &path, &reason) {
+            self.state().index.forget(entry.sequence);
+        }
+        Found::Gone
+    }
+
+    fn lose(&self, entry: &Entry) {
+        self.endpoint.unreadable.add(entry.points);
+        self.uncount(entry);
+    }
+
+    fn content(&self, path: &Path) -> io::Result<Vec<u8>> {
+        (self.gate)(Op::Read)?;
+        // Whatever has taken the place of the file: a pipe is not waited for.
+        let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
+        let mut file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+        let about = file.metadata()?;
+        if !about.is_file() || about.len() > FILE_MAX {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let mut content = Vec::with_capacity(about.len() as usize);
+        file.read_to_end(&mut content)?;
+        Ok(content)
+    }
+
+    /// Ends a payload that was delivered, refused or dropped. Its file goes with the next
+    /// [`Spool::sweep`].
+    pub fn discard(&self, entry: &Entry) {
+        self.uncount(entry);
+        self.discard_files(entry, vec![self.path(entry)]);
+    }
+
+    fn discard_files(&self, entry: &Entry, paths: Vec<PathBuf>) {
+        let Entry { sequence, bytes, .. } = *entry;
+        let mut state = self.state();
+        state.unremoved_bytes = state.unremoved_bytes.saturating_add(bytes);
+        state.unremoved.push_back(Unremoved { sequence, bytes, paths });
+    }
+
+    /// Removes the files of what was discarded; blocks. What cannot be removed is tried again by the
+    /// next.
+    pub fn sweep(&self) {
+        let mut files = self.files();
+        let (rounds, mut failed) = (self.state().unremoved.len(), Vec::new());
+        for _ in 0..rounds {
+            let Some(mut unremoved) = self.state().unremoved.pop_front() else { break };
+            let before = failed.len();
+            unremoved.paths.retain(|path| match self.remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    failed.push(format!("{}: {error}", path.display()));
+                    true
+                }
+                Ok(()) | Err(_) => false,
+            });
+            let mut state = self.state();
+            if failed.len() > before {
+                state.unremoved.push_back(unremoved);
+            } else {
+                state.unremoved_bytes = state.unremoved_bytes.saturating_sub(unremoved.bytes);
+                state.index.forget(unremoved.sequence);
+            }
+            if failed.len() >= UNREMOVED_TRIES {
+                break;
+            }
+        }
+        self.endpoint.spool_errors.add(failed.len() as u64);
+        let stuck = std::mem::replace(&mut files.stuck, !failed.is_empty());
+        let sink = self.endpoint.sink;
+        match failed.first() {
+            Some(failed) if !stuck => tracing::warn!(
+                "sink {sink}: cannot remove {failed}; what is delivered and stays there would be \
+                 sent again after a restart"
+            ),
+            None if stuck => tracing::info!("sink {sink}: what is delivered is removed again"),
+            Some(_) | None => {}
+        }
+    }
+
+    /// Adds a payload to the gauges.
+    fn count(&self, entry: &Entry) {
+        let spooled = &self.endpoint.spooled;
+        spooled.points.fetch_add(entry.points, Relaxed);
+        spooled.bytes.fetch_add(entry.bytes, Relaxed);
+        spooled.payloads.fetch_add(1, Relaxed);
+    }
+
     /// Takes a payload off the gauges.
-    fn forget(&self, entry: &Entry) {
+    fn uncount(&self, entry: &Entry) {
         let spooled = &self.endpoint.spooled;
         // A payload that was somehow counted off twice must not make the spool look full for ever.
         let take = |gauge: &AtomicU64, n: u64| {
@@ -427,107 +678,62 @@ impl Spool {
 
     /// Puts a payload among those that nobody has taken.
     pub fn release(&self, entry: Entry) {
-        let mut index = self.index();
-        if entry.sequence < index.floor {
-            index.hidden += 1;
-            return;
-        }
-        let at = index.backlog.partition_point(|other| other.sequence < entry.sequence);
-        index.backlog.insert(at, entry);
-        if index.backlog.len() > INDEX_MAX
-            && let Some(oldest) = index.backlog.pop_front()
-        {
-            index.floor = oldest.sequence + 1;
-            index.hidden += 1;
-        }
+        self.state().index.release(entry);
     }
 
-    /// Puts a payload of the backlog that could not be sent behind all others.
+    /// Puts a payload that could not be read or sent behind all others.
     pub fn defer(&self, entry: Entry) {
-        let mut index = self.index();
-        if index.deferred.len() < INDEX_MAX {
-            index.deferred.push_back(entry);
-        } else {
-            drop(index);
-            self.release(entry);
-        }
+        self.state().index.defer(entry);
     }
 
     /// Whether payloads wait that nobody has taken.
     pub fn has_backlog(&self) -> bool {
-        let index = self.index();
-        let known = [&index.backlog, &index.doomed, &index.deferred];
-        index.hidden > 0 || known.iter().any(|entries| !entries.is_empty())
+        self.state().index.waits()
     }
 
     /// Takes the newest.
-    pub fn newest(&self) -> Option<Entry> {
-        let mut index = self.index();
-        if index.backlog.is_empty() && index.hidden > 0 {
-            let low = index.doomed.back().map_or(0, |entry| entry.sequence + 1);
-            let found = self.found(&index, low, INDEX_MAX, true)?;
-            index.floor = found.first().map_or(low, |entry| entry.sequence);
-            index.hidden = index.hidden.saturating_sub(found.len() as u64);
-            if found.is_empty() {
-                index.hidden = 0;
-            }
-            index.backlog = found.into();
-        }
-        let waiting = index.backlog.pop_back().or_else(|| index.doomed.pop_back());
-        waiting.or_else(|| index.deferred.pop_front())
+    pub fn newest(&self) -> Next {
+        self.state().index.newest()
     }
 
-    /// Takes the oldest.
-    fn oldest(&self) -> Option<Entry> {
-        let mut index = self.index();
-        if index.doomed.is_empty() && index.hidden > 0 {
-            let found = self.found(&index, 0, DOOMED_MAX, false)?;
-            index.hidden = index.hidden.saturating_sub(found.len() as u64);
-            if found.is_empty() {
-                index.hidden = 0;
-            }
-            index.doomed = found.into();
-        }
-        let waiting = index.doomed.pop_front().or_else(|| index.backlog.pop_front());
-        waiting.or_else(|| index.deferred.pop_front())
+    /// Lists the folder for the newest, after [`Next::List`]; blocks. False when that failed.
+    pub fn find_newest(&self) -> bool {
+        self.noted(self.list(true)).is_some()
     }
 
-    /// Lists the folder for payloads below the floor, oldest first.
-    fn found(&self, index: &Index, low: u64, most: usize, newest: bool) -> Option<Vec<Entry>> {
-        let listed = self.scan(low..index.floor, most, newest, |_, _| {});
-        let mut found = listed.map_err(|error| self.note(Some(error))).ok()?;
-        // What failed and was put last, and what is gone but for its file, has its turn elsewhere.
-        let elsewhere: HashSet<u64> =
-            index.deferred.iter().chain(&index.unremoved).map(|entry| entry.sequence).collect();
-        found.retain(|entry| !elsewhere.contains(&entry.sequence));
-        Some(found)
+    fn list(&self, newest: bool) -> io::Result<()> {
+        let _files = self.files();
+        let listing = self.state().index.listing(newest);
+        let found = self.scan(&listing, |_, _| {})?;
+        self.state().index.found(&listing, found);
+        Ok(())
     }
 
     /// Lists the folder: gives every name to `each`, and returns the newest or oldest payloads
     /// within a range of sequences, oldest first, in memory that depends on their number alone.
     fn scan(
         &self,
-        range: Range<u64>,
-        most: usize,
-        newest: bool,
+        listing: &Listing,
         mut each: impl FnMut(&OsStr, Option<&Entry>),
     ) -> io::Result<Vec<Entry>> {
         (self.gate)(Op::List)?;
         // The greatest is the first to go.
         let mut kept = BinaryHeap::new();
-        let rank = |sequence: u64| if newest { !sequence } else { sequence };
+        let rank = |sequence: u64| if listing.newest { !sequence } else { sequence };
         for file in fs::read_dir(&self.folder)? {
-            let name = file?.file_name();
-            if name == BAD {
+            let file = file?;
+            // Folders, such as that for what is set aside, and all else that is no file: skipped.
+            if !file.file_type()?.is_file() {
                 continue;
             }
+            let name = file.file_name();
             let entry = self.parse_name(&name);
             each(&name, entry.as_ref());
-            let Some(entry) = entry.filter(|entry| range.contains(&entry.sequence)) else {
+            let Some(entry) = entry.filter(|entry| listing.range.contains(&entry.sequence)) else {
                 continue;
             };
             kept.push(Ranked(rank(entry.sequence), entry));
-            if kept.len() > most {
+            if kept.len() > listing.most {
                 kept.pop();
             }
         }
@@ -547,7 +753,7 @@ impl Spool {
             && bytes <= FILE_MAX
             && points <= FILE_MAX
             && sequence < u64::MAX / 2;
-        let entry = Entry { sequence, time, points, bytes, kind, failures: 0 };
+        let entry = Entry { sequence, time, points, bytes, kind, failures: (0, 0) };
         // A name that was not written here would not be found again.
         (sane && self.path(&entry).file_name() == Some(name)).then_some(entry)
     }
@@ -558,20 +764,49 @@ impl Spool {
         self.folder.join(format!("{sequence:016x}-{time}-{points}-{bytes}-{kind}{SUFFIX}"))
     }
 
-    /// Moves a file out of the way, where somebody may look at it.
-    fn set_aside(&self, path: &Path, reason: &str) {
-        self.endpoint.set_aside.add(1);
+    /// Moves a file out of the way, where somebody may look at it. Whether that was done.
+    fn set_aside(&self, files: &mut Files, path: &Path, reason: &str) -> bool {
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(".bad");
         let bad = self.folder.join(BAD);
-        let moved = DirBuilder::new().recursive(true).mode(0o700).create(&bad);
-        let moved = moved.and_then(|()| fs::rename(path, bad.join(name)));
-        let outcome = match moved {
-            Ok(()) => "it is set aside in the folder `bad`".to_owned(),
+        let place = bad.join(name);
+        let moved = self.make_folder(&bad).and_then(|()| self.rename(path, &place));
+        let outcome = match &moved {
+            Ok(()) => format!("it is set aside in the folder `{BAD}`"),
             Err(error) => format!("it cannot be set aside: {error}"),
         };
+        self.endpoint.set_aside.add(1);
         let (sink, file) = (self.endpoint.sink, path.display());
-        tracing::warn!("sink {sink}: {file} cannot be read: {reason}; {outcome}");
+        match self.endpoint.set_aside.get() {
+            ..ASIDE_SAID => {
+                tracing::warn!("sink {sink}: {file} cannot be read: {reason}; {outcome}");
+            }
+            ASIDE_SAID => tracing::warn!(
+                "sink {sink}: {file} cannot be read: {reason}; {outcome}; further ones are counted \
+                 only"
+            ),
+            _ => {}
+        }
+        if moved.is_ok() {
+            files.add_aside(place);
+            let removed = files.shrink_aside(self.max_bytes / ASIDE_PART);
+            self.endpoint.set_aside_removed.add(removed);
+        }
+        moved.is_ok()
+    }
+
+    /// What was done, unless the disk failed.
+    fn noted<T>(&self, result: io::Result<T>) -> Option<T> {
+        match result {
+            Ok(done) => {
+                self.note(None);
+                Some(done)
+            }
+            Err(error) => {
+                self.note(Some(error));
+                None
+            }
+        }
     }
 
     /// Counts an error; says in the log when the disk begins to fail, and when it works again.
@@ -591,8 +826,82 @@ impl Spool {
         }
     }
 
-    fn index(&self) -> std::sync::MutexGuard<'_, Index> {
-        self.index.lock().expect("no panic under this lock")
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic under this lock")
+    }
+
+    fn files(&self) -> MutexGuard<'_, Files> {
+        self.files.lock().expect("no panic under this lock")
+    }
+}
+
+/// What a folder holds.
+#[derive(Default)]
+struct Survey {
+    /// The newest.
+    kept: Vec<Entry>,
+    last: u64,
+    points: u64,
+    bytes: u64,
+    payloads: u64,
+    /// Parts of splits that a crash cut short.
+    splits: Vec<OsString>,
+    strangers: Vec<OsString>,
+}
+
+/// A file of a split that is not done.
+enum Split {
+    /// A payload whose halves count.
+    Whole(u64),
+    /// A half of the payload with this sequence, and the name it is going to have.
+    Half { of: u64, payload: String },
+}
+
+fn split_of(name: &OsStr) -> Option<Split> {
+    let number = |text: &str| {
+        let number = || u64::from_str_radix(text, 16).ok();
+        (text.len() == 16).then(number).flatten()
+    };
+    let name = name.to_str()?;
+    if let Some(name) = name.strip_suffix(HALF) {
+        let (payload, of) = name.rsplit_once('.')?;
+        return Some(Split::Half { of: number(of)?, payload: format!("{payload}{SUFFIX}") });
+    }
+    let name = name.strip_suffix(SPLIT)?.strip_suffix('.')?;
+    number(name.split('-').next()?).map(Split::Whole)
+}
+
+impl Files {
+    /// Finds what was set aside before.
+    fn read_aside(&mut self, bad: &Path) {
+        let files = fs::read_dir(bad).into_iter().flatten().flatten();
+        let mut found: Vec<_> = files
+            .filter_map(|file| {
+                let about = file.metadata().ok().filter(fs::Metadata::is_file)?;
+                Some((about.modified().ok()?, file.path(), about.len()))
+            })
+            .collect();
+        found.sort_unstable();
+        self.aside = found.into_iter().map(|(_, path, bytes)| (path, bytes)).collect();
+        self.aside_bytes = self.aside.iter().map(|(_, bytes)| bytes).sum();
+    }
+
+    fn add_aside(&mut self, path: PathBuf) {
+        let bytes = fs::symlink_metadata(&path).map_or(0, |about| about.len());
+        self.aside_bytes += bytes;
+        self.aside.push_back((path, bytes));
+    }
+
+    /// Removes the oldest of what was set aside beyond the bounds. How many.
+    fn shrink_aside(&mut self, bytes_max: u64) -> u64 {
+        let mut removed = 0;
+        while (self.aside.len() > ASIDE_MAX || self.aside_bytes > bytes_max)
+            && let Some((path, bytes)) = self.aside.pop_front()
+        {
+            self.aside_bytes -= bytes;
+            removed += u64::from(fs::remove_file(path).is_ok());
+        }
+        removed
     }
 }
 
@@ -632,73 +941,20 @@ impl Ord for Ranked {
     }
 }
 
-/// What stands before the body in a file.
-fn header(payload: &Payload, body: &[u8]) -> Vec<u8> {
-    let mut covered = Vec::with_capacity(64);
-    covered.extend_from_slice(&payload.points.to_le_bytes());
-    covered.extend_from_slice(&(body.len() as u64).to_le_bytes());
-    for word in [payload.kind, payload.coding.word()] {
-        covered.push(word.len() as u8);
-        covered.extend_from_slice(word.as_bytes());
+/// Header and body of a file.
+fn content(payload: &Payload) -> io::Result<(Vec<u8>, &[u8])> {
+    match &payload.body {
+        Body::Bytes(body) => Ok((header(payload, body), body)),
+        Body::Batch(_) => Err(io::ErrorKind::Unsupported.into()),
     }
-    let mut checksum = crc32fast::Hasher::new();
-    checksum.update(&covered);
-    checksum.update(body);
-    let mut header = Vec::with_capacity(PREFIX + covered.len());
-    header.extend_from_slice(MAGIC);
-    header.extend_from_slice(&VERSION.to_le_bytes());
-    header.extend_from_slice(&((PREFIX + covered.len()) as u16).to_le_bytes());
-    header.extend_from_slice(&checksum.finalize().to_le_bytes());
-    header.extend_from_slice(&covered);
-    header
-}
-
-/// Reads the content of a file, or says why it cannot be.
-fn parse(content: &[u8], kinds: &[&'static str]) -> Result<Payload, String> {
-    let short = || "it is cut short".to_owned();
-    let rest = content.strip_prefix(MAGIC).ok_or("it is no payload of tallyd's")?;
-    let (version, rest) = rest.split_first_chunk().ok_or_else(short)?;
-    let version = u16::from_le_bytes(*version);
-    if version != VERSION {
-        return Err(format!(
-            "it has version {version}, which this version of tallyd does not know"
-        ));
-    }
-    let (_, rest) = rest.split_first_chunk::<2>().ok_or_else(short)?;
-    let (checksum, rest) = rest.split_first_chunk().ok_or_else(short)?;
-    if crc32fast::hash(rest) != u32::from_le_bytes(*checksum) {
-        return Err("its checksum is wrong".to_owned());
-    }
-    let (points, rest) = rest.split_first_chunk().ok_or_else(short)?;
-    let (length, rest) = rest.split_first_chunk().ok_or_else(short)?;
-    let (kind, rest) = word(rest).ok_or_else(short)?;
-    let (coding, body) = word(rest).ok_or_else(short)?;
-    if u64::from_le_bytes(*length) != body.len() as u64 {
-        return Err(short());
-    }
-    let kind = kinds.iter().find(|known| known.as_bytes() == kind);
-    let coding = Coding::ALL.into_iter().find(|known| known.word().as_bytes() == coding);
-    Ok(Payload {
-        kind: kind.ok_or("its kind is unknown")?,
-        points: u64::from_le_bytes(*points),
-        coding: coding.ok_or("its coding is unknown")?,
-        body: Body::Bytes(body.to_vec()),
-    })
-}
-
-/// A word behind its length.
-fn word(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (length, rest) = bytes.split_first()?;
-    rest.split_at_checked(usize::from(*length))
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use proptest::prelude::*;
-
     use super::*;
+    use crate::encode::Coding;
 
     const KINDS: &[&str] = &["series", "events"];
 
@@ -729,7 +985,12 @@ mod tests {
         fn open(&self) -> Spool {
             let endpoint = Endpoint { sink: "sink", ..Endpoint::default() };
             let gate = gate(&self.fault);
-            Spool::open(self.root.path(), &self.config, 1, "e", KINDS, Arc::new(endpoint), gate)
+            self.open_with(endpoint, gate)
+        }
+
+        fn open_with(&self, endpoint: Endpoint, gate: Gate) -> Spool {
+            let folder = Folder::new("https://a", b"key", "https://a");
+            Spool::open(self.root.path(), &self.config, 1, &folder, KINDS, Arc::new(endpoint), gate)
         }
 
         fn fail(&self, fault: Option<(Op, i32)>) {
@@ -749,17 +1010,28 @@ mod tests {
         spool.release(spool.put(&payload(points), 1_700_000_000).unwrap());
     }
 
+    fn newest(spool: &Spool) -> Option<Entry> {
+        loop {
+            match spool.newest() {
+                Next::Entry(entry) => return Some(entry),
+                Next::List => assert!(spool.find_newest()),
+                Next::Nothing => return None,
+            }
+        }
+    }
+
     /// The points of what is read, taken newest first.
     fn drain(spool: &Spool) -> Vec<u64> {
         let mut found = Vec::new();
-        while let Some(mut entry) = spool.newest() {
+        while let Some(mut entry) = newest(spool) {
             if let Found::Payload(read) = spool.read(&mut entry) {
                 let points = read.points;
                 let Body::Bytes(body) = read.body else { panic!("no bytes") };
                 assert_eq!((read.kind, read.coding), ("series", Coding::Zstd));
                 assert_eq!(body, points.to_string().as_bytes());
                 found.push(points);
-                spool.remove(entry);
+                spool.discard(&entry);
+                spool.sweep();
             }
         }
         found
@@ -845,13 +1117,14 @@ mod tests {
             put(&spool, 1);
             put(&spool, 2);
             world.fail(Some((Op::Read, errno)));
-            let mut entry = spool.newest().unwrap();
+            let mut entry = newest(&spool).unwrap();
             assert!(matches!(spool.read(&mut entry), Found::Later));
             spool.release(entry);
             world.fail(Some((Op::Remove, errno)));
-            let mut entry = spool.newest().unwrap();
+            let mut entry = newest(&spool).unwrap();
             assert!(matches!(spool.read(&mut entry), Found::Payload(_)));
-            spool.remove(entry);
+            spool.discard(&entry);
+            spool.sweep();
             assert_eq!(waiting(&spool), [1, 1, SIZE], "what was delivered does not wait");
             assert_eq!(files(&spool).len(), 2);
             world.fail(None);
@@ -927,74 +1200,278 @@ mod tests {
         assert_eq!(waiting(&spool), [0, 0, 0]);
     }
 
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(128))]
-        #[test]
-        fn only_what_was_written_is_read(
-            body in prop::collection::vec(any::<u8>(), 0..100),
-            points: u64,
-            at: prop::sample::Index,
-            flip in 1..=255_u8,
-            noise in prop::collection::vec(any::<u8>(), 0..60),
-        ) {
-            let payload =
-                Payload { kind: "events", points, coding: Coding::Gzip, body: Body::Bytes(body.clone()) };
-            let mut file = header(&payload, &body);
-            file.extend_from_slice(&body);
-            let read = parse(&file, KINDS).unwrap();
-            prop_assert_eq!((read.kind, read.points, read.coding), ("events", points, Coding::Gzip));
-            prop_assert!(matches!(read.body, Body::Bytes(read) if read == body));
-            for end in 0..file.len() {
-                prop_assert!(parse(&file[..end], KINDS).is_err());
-            }
-            let at = at.index(file.len());
-            file[at] ^= flip;
-            // The header's own length is for later versions.
-            prop_assert!((10..12).contains(&at) || parse(&file, KINDS).is_err());
-            // Even a right checksum vouches for nothing.
-            let mut forged = MAGIC.to_vec();
-            forged.extend_from_slice(&[1, 0, 0, 0]);
-            forged.extend_from_slice(&crc32fast::hash(&noise).to_le_bytes());
-            forged.extend_from_slice(&noise);
-            prop_assert!(parse(&forged, KINDS).is_err());
-        }
-    }
-
     #[test]
-    fn a_file_that_fails_again_and_again_is_set_aside() {
+    fn a_file_that_fails_again_and_again_is_set_aside_and_a_whole_disk_is_not() {
         let world = World::new();
         let spool = world.open();
         put(&spool, 7);
-        world.fail(Some((Op::Read, libc::EIO)));
-        let mut entry = spool.newest().unwrap();
-        for _ in 1..TRIES {
-            assert!(matches!(spool.read(&mut entry), Found::Later));
+        let mut entry = newest(&spool).unwrap();
+        let mut fail = || {
+            world.fail(Some((Op::Read, libc::EIO)));
+            let found = spool.read(&mut entry);
+            world.fail(None);
+            found
+        };
+        for _ in 0..20 {
+            assert!(matches!(fail(), Found::Later));
         }
-        assert!(matches!(spool.read(&mut entry), Found::Gone));
+        for _ in 1..TRIES {
+            put(&spool, 1);
+            assert_eq!(drain(&spool), [1]);
+            assert!(matches!(fail(), Found::Later));
+        }
+        put(&spool, 1);
+        assert_eq!(drain(&spool), [1]);
+        assert!(matches!(fail(), Found::Gone));
         assert_eq!((spool.endpoint.unreadable.get(), spool.endpoint.set_aside.get()), (7, 1));
     }
 
     #[test]
-    fn a_backlog_beyond_the_index_is_found_by_listing() {
+    fn what_is_set_aside_has_a_bound() {
+        let mut world = World::new();
+        world.config.max_bytes = 10 * ASIDE_PART;
+        let folder = world.open().folder;
+        let strangers = |from: usize, to: usize| {
+            (from..to).for_each(|n| fs::write(folder.join(format!("x{n:04}")), "12").unwrap());
+        };
+        strangers(0, 3);
+        let aside = || fs::read_dir(folder.join(BAD)).unwrap().count();
+        assert_eq!((world.open().endpoint.set_aside_removed.get(), aside()), (0, 3));
+        strangers(3, 9);
+        let spool = world.open();
+        assert_eq!((spool.endpoint.set_aside.get(), aside()), (6, 5), "5 of 2 bytes fit");
+        assert_eq!(spool.endpoint.set_aside_removed.get(), 4);
+
+        world.config.max_bytes = u64::MAX;
+        strangers(10, 10 + ASIDE_MAX);
+        assert_eq!(world.open().endpoint.set_aside_removed.get(), 5);
+        assert_eq!(aside(), ASIDE_MAX);
+    }
+
+    #[test]
+    fn one_that_cannot_be_removed_holds_up_no_other() {
         let world = World::new();
         let spool = world.open();
+        (1..=3).for_each(|points| put(&spool, points));
+        let mut taken: Vec<_> = (0..3).map(|_| newest(&spool).unwrap()).collect();
+        // Not even root can unlink a folder.
+        let stuck = spool.path(&taken[2]);
+        fs::remove_file(&stuck).unwrap();
+        fs::create_dir(&stuck).unwrap();
+        let last = taken.remove(0);
+        taken.iter().rev().for_each(|entry| spool.discard(entry));
+        spool.sweep();
+        spool.discard(&last);
+        spool.sweep();
+        assert_eq!(files(&spool), [stuck.file_name().unwrap().to_str().unwrap()]);
+        assert_eq!(spool.endpoint.spool_errors.get(), 2);
+        fs::remove_dir(&stuck).unwrap();
+        fs::write(&stuck, "").unwrap();
+        spool.sweep();
+        assert!(files(&spool).is_empty(), "it goes once it can");
+    }
+
+    #[test]
+    fn a_disk_from_which_nothing_can_be_removed_is_not_filled() {
+        let mut world = World::new();
+        world.config.max_bytes = 3 * SIZE;
+        let spool = world.open();
+        world.fail(Some((Op::Remove, libc::EIO)));
+        for points in 1..=3 {
+            let entry = spool.put(&payload(points), 0).unwrap();
+            spool.discard(&entry);
+            spool.sweep();
+        }
+        assert!(spool.put(&payload(4), 0).is_none());
+        assert_eq!(files(&spool).len(), 3);
+        world.fail(None);
+        put(&spool, 5);
+        assert_eq!(files(&spool).len(), 1);
+        assert_eq!(drain(&spool), [5]);
+    }
+
+    #[test]
+    fn what_is_no_file_is_skipped() {
+        let world = World::new();
+        let spool = world.open();
+        put(&spool, 1);
+        let name = |n: u64| spool.folder.join(format!("{n:016x}-0-1-45-series.payload"));
+        fs::create_dir(name(7)).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", name(8)).unwrap();
+        let mkfifo = std::process::Command::new("mkfifo").arg(name(9)).status();
+        assert!(mkfifo.unwrap().success());
+        let spool = world.open();
+        assert_eq!(waiting(&spool), [1, 1, SIZE]);
+        // It takes the place of a file that was known.
+        let entry = newest(&spool).unwrap();
+        fs::remove_file(spool.path(&entry)).unwrap();
+        fs::rename(name(9), spool.path(&entry)).unwrap();
+        assert!(matches!(spool.read(&mut entry.clone()), Found::Later));
+    }
+
+    #[test]
+    fn the_folder_of_an_earlier_version_is_adopted_and_goes_by_its_key() {
+        let folder = |address: &str, key: &str| Folder::new(address, key.as_bytes(), address);
+        let name = folder("https://a", "key").name;
+        assert_ne!(name, folder("https://b", "key").name);
+        assert_ne!(name, folder("https://a", "other key").name);
+        // By `printf 'https://a\0key' | sha256sum`.
+        assert!(name.ends_with("-c3dc825c8926"), "{name}");
+
+        let world = World::new();
+        let (folder, former) = {
+            let spool = world.open();
+            put(&spool, 3);
+            (spool.folder, spool.former)
+        };
+        fs::rename(&folder, &former).unwrap();
+        assert_eq!(drain(&world.open()), [3]);
+        assert!(!former.exists());
+        // Whoever was downgraded in between has both: nobody knows whose the older one is.
+        put(&world.open(), 4);
+        fs::create_dir(&former).unwrap();
+        assert_eq!(drain(&world.open()), [4]);
+        assert!(former.exists());
+    }
+
+    #[test]
+    fn two_that_come_at_once_load_it_once() {
+        let world = World::new();
+        (1..=3).for_each(|points| put(&world.open(), points));
+        world.fail(Some((Op::List, libc::EIO)));
+        let spool = world.open();
+        world.fail(None);
+        std::thread::scope(|scope| {
+            for points in [4, 5] {
+                let spool = &spool;
+                scope.spawn(move || put(spool, points));
+            }
+        });
+        assert_eq!(waiting(&spool), [5, 15, 5 * SIZE]);
+        assert_eq!(spool.endpoint.found.get(), 6);
+        let mut all = drain(&spool);
+        all.sort_unstable();
+        assert_eq!(all, [1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn who_must_not_wait_for_a_disk_does_not() {
+        for hanging in [Op::Remove, Op::List] {
+            let world = World::new();
+            let (begun, begins) = std::sync::mpsc::channel();
+            let (end, ends) = std::sync::mpsc::channel::<()>();
+            let (begun, ends) = (Mutex::new(begun), Mutex::new(ends));
+            let hangs = Arc::new(AtomicBool::new(false));
+            let on = Arc::clone(&hangs);
+            let gate: Gate = Arc::new(move |op| {
+                if on.load(Relaxed) && op == hanging {
+                    begun.lock().unwrap().send(()).unwrap();
+                    let _ = ends.lock().unwrap().recv();
+                }
+                Ok(())
+            });
+            let spool = world.open_with(Endpoint { sink: "sink", ..Endpoint::default() }, gate);
+            (1..=3).for_each(|points| put(&spool, points));
+            let first = newest(&spool).unwrap();
+            spool.discard(&first);
+            hangs.store(true, Relaxed);
+            std::thread::scope(|scope| {
+                scope.spawn(|| match hanging {
+                    Op::Remove => spool.sweep(),
+                    _ => assert!(spool.find_newest()),
+                });
+                begins.recv().unwrap();
+                // If one of these waited, this test would never end.
+                let second = newest(&spool).unwrap();
+                spool.release(second);
+                let second = newest(&spool).unwrap();
+                spool.defer(second);
+                let third = newest(&spool).unwrap();
+                spool.discard(&third);
+                assert!(spool.has_backlog() && !spool.is_over(0));
+                hangs.store(false, Relaxed);
+                drop(end);
+            });
+        }
+    }
+
+    /// From the operation with this number on all fail, as if the process were no more.
+    fn dying(number: usize) -> (Gate, Arc<AtomicU64>) {
+        let count = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&count);
+        let gate: Gate = Arc::new(move |_| match counted.fetch_add(1, Relaxed) {
+            before if before < number as u64 => Ok(()),
+            _ => Err(io::Error::from_raw_os_error(libc::EIO)),
+        });
+        (gate, count)
+    }
+
+    #[test]
+    fn a_split_cut_short_leaves_the_whole_or_its_halves() {
+        let endpoint = || Endpoint { sink: "sink", ..Endpoint::default() };
+        let mut seen = HashSet::new();
+        for number in 0.. {
+            let world = World::new();
+            put(&world.open(), 9);
+            let (gate, count) = dying(usize::MAX);
+            let opened = world.open_with(endpoint(), gate);
+            let before = count.load(Relaxed) as usize;
+            drop(opened);
+
+            let (gate, count) = dying(before + number);
+            let spool = world.open_with(endpoint(), gate);
+            let whole = newest(&spool).unwrap();
+            let split = spool.split(whole, &[payload(4), payload(5)]);
+            let done = count.load(Relaxed) as usize <= before + number;
+            assert_ne!(split.is_some(), spool.endpoint.spool_failing.load(Relaxed));
+            drop(spool);
+            let mut left = drain(&world.open());
+            left.sort_unstable();
+            assert!(left == [9] || left == [4, 5], "cut at {number}: {left:?}");
+            seen.insert(left);
+            let files = files(&world.open());
+            assert!(files.is_empty(), "{files:?}");
+            if done {
+                break;
+            }
+        }
+        assert_eq!(seen.len(), 2);
+    }
+
+    #[test]
+    fn a_backlog_beyond_the_index_is_found_by_listing() {
+        let mut world = World::new();
+        world.config.max_bytes = 9 * SIZE;
+        let spool = world.open();
+        let small = || spool.state().index = Index::new(3);
+        small();
         (1..=9).for_each(|points| put(&spool, points));
-        // As if the index held only the newest three.
-        let mut index = spool.index();
-        index.hidden = index.backlog.drain(..6).count() as u64;
-        index.floor = 7;
-        drop(index);
-        assert_eq!(spool.oldest().map(|entry| entry.points), Some(1));
-        let late =
-            Entry { sequence: 1, time: 0, points: 1, bytes: SIZE, kind: "series", failures: 0 };
-        let doomed: Vec<_> = spool.index().doomed.drain(..).collect();
-        assert_eq!(doomed.iter().map(|entry| entry.points).collect::<Vec<_>>(), [2, 3, 4, 5, 6]);
-        // Given back, each is only counted.
-        doomed.into_iter().chain([late]).for_each(|entry| spool.release(entry.clone()));
-        // The names that a restart would build are the same.
-        assert_eq!(spool.index().hidden, 6);
         assert_eq!(drain(&spool), [9, 8, 7, 6, 5, 4, 3, 2, 1]);
         assert!(!spool.has_backlog());
+
+        small();
+        (1..=9).for_each(|points| put(&spool, points));
+        put(&spool, 1);
+        put(&spool, 2);
+        assert_eq!(drain(&spool), [2, 1, 9, 8, 7, 6, 5, 4, 3], "the oldest made room");
+
+        // One is on its way and another delivered, while the folder is listed.
+        small();
+        (1..=5).for_each(|points| put(&spool, points));
+        let delivered = newest(&spool).unwrap();
+        let under_way = newest(&spool).unwrap();
+        (6..=9).for_each(|points| put(&spool, points));
+        world.fail(Some((Op::Remove, libc::EIO)));
+        spool.discard(&delivered);
+        spool.sweep();
+        world.fail(None);
+        let mut found: Vec<u64> = Vec::new();
+        while let Some(entry) = newest(&spool) {
+            found.push(entry.points);
+        }
+        assert_eq!(found, [9, 8, 7, 6, 3, 2, 1]);
+        spool.release(under_way);
+        assert_eq!(drain(&spool), [4]);
     }
 
     #[test]
@@ -1009,7 +1486,7 @@ mod tests {
             (4..7, 1, false, &[4]),
             (20..30, 1, true, &[]),
         ] {
-            let found = spool.scan(range, most, newest, |_, _| {}).unwrap();
+            let found = spool.scan(&Listing { range, most, newest }, |_, _| {}).unwrap();
             assert_eq!(found.iter().map(|entry| entry.points).collect::<Vec<_>>(), expected);
         }
     }

@@ -1,5 +1,8 @@
 //! HTTP: health, metrics, series as JSON, and the endpoint that takes in lines.
 
+mod api;
+mod guard;
+mod history;
 pub mod series;
 
 use std::net::SocketAddr;
@@ -9,7 +12,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, FromRequest, Query, Request, State};
+use axum::extract::{DefaultBodyLimit, FromRequest, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
@@ -19,6 +22,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
 
+use self::guard::Guard;
+use self::history::History;
 use crate::batch::Batch;
 use crate::encode::exposition::{self, Labels, Type};
 use crate::intake::Untouched;
@@ -41,6 +46,12 @@ pub struct Config {
     pub trace_listen: String,
     /// Bytes of a body posted to the proxy endpoint; a longer one is refused.
     pub body_max: usize,
+    /// What others than this machine's own users must send to see the page, `/api/` and `/debug/`,
+    /// as `Authorization: Bearer` or `?token=`; while it is empty, nobody else sees them.
+    pub token: String,
+    /// Bytes for the last hour of each series, which the page plots: about 1700 for a series at 10 s.
+    /// Series beyond have no plot.
+    pub history_bytes: usize,
 }
 
 impl Default for Config {
@@ -50,6 +61,8 @@ impl Default for Config {
             health_listen: String::new(),
             trace_listen: String::new(),
             body_max: 5 * 1024 * 1024,
+            token: String::new(),
+            history_bytes: 4 * 1024 * 1024,
         }
     }
 }
@@ -67,6 +80,8 @@ pub struct Status {
     prometheus: Option<Arc<Prometheus>>,
     /// The last flush.
     last: Mutex<Arc<Batch>>,
+    history: Mutex<History>,
+    started: Time,
     /// Takes in what is posted; `None` once nothing more is taken.
     proxy: Mutex<Option<Reader>>,
     posts: Arc<Semaphore>,
@@ -74,16 +89,21 @@ pub struct Status {
 }
 
 impl Status {
-    /// `prometheus` is `None` when that sink is off; `proxy` takes in what is posted.
+    /// `prometheus` is `None` when that sink is off; `proxy` takes in what is posted; `interval` is
+    /// the length of a bucket in seconds.
     pub fn new(
+        config: &Config,
         telemetry: Arc<Telemetry>,
         prometheus: Option<Arc<Prometheus>>,
         proxy: Reader,
+        interval: u32,
     ) -> Self {
         Self {
             telemetry,
             prometheus,
             last: Mutex::default(),
+            history: Mutex::new(History::new(interval, config.history_bytes)),
+            started: Time::now(),
             proxy: Mutex::new(Some(proxy)),
             posts: Arc::new(Semaphore::new(UNDER_WAY_MAX)),
             pages: Arc::new(Semaphore::new(UNDER_WAY_MAX)),
@@ -98,7 +118,13 @@ impl Status {
 
     /// Shows this batch from now on.
     pub fn show(&self, batch: Arc<Batch>) {
+        self.history.lock().expect("no panic under this lock").record(&batch);
         *self.last.lock().expect("no panic under this lock") = batch;
+    }
+
+    /// Seconds of a bucket.
+    fn interval(&self) -> i64 {
+        self.history.lock().expect("no panic under this lock").interval()
     }
 
     fn last(&self) -> Arc<Batch> {
@@ -185,7 +211,8 @@ impl Servers {
             let _ = stopped.changed().await;
         };
         self.tasks.push(tokio::spawn(async move {
-            let served = axum::serve(listener, router).with_graceful_shutdown(stopped).await;
+            let service = router.into_make_service_with_connect_info::<SocketAddr>();
+            let served = axum::serve(listener, service).with_graceful_shutdown(stopped).await;
             if let Err(error) = served {
                 tracing::error!("the HTTP server on {address} ended: {error}");
             }
@@ -206,10 +233,14 @@ impl Servers {
 }
 
 fn everything(config: &Config, status: &Arc<Status>) -> Router {
-    Router::new()
+    let guard = Guard::new(&config.token);
+    let guarded = Router::new()
         .route("/", get(index))
+        .merge(api::routes())
+        .layer(axum::middleware::from_fn_with_state(guard, guard::check));
+    Router::new()
         .route("/metrics", get(metrics))
-        .route("/api/series", get(api_series))
+        .merge(guarded)
         .with_state(Arc::clone(status))
         .merge(proxy(config, status))
         .merge(health())
@@ -260,22 +291,6 @@ async fn metrics(State(status): State<Arc<Status>>) -> Response {
     elsewhere(permit, page).await
 }
 
-async fn api_series(
-    State(status): State<Arc<Status>>,
-    query: Result<Query<series::Query>, axum::extract::rejection::QueryRejection>,
-) -> Response {
-    let query = match query {
-        Ok(Query(query)) => query,
-        Err(error) => {
-            let problem = format!("{error}; known are name, tag, limit\n");
-            return (StatusCode::BAD_REQUEST, problem).into_response();
-        }
-    };
-    let Ok(permit) = Arc::clone(&status.pages).try_acquire_owned() else { return busy() };
-    let page = move || axum::Json(series::document(&status.last(), &query)).into_response();
-    elsewhere(permit, page).await
-}
-
 /// Does what takes a while, or waits for a lock, away from the control plane's own threads. The
 /// permit is held until it is done, even if the client has gone.
 async fn elsewhere(
@@ -294,7 +309,7 @@ fn busy() -> Response {
 }
 
 async fn index() -> Html<&'static str> {
-    Html(include_str!("index.html"))
+    Html(include_str!("page.html"))
 }
 
 #[cfg(test)]
@@ -331,7 +346,7 @@ mod tests {
         };
         let options = intake::Config::default().options(Dialect::Datadog);
         let reader = Reader::new(shared, telemetry.listener("http".to_owned()), options, false);
-        Arc::new(Status::new(telemetry, None, reader))
+        Arc::new(Status::new(&Config::default(), telemetry, None, reader, 10))
     }
 
     fn samples(status: &Status) -> u64 {
@@ -363,8 +378,8 @@ mod tests {
             }
         });
         is_locked.recv().unwrap();
-        let query = Ok(Query(series::Query::default()));
-        let page = tokio::spawn(api_series(State(Arc::clone(&status)), query));
+        let query = Ok(axum::extract::Query(series::Query::default()));
+        let page = tokio::spawn(api::series(State(Arc::clone(&status)), query));
         // This thread is the only one: were it to wait for the lock, nobody would release it.
         tokio::task::yield_now().await;
         let _ = release.send(());

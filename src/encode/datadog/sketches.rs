@@ -15,7 +15,7 @@ const POINTS_MAX: usize = 64;
 
 pub fn encode(batch: &Batch, output: Output<'_>) {
     let mut gatherer = Gatherer::new(output, FRAME);
-    for rows in batch.series() {
+    for rows in batch.series_and_own() {
         let points: Vec<(i64, &Sketch)> = rows.iter().filter_map(point).collect();
         for points in points.chunks(POINTS_MAX) {
             gatherer.item(points.len(), |bytes| {

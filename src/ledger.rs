@@ -1,0 +1,299 @@
+//! The loss ledger: what was read and what became of it, so that no point goes missing unseen.
+//!
+//! Two equations hold at any moment when nothing is under way, and to within what is under way
+//! otherwise:
+//!
+//! - lines read = samples + events + checks + rejects, for each listener;
+//! - points offered and found = delivered + spooled + held + dropped, for each endpoint of a sink.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
+
+use serde::Serialize;
+
+use crate::sample::Reject;
+use crate::telemetry::{self, Telemetry};
+use crate::time::Time;
+
+/// Everything at one moment. Counts are totals since the start.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Ledger {
+    /// Milliseconds since the Unix epoch.
+    pub time: i64,
+    pub listeners: Vec<Listener>,
+    pub aggregate: Aggregate,
+    /// What clients report of themselves, by metric: `datadog.dogstatsd.client.*`.
+    pub clients: BTreeMap<String, f64>,
+    pub sinks: Vec<Sink>,
+}
+
+/// What one listener read.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Listener {
+    pub name: String,
+    pub datagrams: u64,
+    pub bytes: u64,
+    /// Datagrams that the kernel dropped because the socket's buffer was full.
+    pub kernel_drops: u64,
+    /// Datagrams cut at `intake.buffer_size`.
+    pub truncated: u64,
+    pub read_errors: u64,
+    pub lines: u64,
+    pub samples: u64,
+    pub events: u64,
+    pub checks: u64,
+    /// By reason; those at zero are left out.
+    pub rejects: BTreeMap<&'static str, Rejected>,
+    /// Lines without an outcome: zero, but for what is under way.
+    pub difference: i64,
+}
+
+/// Lines refused for one reason.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Rejected {
+    pub lines: u64,
+    /// The beginning of a recent one, escaped.
+    pub excerpt: String,
+    /// When it came, in Unix seconds.
+    pub at: i64,
+}
+
+/// What became of samples, events and checks before they were points.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Aggregate {
+    /// Series held now.
+    pub contexts: u64,
+    /// Lines folded into `tallyd.overflow`.
+    pub overflow: u64,
+    /// Samples dropped by `rules.metric_blocklist`.
+    pub blocked: u64,
+    /// Values that were NaN or infinite.
+    pub non_finite: u64,
+    pub timed_dropped: u64,
+    pub events_dropped: u64,
+    /// Points handed to the sinks.
+    pub points: u64,
+}
+
+/// What one endpoint of a sink did with its points.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Sink {
+    pub sink: &'static str,
+    pub endpoint: String,
+    pub offered: u64,
+    /// Left on disk by an earlier process.
+    pub found: u64,
+    pub delivered: u64,
+    /// In memory now.
+    pub held: u64,
+    /// On disk now.
+    pub spooled: u64,
+    pub spooled_bytes: u64,
+    pub spooled_payloads: u64,
+    /// Payloads sent again.
+    pub retries: u64,
+    /// By cause; those at zero are left out.
+    pub dropped: BTreeMap<&'static str, u64>,
+    /// Points without an outcome: zero, but for what is under way.
+    pub difference: i64,
+}
+
+impl Ledger {
+    pub fn of(telemetry: &Telemetry, now: Time) -> Self {
+        Self {
+            time: now.0,
+            listeners: telemetry.listeners().iter().map(|l| Listener::of(l)).collect(),
+            aggregate: Aggregate {
+                contexts: telemetry.contexts.load(Relaxed),
+                overflow: telemetry.overflow.get(),
+                blocked: telemetry.blocked.get(),
+                non_finite: telemetry.non_finite.get(),
+                timed_dropped: telemetry.timed_dropped.get(),
+                events_dropped: telemetry.events_dropped.get(),
+                points: telemetry.points.get(),
+            },
+            clients: telemetry.clients(),
+            sinks: telemetry.endpoints().iter().map(|e| Sink::of(e)).collect(),
+        }
+    }
+
+    /// What happened since an earlier ledger, in one line. Figures at zero are left out; `None`
+    /// when all are.
+    pub fn since(&self, before: &Self) -> Option<String> {
+        let mut figures = Vec::new();
+        let mut lost = Vec::new();
+        let total = |ledger: &Self, f: fn(&Listener) -> u64| ledger.listeners.iter().map(f).sum();
+        let grown = |f: fn(&Listener) -> u64| -> u64 {
+            u64::saturating_sub(total(self, f), total(before, f))
+        };
+        let mut tell = |figure: u64, word: &str| {
+            if figure > 0 {
+                figures.push(format!("{figure} {word}"));
+            }
+        };
+        tell(grown(|l| l.datagrams), "datagrams");
+        tell(grown(|l| l.lines), "lines");
+        tell(grown(|l| l.samples), "samples");
+        tell(grown(|l| l.events), "events");
+        tell(grown(|l| l.checks), "checks");
+        tell(self.aggregate.points.saturating_sub(before.aggregate.points), "points");
+        let delivered = |ledger: &Self| ledger.sinks.iter().map(|s| s.delivered).sum::<u64>();
+        tell(delivered(self).saturating_sub(delivered(before)), "delivered");
+        tell(self.sinks.iter().map(|s| s.held).sum(), "held");
+        tell(self.sinks.iter().map(|s| s.spooled).sum(), "spooled");
+        let then = before.losses();
+        for (cause, count) in self.losses() {
+            let count = count.saturating_sub(then.get(&cause).copied().unwrap_or(0));
+            if count > 0 {
+                lost.push(format!("{count} {cause}"));
+            }
+        }
+        if figures.is_empty() && lost.is_empty() {
+            return None;
+        }
+        let mut line = figures.join(", ");
+        if !lost.is_empty() {
+            line += if line.is_empty() { "lost: " } else { "; lost: " };
+            line += &lost.join(", ");
+        }
+        Some(line)
+    }
+
+    /// Everything that was lost so far, by cause and place.
+    pub fn losses(&self) -> BTreeMap<String, u64> {
+        let mut losses = BTreeMap::new();
+        let mut lose = |cause: String, count: u64| {
+            if count > 0 {
+                *losses.entry(cause).or_default() += count;
+            }
+        };
+        for listener in &self.listeners {
+            let name = &listener.name;
+            lose(format!("datagrams dropped by the kernel at {name}"), listener.kernel_drops);
+            for (reason, rejected) in &listener.rejects {
+                lose(format!("lines refused at {name} ({reason})"), rejected.lines);
+            }
+        }
+        lose("values not finite".to_owned(), self.aggregate.non_finite);
+        lose("timestamped points over the limit".to_owned(), self.aggregate.timed_dropped);
+        lose("events and checks over the limit".to_owned(), self.aggregate.events_dropped);
+        for sink in &self.sinks {
+            for (cause, points) in &sink.dropped {
+                lose(format!("points dropped by {} ({cause})", sink.sink), *points);
+            }
+        }
+        losses
+    }
+}
+
+impl Listener {
+    fn of(listener: &telemetry::Listener) -> Self {
+        // Outcomes are read before lines: what comes in meanwhile shows as not done yet.
+        let (samples, events, checks) =
+            (listener.samples.get(), listener.events.get(), listener.checks.get());
+        let rejects = Reject::ALL.into_iter().filter_map(|reason| {
+            let lines = listener.rejects.of(reason).get();
+            let last = listener.rejects.last(reason);
+            let (at, excerpt) = last.map_or_else(Default::default, |l| (l.at.seconds(), l.excerpt));
+            (lines > 0).then(|| (reason.word(), Rejected { lines, excerpt, at }))
+        });
+        let rejects: BTreeMap<_, _> = rejects.collect();
+        let outcomes = samples + events + checks + rejects.values().map(|r| r.lines).sum::<u64>();
+        let lines = listener.lines.get();
+        Self {
+            name: listener.name.clone(),
+            datagrams: listener.datagrams.get(),
+            bytes: listener.bytes.get(),
+            kernel_drops: listener.kernel_drops.get(),
+            truncated: listener.truncated.get(),
+            read_errors: listener.read_errors.get(),
+            lines,
+            samples,
+            events,
+            checks,
+            rejects,
+            difference: lines as i64 - outcomes as i64,
+        }
+    }
+}
+
+impl Sink {
+    fn of(endpoint: &telemetry::Endpoint) -> Self {
+        let dropped: BTreeMap<_, _> =
+            endpoint.drops().into_iter().filter(|(_, points)| *points > 0).collect();
+        let (delivered, held) = (endpoint.delivered.get(), endpoint.held.load(Relaxed));
+        let spooled = endpoint.spooled.points.load(Relaxed);
+        let (offered, found) = (endpoint.offered.get(), endpoint.found.get());
+        let outcomes = delivered + held + spooled + dropped.values().sum::<u64>();
+        Self {
+            sink: endpoint.sink,
+            endpoint: endpoint.name.clone(),
+            offered,
+            found,
+            delivered,
+            held,
+            spooled,
+            spooled_bytes: endpoint.spooled.bytes.load(Relaxed),
+            spooled_payloads: endpoint.spooled.payloads.load(Relaxed),
+            retries: endpoint.retries.get(),
+            dropped,
+            difference: (offered + found) as i64 - outcomes as i64,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn telemetry() -> Telemetry {
+        let telemetry = Telemetry::default();
+        let listener = telemetry.listener("udp://x".to_owned());
+        listener.datagrams.add(2);
+        listener.lines.add(7);
+        listener.samples.add(4);
+        listener.events.add(1);
+        listener.rejects.add(Reject::Type, b"a:1|q\x01", Time::from_seconds(5));
+        listener.rejects.add(Reject::Type, b"a:2|q", Time::from_seconds(5));
+        let endpoint = telemetry.endpoint("datadog", "https://y".to_owned());
+        endpoint.offered.add(10);
+        endpoint.found.add(3);
+        endpoint.delivered.add(6);
+        endpoint.held.store(2, Relaxed);
+        endpoint.spooled.points.store(1, Relaxed);
+        endpoint.queue_full.add(4);
+        telemetry
+    }
+
+    #[test]
+    fn both_equations_hold_and_a_difference_shows() {
+        let telemetry = telemetry();
+        let ledger = Ledger::of(&telemetry, Time(0));
+        assert_eq!((ledger.listeners[0].difference, ledger.sinks[0].difference), (0, 0));
+        let rejected = &ledger.listeners[0].rejects["type"];
+        assert_eq!((rejected.lines, rejected.at), (2, 5));
+        assert_eq!(rejected.excerpt, "a:1|q\\x01", "the first of a second is kept");
+        telemetry.listeners()[0].lines.add(2);
+        telemetry.endpoints()[0].delivered.add(5);
+        let ledger = Ledger::of(&telemetry, Time(0));
+        assert_eq!((ledger.listeners[0].difference, ledger.sinks[0].difference), (2, -5));
+    }
+
+    #[test]
+    fn a_minute_is_one_line_without_zeros() {
+        let telemetry = telemetry();
+        let before = Ledger::of(&telemetry, Time(0));
+        assert_eq!(
+            before.since(&Ledger::default()).unwrap(),
+            "2 datagrams, 7 lines, 4 samples, 1 events, 6 delivered, 2 held, 1 spooled; \
+             lost: 2 lines refused at udp://x (type), 4 points dropped by datadog (queue_full)"
+        );
+        telemetry.endpoints()[0].held.store(0, Relaxed);
+        telemetry.endpoints()[0].spooled.points.store(0, Relaxed);
+        let ledger = Ledger::of(&telemetry, Time(60_000));
+        assert_eq!(ledger.since(&before), None);
+        telemetry.listeners()[0].kernel_drops.add(9);
+        let line = Ledger::of(&telemetry, Time(60_000)).since(&before).unwrap();
+        assert_eq!(line, "lost: 9 datagrams dropped by the kernel at udp://x");
+    }
+}

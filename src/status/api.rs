@@ -1,0 +1,359 @@
+//! The JSON behind the page and the terminal: `/api/` says what there is.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::extract::rejection::QueryRejection;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use http_body::Frame;
+use serde::Deserialize;
+use serde_json::{Value as Json, json};
+use tokio::sync::mpsc::Receiver;
+use tokio::time::Sleep;
+
+use super::{Status, busy, elsewhere, series};
+use crate::capture::{self, Record};
+use crate::cgroup::proc::{self, Proc};
+use crate::cost::Cost;
+use crate::ledger::Ledger;
+use crate::telemetry::recorder::Datagram;
+use crate::telemetry::tap::Picked;
+use crate::time::Time;
+
+/// Every path below `/api/`, its parameters, and what it gives.
+const PATHS: &[(&str, &str, &str)] = &[
+    (
+        "/api/overview",
+        "",
+        "everything the page shows at a glance: process, ledger, collectors, and the busiest names \
+         with their lines a second",
+    ),
+    ("/api/ledger", "", "every line and point with what became of it"),
+    (
+        "/api/series",
+        "name, tag, limit",
+        "the last flush: series whose name contains `name` and that have this tag",
+    ),
+    (
+        "/api/cost",
+        "name, limit",
+        "series of the last flush, or of this name, by name, and tag keys by the series they multiply",
+    ),
+    ("/api/rates", "limit", "names by lines a second, estimated from a sample of the traffic"),
+    (
+        "/api/history",
+        "name, tags",
+        "the last hour of one series: tags are separated by commas, in order",
+    ),
+    (
+        "/api/tap",
+        "filter, seconds",
+        "a sample of the lines that come in and contain the filter, one JSON object a line",
+    ),
+    ("/api/capture", "seconds", "what is received from now on, in the Agent's capture format"),
+];
+
+/// Names and keys shown when the request does not say how many.
+const LIMIT: usize = 50;
+
+/// Linux gives processor time to programs in these units on every machine.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// How long a tap or a capture stays open at most, and a capture when not told.
+const TAP_SECONDS: u64 = 3600;
+const CAPTURE_SECONDS: u64 = 60;
+
+pub fn routes() -> Router<Arc<Status>> {
+    Router::new()
+        .route("/api", get(paths))
+        .route("/api/", get(paths))
+        .route("/api/overview", get(overview))
+        .route("/api/ledger", get(ledger))
+        .route("/api/series", get(series))
+        .route("/api/cost", get(cost))
+        .route("/api/rates", get(rates))
+        .route("/api/history", get(history))
+        .route("/api/tap", get(tap))
+        .route("/api/capture", get(capture))
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Limit {
+    limit: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CostOf {
+    name: Option<String>,
+    limit: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Seconds {
+    seconds: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OneSeries {
+    name: String,
+    #[serde(default)]
+    tags: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Lines {
+    #[serde(default)]
+    filter: String,
+    seconds: Option<u64>,
+}
+
+type Query<T> = Result<axum::extract::Query<T>, QueryRejection>;
+type Shared = State<Arc<Status>>;
+
+async fn paths() -> axum::Json<Json> {
+    let path = |(path, parameters, gives): &(&str, &str, &str)| json!({"path": path, "parameters": parameters, "gives": gives});
+    axum::Json(PATHS.iter().map(path).collect())
+}
+
+async fn ledger(State(status): Shared) -> axum::Json<Ledger> {
+    axum::Json(Ledger::of(&status.telemetry, Time::now()))
+}
+
+async fn overview(State(status): Shared) -> Response {
+    read(status, |status| json(&status.overview(Time::now()))).await
+}
+
+pub(super) async fn series(State(status): Shared, query: Query<series::Query>) -> Response {
+    let query = match checked(query) {
+        Ok(query) => query,
+        Err(problem) => return problem.into_response(),
+    };
+    read(status, move |status| json(&series::document(&status.last(), &query))).await
+}
+
+async fn cost(State(status): Shared, query: Query<CostOf>) -> Response {
+    let CostOf { name, limit } = match checked(query) {
+        Ok(query) => query,
+        Err(problem) => return problem.into_response(),
+    };
+    read(status, move |status| {
+        let last = status.last();
+        let series = last.series().map(|rows| &*rows[0].context);
+        let wanted = series.filter(|c| name.as_ref().is_none_or(|name| c.name() == name));
+        json(&Cost::of(wanted, limit.unwrap_or(LIMIT)))
+    })
+    .await
+}
+
+async fn rates(State(status): Shared, query: Query<Limit>) -> Response {
+    match checked(query) {
+        Ok(query) => json(&status.rates(query.limit.unwrap_or(LIMIT), Time::now())),
+        Err(problem) => problem.into_response(),
+    }
+}
+
+async fn history(State(status): Shared, query: Query<OneSeries>) -> Response {
+    let query = match checked(query) {
+        Ok(query) => query,
+        Err(problem) => return problem.into_response(),
+    };
+    read(status, move |status| {
+        let tags: Vec<_> = query.tags.split(',').filter(|tag| !tag.is_empty()).collect();
+        let history = status.history.lock().expect("no panic under this lock");
+        let found = history.points(&query.name, &tags).map(|(context, points)| {
+            json!({"kind": context.kind().word(), "host": context.host(), "points": points})
+        });
+        let (series_max, left_out) = history.room();
+        json(&json!({
+            "interval": history.interval(),
+            "series": found.collect::<Vec<_>>(),
+            "series_max": series_max,
+            "left_out": left_out,
+        }))
+    })
+    .await
+}
+
+async fn tap(State(status): Shared, query: Query<Lines>) -> Response {
+    let query = match checked(query) {
+        Ok(query) => query,
+        Err(problem) => return problem.into_response(),
+    };
+    let Some(lines) = status.telemetry.tap.watch(&query.filter) else { return busy() };
+    let seconds = query.seconds.unwrap_or(TAP_SECONDS).min(TAP_SECONDS);
+    let until = tokio::time::Instant::now() + Duration::from_secs(seconds);
+    let body = Body::new(TapBody { lines, until: Box::pin(tokio::time::sleep_until(until)) });
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
+}
+
+async fn capture(State(status): Shared, query: Query<Seconds>) -> Response {
+    let seconds = match checked(query) {
+        Ok(query) => query.seconds.unwrap_or(CAPTURE_SECONDS).min(TAP_SECONDS),
+        Err(problem) => return problem.into_response(),
+    };
+    let Some(datagrams) = status.telemetry.recorder.start() else {
+        return (StatusCode::CONFLICT, "a capture is under way already\n").into_response();
+    };
+    let until = Box::pin(tokio::time::sleep(Duration::from_secs(seconds)));
+    let body = CaptureBody { status, datagrams, until, stage: Stage::Header };
+    ([(header::CONTENT_TYPE, "application/octet-stream")], Body::new(body)).into_response()
+}
+
+/// A capture file, as it comes about.
+struct CaptureBody {
+    status: Arc<Status>,
+    datagrams: Receiver<Datagram>,
+    until: Pin<Box<Sleep>>,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Header,
+    Records,
+    Over,
+}
+
+impl http_body::Body for CaptureBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let some = |bytes: Bytes| Poll::Ready(Some(Ok(Frame::data(bytes))));
+        match self.stage {
+            Stage::Header => {
+                self.stage = Stage::Records;
+                return some(Bytes::from_static(capture::header()));
+            }
+            Stage::Records => {}
+            Stage::Over => return Poll::Ready(None),
+        }
+        if let Poll::Ready(Some(datagram)) = self.datagrams.poll_recv(context) {
+            let Datagram { time, bytes, pid } = datagram;
+            return some(Record::new(time.0 * 1_000_000, &bytes, pid as i32).bytes().into());
+        }
+        std::task::ready!(self.until.as_mut().poll(context));
+        self.stage = Stage::Over;
+        let missed = self.status.telemetry.recorder.missed();
+        if missed > 0 {
+            tracing::warn!("a capture misses {missed} datagrams: whoever takes it is too slow");
+        }
+        some(Bytes::from_static(capture::trailer()))
+    }
+}
+
+/// Each picked sample as a line of JSON, until it is time.
+struct TapBody {
+    lines: Receiver<Picked>,
+    until: Pin<Box<Sleep>>,
+}
+
+impl http_body::Body for TapBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if self.until.as_mut().poll(context).is_ready() {
+            return Poll::Ready(None);
+        }
+        self.lines.poll_recv(context).map(|picked| {
+            let line = serde_json::to_string(&picked?).expect("strings and numbers") + "\n";
+            Some(Ok(Frame::data(line.into())))
+        })
+    }
+}
+
+/// The parameters, or what is wrong with them.
+fn checked<T>(query: Query<T>) -> Result<T, (StatusCode, String)> {
+    let problem =
+        |error: QueryRejection| (StatusCode::BAD_REQUEST, format!("{}\n", error.body_text()));
+    query.map(|axum::extract::Query(query)| query).map_err(problem)
+}
+
+fn json(document: &impl serde::Serialize) -> Response {
+    axum::Json(document).into_response()
+}
+
+/// Answers away from the control threads, unless too many ask at once.
+async fn read(
+    status: Arc<Status>,
+    page: impl FnOnce(&Status) -> Response + Send + 'static,
+) -> Response {
+    let Ok(permit) = Arc::clone(&status.pages).try_acquire_owned() else { return busy() };
+    elsewhere(permit, move || page(&status)).await
+}
+
+impl Status {
+    fn rates(&self, limit: usize, now: Time) -> Json {
+        let (names, rest) = self.telemetry.tap.rates(limit, now);
+        json!({"names": names, "rest": rest})
+    }
+
+    fn overview(&self, now: Time) -> Json {
+        let last = self.last();
+        let ledger = Ledger::of(&self.telemetry, now);
+        let collectors = self.telemetry.collectors();
+        let collector = |c: &Arc<crate::telemetry::CollectorFigures>| {
+            json!({
+                "name": c.name,
+                "runs": c.runs.get(),
+                "errors": c.errors.get(),
+                "skipped": c.skipped.get(),
+                "samples": c.samples.get(),
+                "seconds": c.micros.load(Relaxed) as f64 / 1e6,
+            })
+        };
+        let (series_max, left_out) = self.history.lock().expect("no panic under this lock").room();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "time": now.0,
+            "started": self.started.0,
+            "interval": self.interval(),
+            "process": process(),
+            "flush": {
+                "at": last.flushed_at,
+                "series": last.series().count(),
+                "points": last.points(),
+                "seconds": self.telemetry.flush_micros.load(Relaxed) as f64 / 1e6,
+            },
+            "lost": ledger.losses(),
+            "ledger": ledger,
+            "collectors": collectors.iter().map(collector).collect::<Vec<_>>(),
+            "rates": self.rates(LIMIT, now),
+            "history": {"series_max": series_max, "left_out": left_out},
+        })
+    }
+}
+
+/// What tallyd itself takes from the machine; null when `/proc` does not say.
+fn process() -> Json {
+    let (proc, id) = (Proc::new("/proc"), std::process::id());
+    let stat = proc.of(id, "stat").ok().and_then(|text| proc::stat(&text));
+    let status = proc.of(id, "status").ok().map(|text| proc::status(&text));
+    json!({
+        "cpu_seconds": stat.map(|s| (s.user_ticks + s.system_ticks) as f64 / TICKS_PER_SECOND),
+        "rss_bytes": status.as_ref().and_then(|status| status.resident_bytes),
+        "threads": status.as_ref().and_then(|status| status.threads),
+        "open_files": proc.open_files(id).ok(),
+    })
+}

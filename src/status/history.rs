@@ -1,0 +1,206 @@
+//! The last hour of each series, in bounded memory, for plots.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use ahash::RandomState;
+
+use crate::batch::{Batch, Value};
+use crate::context::Context;
+
+/// Seconds that are remembered.
+const SPAN: i64 = 3600;
+
+/// Series whose ring takes this many bytes more than its figures: context, place in the table.
+const OVERHEAD: usize = 300;
+
+/// One figure per bucket and series: the value of a count or gauge, the number of members of a set,
+/// the average of a histogram, timer or distribution.
+#[derive(Debug)]
+pub struct History {
+    /// Seconds of a bucket.
+    interval: i64,
+    series_max: usize,
+    series: HashMap<Arc<Context>, Ring, RandomState>,
+    /// Series of the last batch for which there was no room.
+    left_out: usize,
+    /// When room was last looked for, in Unix seconds.
+    swept: i64,
+}
+
+/// Before every bucket, and far enough from the end of the numbers.
+const NONE: i64 = i64::MIN / 2;
+
+/// The figures of a series: one slot per bucket of the span.
+#[derive(Debug)]
+struct Ring {
+    slots: Box<[f32]>,
+    /// Bucket of the newest figure, as its time divided by the interval.
+    newest: i64,
+}
+
+impl History {
+    /// Holds at most about `bytes`.
+    pub fn new(interval: u32, bytes: usize) -> Self {
+        let interval = i64::from(interval.max(1));
+        let slots = slots(interval);
+        let series_max = bytes / (slots * size_of::<f32>() + OVERHEAD);
+        let series = HashMap::default();
+        Self { interval, series_max, series, left_out: 0, swept: 0 }
+    }
+
+    /// Seconds of a bucket.
+    pub const fn interval(&self) -> i64 {
+        self.interval
+    }
+
+    /// Series that can be held, and those of the last batch that could not.
+    pub const fn room(&self) -> (usize, usize) {
+        (self.series_max, self.left_out)
+    }
+
+    /// Adds the figures of a flush.
+    pub fn record(&mut self, batch: &Batch) {
+        self.left_out = 0;
+        if self.series.len() >= self.series_max && batch.flushed_at >= self.swept + 60 {
+            self.swept = batch.flushed_at;
+            let oldest = (batch.flushed_at - SPAN).div_euclid(self.interval);
+            self.series.retain(|_, ring| ring.newest > oldest);
+        }
+        for rows in batch.series() {
+            let context = &rows[0].context;
+            let full = self.series.len() >= self.series_max;
+            let ring = match self.series.get_mut(context) {
+                Some(ring) => ring,
+                None if full => {
+                    self.left_out += 1;
+                    continue;
+                }
+                None => self
+                    .series
+                    .entry(Arc::clone(context))
+                    .or_insert_with(|| Ring::new(self.interval)),
+            };
+            for row in rows {
+                // Points far from now have no place here.
+                if (row.time - batch.flushed_at).abs() < SPAN {
+                    ring.put(row.time.div_euclid(self.interval), figure(&row.value));
+                }
+            }
+        }
+    }
+
+    /// Points of the series with this name and these tags, oldest first, as time in Unix seconds
+    /// and figure; a series of another kind or host may share both.
+    pub fn points<'a>(
+        &'a self,
+        name: &'a str,
+        tags: &'a [&str],
+    ) -> impl Iterator<Item = (&'a Context, Vec<(i64, f32)>)> {
+        let wanted = move |context: &Context| {
+            context.name() == name && context.tags().eq(tags.iter().copied())
+        };
+        let found = self.series.iter().filter(move |(context, _)| wanted(context));
+        found.map(|(context, ring)| (&**context, ring.points(self.interval)))
+    }
+}
+
+fn slots(interval: i64) -> usize {
+    (SPAN / interval).max(1) as usize
+}
+
+fn figure(value: &Value) -> f32 {
+    match value {
+        Value::Count(value) | Value::Gauge(value) => *value as f32,
+        Value::Set(members) => *members as f32,
+        Value::Histogram(summary) => summary.avg() as f32,
+        Value::Distribution(sketch) => sketch.avg() as f32,
+    }
+}
+
+impl Ring {
+    fn new(interval: i64) -> Self {
+        Self { slots: vec![f32::NAN; slots(interval)].into(), newest: NONE }
+    }
+
+    /// `bucket` is a time divided by the interval.
+    fn put(&mut self, bucket: i64, figure: f32) {
+        let length = self.slots.len() as i64;
+        if self.newest == NONE {
+            self.newest = bucket;
+        }
+        // What lies between has no figure; the slots hold those of the last round.
+        for skipped in (self.newest + 1..=bucket).rev().take(self.slots.len()) {
+            self.slots[skipped.rem_euclid(length) as usize] = f32::NAN;
+        }
+        self.newest = self.newest.max(bucket);
+        if bucket > self.newest - length {
+            self.slots[bucket.rem_euclid(length) as usize] = figure;
+        }
+    }
+
+    fn points(&self, interval: i64) -> Vec<(i64, f32)> {
+        let length = self.slots.len() as i64;
+        let buckets = self.newest - length + 1..=self.newest;
+        let point = |bucket: i64| {
+            let figure = self.slots[bucket.rem_euclid(length) as usize];
+            (!figure.is_nan()).then_some((bucket * interval, figure))
+        };
+        buckets.filter_map(point).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::Row;
+    use crate::context::Source;
+    use crate::sample::Kind;
+
+    fn context(name: &str) -> Arc<Context> {
+        Arc::new(Context::new(name, Kind::Gauge, "h", vec!["a:b".to_owned()], Source::default()))
+    }
+
+    fn batch(flushed_at: i64, points: &[(&Arc<Context>, i64, f64)]) -> Batch {
+        let row = |&(context, time, value): &(&Arc<Context>, i64, f64)| Row {
+            context: Arc::clone(context),
+            time,
+            value: Value::Gauge(value),
+        };
+        Batch {
+            flushed_at,
+            interval: 10,
+            rows: points.iter().map(row).collect(),
+            ..Batch::default()
+        }
+    }
+
+    fn points(history: &History, name: &str) -> Vec<(i64, f32)> {
+        history.points(name, &["a:b"]).flat_map(|(_, points)| points).collect()
+    }
+
+    #[test]
+    fn an_hour_is_kept_with_its_gaps() {
+        let (mut history, a) = (History::new(10, 1 << 20), context("a"));
+        history.record(&batch(100_010, &[(&a, 99_990, 1.0), (&a, 100_000, 2.0)]));
+        history.record(&batch(100_060, &[(&a, 100_050, 7.0), (&a, 99_970, 0.5), (&a, 9, 1.0)]));
+        let expected = [(99_970, 0.5), (99_990, 1.0), (100_000, 2.0), (100_050, 7.0)];
+        assert_eq!(points(&history, "a"), expected);
+        history.record(&batch(103_600, &[(&a, 103_590, 3.0)]));
+        assert_eq!(points(&history, "a"), [(100_000, 2.0), (100_050, 7.0), (103_590, 3.0)]);
+        history.record(&batch(999_990, &[(&a, 999_990, 4.0)]));
+        assert_eq!(points(&history, "a"), [(999_990, 4.0)]);
+        assert_eq!(points(&history, "b"), []);
+    }
+
+    #[test]
+    fn room_is_bounded_and_made_of_series_that_have_ended() {
+        let mut history = History::new(10, 2 * (360 * 4 + OVERHEAD));
+        let all: Vec<_> = ["a", "b", "c"].map(context).into();
+        let rows = |time| all.iter().map(move |context| (context, time, 1.0)).collect::<Vec<_>>();
+        history.record(&batch(100_010, &rows(100_000)));
+        assert_eq!((history.room(), points(&history, "c").len()), ((2, 1), 0));
+        history.record(&batch(104_000, &[(&all[2], 104_000, 1.0)]));
+        assert_eq!((history.room(), points(&history, "c")), ((2, 0), vec![(104_000, 1.0)]));
+    }
+}
