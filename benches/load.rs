@@ -21,7 +21,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
-use tallyd::intake::{self, Untouched};
+use tallyd::intake::{self, Passed, Untouched};
 use tallyd::sys::{self, BATCH};
 use tallyd::telemetry::Telemetry;
 use tempfile::TempDir;
@@ -597,7 +597,8 @@ fn receive_only(address: &str) -> Result<ExitCode> {
         ..intake::Config::default()
     };
     let asked_for = Untouched { udp: false, socket: false, status: false };
-    let opened = intake::open(&config, asked_for, &Telemetry::default())?.remove(0);
+    let opened =
+        intake::open(&config, asked_for, Passed::default(), &Telemetry::default())?.remove(0);
     let (intake::Socket::Udp(socket) | intake::Socket::UnixDatagram(socket)) = opened.socket else {
         bail!("not for datagrams")
     };

@@ -128,7 +128,8 @@ fn payloads(batch: &Arc<Batch>, kind: &str) -> Vec<Vec<u8>> {
         use_v2_series: false,
         ..Default::default()
     };
-    let payloads = Datadog::new(&config, HOST).expect("sink").encode(batch).payloads;
+    let payloads =
+        Datadog::new(&config, HOST, &Arc::default()).expect("sink").encode(batch).payloads;
     let bytes = |body| match body {
         Body::Bytes(bytes) => bytes,
         Body::Batch(_) => panic!("{kind} has bytes"),

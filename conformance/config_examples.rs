@@ -184,7 +184,7 @@ fn sidecar_kubernetes() {
 fn daemon_systemd() {
     let mut given = Given::default();
     let mut section = "";
-    let text = text("daemon/tallyd.service");
+    let text = text("systemd/tallyd.service");
     for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
         if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
             section = name;
@@ -209,6 +209,16 @@ fn daemon_systemd() {
     // A wrong configuration must not be tried again and again.
     let code = tallyd::config::EXIT_CODE;
     assert!(text.contains(&format!("RestartPreventExitStatus=2 {code}\n")));
+    // It says when it is ready, and that it gets on.
+    assert!(text.contains("\nType=notify\n") && text.contains("\nWatchdogSec=30\n"));
+    // Its sockets are those of the service.
+    let intake = tallyd::intake::Config::default();
+    let sockets = self::text("systemd/tallyd.socket");
+    let sockets: Vec<_> =
+        sockets.lines().filter_map(|line| line.strip_prefix("ListenDatagram=")).collect();
+    let udp = format!("{}:{}", intake.bind_host, intake.port);
+    assert_eq!(sockets, [udp.as_str(), "/run/datadog/dsd.socket"]);
+    assert!(text.contains("TALLYD_INTAKE__SOCKET=/var/run/datadog/dsd.socket\n"));
 }
 
 #[test]
@@ -270,7 +280,7 @@ fn image() {
 
 #[test]
 fn no_example_is_forgotten() {
-    let mut found: Vec<String> = ["sidecar", "daemon"]
+    let mut found: Vec<String> = ["sidecar", "daemon", "systemd"]
         .iter()
         .flat_map(|folder| std::fs::read_dir(path(folder)).unwrap())
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -285,6 +295,7 @@ fn no_example_is_forgotten() {
             "kubernetes-daemonset.yaml",
             "kubernetes-pod.yaml",
             "tallyd.service",
+            "tallyd.socket",
         ]
     );
 }

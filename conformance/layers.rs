@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 
 /// Modules from the ground up; a module imports from its own group and from those before it.
 const LAYERS: [&[&str]; 10] = [
-    &["bins", "cgroup", "compact", "hash", "sys", "logging", "sample", "state", "time"],
+    &[
+        "bins", "cgroup", "compact", "hash", "logging", "sample", "secrets", "service", "state",
+        "sys", "time",
+    ],
     &["context", "sketch", "telemetry"],
     &[
         "batch",

@@ -1,10 +1,12 @@
 //! The library and the binary against judges that are not part of them: recorded vectors and
 //! captures, real clients, real servers, decoders written from the protocol's tables.
 
+mod activation;
 mod aggregate_model;
 mod aggregate_vectors;
 mod captures;
 mod cgroups;
+mod clock;
 mod collectors;
 mod config_examples;
 mod corpora;
@@ -26,7 +28,10 @@ mod real_clients;
 mod received;
 mod running;
 mod scenarios;
+mod secrets;
 mod start;
+mod supervision;
 mod terminal;
 mod test_intake;
+mod tls;
 mod world;

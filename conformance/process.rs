@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
@@ -26,6 +27,7 @@ pub struct Launch {
     environment: Vec<(String, String)>,
     wrapper: Vec<String>,
     stdin: Stdio,
+    passed: Option<[OwnedFd; 2]>,
 }
 
 /// A started process. Killed when dropped.
@@ -68,6 +70,7 @@ impl Launch {
             environment,
             wrapper: Vec::new(),
             stdin: Stdio::null(),
+            passed: None,
         };
         std::fs::write(launch.path("tallyd.yaml"), text).unwrap();
         std::fs::write(launch.path("datadog.yaml"), "").unwrap();
@@ -121,6 +124,13 @@ impl Launch {
         self
     }
 
+    /// With these sockets, called `first` and `second`, as a service manager passes them. What it
+    /// writes to standard output is lost.
+    pub fn passing(mut self, sockets: [OwnedFd; 2]) -> Self {
+        self.passed = Some(sockets);
+        self.env("LISTEN_FDS", "2").env("LISTEN_FDNAMES", "first:second")
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -137,9 +147,12 @@ impl Launch {
         let stdin = std::mem::replace(&mut self.stdin, Stdio::null());
         let mut command = self.command(&[]);
         command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
+        if let Some(sockets) = self.passed.take() {
+            command = passing(&command, sockets);
+        }
         let mut child = command.spawn().unwrap();
-        let stdout = Captured::start(child.stdout.take().unwrap());
-        let stderr = Captured::start(child.stderr.take().unwrap());
+        let stdout = Captured::start(child.stdout.take());
+        let stderr = Captured::start(child.stderr.take());
         Tallyd { child, stdout, stderr, folder: self.folder }
     }
 
@@ -167,6 +180,21 @@ impl Launch {
             .current_dir(self.folder.path());
         command
     }
+}
+
+/// The same command with sockets as its descriptors 3 and 4, and its own number in `LISTEN_PID`. A
+/// shell puts them there, since a command of this library passes on the first three only.
+fn passing(command: &Command, [first, second]: [OwnedFd; 2]) -> Command {
+    let script = "exec 3<&0 4>&1 </dev/null >/dev/null; export LISTEN_PID=$$; exec \"$@\"";
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", script, "sh"]).arg(command.get_program()).args(command.get_args());
+    shell.env_clear();
+    for (name, value) in command.get_envs() {
+        shell.env(name, value.unwrap());
+    }
+    shell.current_dir(command.get_current_dir().unwrap());
+    shell.stdin(first).stdout(second).stderr(Stdio::piped());
+    shell
 }
 
 /// Seconds of a bucket that does not end within the next minute.
@@ -320,8 +348,13 @@ struct Written {
 }
 
 impl Captured {
-    fn start(mut pipe: impl Read + Send + 'static) -> Self {
+    /// Without a pipe nothing is ever written.
+    fn start(pipe: Option<impl Read + Send + 'static>) -> Self {
         let shared = Arc::<(Mutex<Written>, Condvar)>::default();
+        let Some(mut pipe) = pipe else {
+            shared.0.lock().unwrap().ended = true;
+            return Self(shared);
+        };
         let writer = Arc::clone(&shared);
         std::thread::spawn(move || {
             let mut chunk = [0; 4096];

@@ -12,14 +12,16 @@ mod load;
 pub mod tree;
 mod validate;
 
+use std::collections::BTreeSet;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use load::{ConfigError, Loaded, Setting, Source, Sources, agent_from_text, from_text, load};
 
 use crate::{
-    collectors, flush, intake, logging, origin, rules, shard, sinks, state, status, telemetry,
-    value,
+    collectors, flush, intake, logging, origin, rules, secrets, shard, sinks, state, status,
+    telemetry, value,
 };
 
 /// Exit code of a wrong configuration, as in sysexits.h.
@@ -38,7 +40,41 @@ pub struct Config {
     pub flush: flush::Config,
     pub sinks: sinks::Config,
     pub state: state::Config,
+    pub secrets: secrets::Config,
     pub status: status::Config,
     pub telemetry: telemetry::Config,
     pub logging: logging::Config,
+}
+
+impl Config {
+    /// Puts secrets where `ENC[HANDLE]` stands for them, by running `secrets.command` if there are
+    /// any. Until then such values are as they were written.
+    ///
+    /// # Errors
+    /// In one line that names the handle, never a value.
+    pub fn resolve_secrets(&mut self) -> Result<(), ConfigError> {
+        let handles = self.references().filter_map(|text| secrets::handle(text).map(str::to_owned));
+        let handles: BTreeSet<_> = handles.collect();
+        if handles.is_empty() {
+            return Ok(());
+        }
+        let values = secrets::fetch(&self.secrets, &handles);
+        let values = values.map_err(|e| ConfigError::new("secrets.command", format!("{e:#}")))?;
+        for text in self.references() {
+            if let Some(value) = secrets::handle(text).and_then(|handle| values.get(handle)) {
+                text.clone_from(value);
+            }
+        }
+        validate::validate(self).map_err(|fault| {
+            ConfigError::new("secrets.command", format!("{}: {}", fault.path, fault.message))
+        })
+    }
+
+    /// The values that may be written as `ENC[HANDLE]`.
+    fn references(&mut self) -> impl Iterator<Item = &mut String> {
+        let datadog = &mut self.sinks.datadog;
+        let keys = datadog.additional_endpoints.values_mut().flatten();
+        let http = &mut datadog.http;
+        [&mut datadog.api_key, &mut http.proxy_http, &mut http.proxy_https].into_iter().chain(keys)
+    }
 }

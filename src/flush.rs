@@ -3,7 +3,7 @@
 pub mod own;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -75,6 +75,7 @@ impl Flush {
 pub struct Ticker {
     stop: Sender<()>,
     thread: JoinHandle<()>,
+    pulse: Arc<AtomicU64>,
 }
 
 impl Ticker {
@@ -87,9 +88,16 @@ impl Ticker {
         deliver: impl Fn(Batch) + Send + 'static,
     ) -> std::io::Result<Self> {
         let (stop, stopped) = channel();
-        let run = move || run(&flush, &deliver, &stopped);
+        let pulse = Arc::<AtomicU64>::default();
+        let beat = Arc::clone(&pulse);
+        let run = move || run(&flush, &deliver, &stopped, &beat);
         let thread = std::thread::Builder::new().name("flush".to_owned()).spawn(run)?;
-        Ok(Self { stop, thread })
+        Ok(Self { stop, thread, pulse })
+    }
+
+    /// A number that changes once a second or more often while the thread gets on.
+    pub fn pulse(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.pulse)
     }
 
     /// Ends the thread. The last batch is the caller's to make, once nothing comes in any more.
@@ -100,10 +108,11 @@ impl Ticker {
     }
 }
 
-fn run(flush: &Flush, deliver: &impl Fn(Batch), stopped: &Receiver<()>) {
+fn run(flush: &Flush, deliver: &impl Fn(Batch), stopped: &Receiver<()>, pulse: &AtomicU64) {
     let interval = flush.shards.interval();
     let mut bucket = Time::now().bucket(interval);
     loop {
+        pulse.fetch_add(1, Ordering::Relaxed);
         let now = Time::now();
         let current = now.bucket(interval);
         // A clock that was set back closes the bucket as well; one that merely wavers does not.

@@ -5,6 +5,7 @@
 //! [`Reader`], which takes what was received to the shards. There is no queue behind the
 //! kernel's.
 
+mod activation;
 pub mod address;
 mod datagrams;
 mod listen;
@@ -30,6 +31,7 @@ use crate::reader::{Reader, Shared};
 use crate::sample::Dialect;
 use crate::sys::{Receiver, Senders};
 
+pub use activation::Passed;
 pub use listen::{Listens, Opened, Socket, listeners, open, receive_buffer};
 pub use socket_file::SocketFile;
 
@@ -185,8 +187,14 @@ impl Intake {
                     let forward = forward_socket(config)?;
                     let origins = shared.origins.config();
                     let receiver = Receiver::new(config.buffer_size, senders(&socket, origins));
-                    let mut run =
-                        datagrams::Datagrams::new(socket, reader, forward, pace, receiver);
+                    let mut run = datagrams::Datagrams::new(
+                        socket,
+                        reader,
+                        forward,
+                        pace,
+                        receiver,
+                        one.former_drops,
+                    );
                     intake.spawn(&format!("intake-{number}"), move |poll, stopping| {
                         run.run(poll, stopping)
                     })?;
@@ -331,7 +339,7 @@ mod tests {
                 spellings_max: 1000,
             };
             let untouched = Untouched { udp: false, socket: false, status: false };
-            let opened = open(&config, untouched, &telemetry).expect("open");
+            let opened = open(&config, untouched, Passed::default(), &telemetry).expect("open");
             let intake = Intake::start(opened, &config, &shared, || {}).expect("start");
             Self { folder, telemetry, intake }
         }

@@ -45,6 +45,8 @@ pub mod cost;
 pub mod ledger;
 pub mod logging;
 pub mod origin;
+pub mod secrets;
+pub mod service;
 pub mod state;
 pub mod status;
 pub mod sys;

@@ -1,7 +1,10 @@
-//! Logs to standard error or a file: state changes, not occurrences.
+//! Logs to standard error, a file or syslog: state changes, not occurrences.
 
-use std::fs::OpenOptions;
+mod rolling;
+mod syslog;
+
 use std::io;
+use std::path::Path;
 use std::sync::Mutex;
 
 use anyhow::Context;
@@ -9,6 +12,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::writer::{BoxMakeWriter, MakeWriterExt};
+
+use rolling::Rolling;
+use syslog::Syslog;
+
+pub use syslog::check_uri;
 
 /// What is logged, and how.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -20,8 +28,18 @@ pub struct Config {
     pub format: Format,
     /// Also append to this file; empty means no file.
     pub file: String,
+    /// Bytes of that file, beyond which it becomes FILE.1 and a new one is begun; 0 sets no bound.
+    pub file_max_bytes: u64,
+    /// Full files that are kept: FILE.1 is the newest.
+    pub file_max_rolls: u32,
     /// Write to standard error.
     pub console: bool,
+    /// Also send to syslog.
+    pub syslog: bool,
+    /// Where syslog is: unixgram:///PATH or udp://HOST:PORT.
+    pub syslog_uri: String,
+    /// Send the format of RFC 5424 instead of that of RFC 3164.
+    pub syslog_rfc5424: bool,
 }
 
 /// How a log line is written.
@@ -37,7 +55,17 @@ pub enum Format {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { level: "info".to_owned(), format: Format::Text, file: String::new(), console: true }
+        Self {
+            level: "info".to_owned(),
+            format: Format::Text,
+            file: String::new(),
+            file_max_bytes: 10 * 1024 * 1024,
+            file_max_rolls: 1,
+            console: true,
+            syslog: false,
+            syslog_uri: "unixgram:///dev/log".to_owned(),
+            syslog_rfc5424: false,
+        }
     }
 }
 
@@ -63,21 +91,20 @@ pub fn start(config: &Config) -> anyhow::Result<()> {
 }
 
 fn writer(config: &Config) -> anyhow::Result<BoxMakeWriter> {
-    if config.file.is_empty() {
-        return Ok(if config.console {
-            BoxMakeWriter::new(io::stderr)
-        } else {
-            BoxMakeWriter::new(io::sink)
-        });
+    let mut writer =
+        if config.console { BoxMakeWriter::new(io::stderr) } else { BoxMakeWriter::new(io::sink) };
+    if !config.file.is_empty() {
+        let path = Path::new(&config.file);
+        let file = Rolling::open(path, config.file_max_bytes, config.file_max_rolls)
+            .with_context(|| format!("logging.file: cannot open {}", config.file))?;
+        writer = BoxMakeWriter::new(writer.and(Mutex::new(file)));
     }
-    let file = OpenOptions::new().create(true).append(true).open(&config.file);
-    let file =
-        Mutex::new(file.with_context(|| format!("logging.file: cannot open {}", config.file))?);
-    Ok(if config.console {
-        BoxMakeWriter::new(io::stderr.and(file))
-    } else {
-        BoxMakeWriter::new(file)
-    })
+    if config.syslog {
+        let syslog = Syslog::open(&config.syslog_uri, config.syslog_rfc5424)
+            .with_context(|| format!("logging.syslog_uri: cannot use {}", config.syslog_uri))?;
+        writer = BoxMakeWriter::new(writer.and(syslog));
+    }
+    Ok(writer)
 }
 
 /// An error and its causes in one line.

@@ -16,12 +16,13 @@ use crate::collectors::{self, Collectors};
 use crate::config::Config;
 use crate::flush::own::OwnSeries;
 use crate::flush::{Flush, Ticker};
-use crate::intake::{self, Intake, Opened, Untouched};
+use crate::intake::{self, Intake, Opened, Passed, Untouched};
 use crate::ledger::Ledger;
-use crate::origin::{Directory, Origins, resolver};
+use crate::origin::{self, Directory, Origins, resolver};
 use crate::reader::{Reader, Shared};
 use crate::rules::Rules;
 use crate::sample::Dialect;
+use crate::service;
 use crate::shard::Shards;
 use crate::sinks::deliver::{Delivery, Receipt, Spools};
 use crate::sinks::{self, Sink, Sinks};
@@ -104,7 +105,7 @@ impl Server {
     ///
     /// # Errors
     /// With the setting and the remedy, for whatever was asked for and cannot be had.
-    pub fn start(config: &Config, untouched: Untouched) -> anyhow::Result<Self> {
+    pub fn start(config: &Config, untouched: Untouched, passed: Passed) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(CONTROL_THREADS)
             .thread_name("control")
@@ -116,7 +117,7 @@ impl Server {
             signals().context("cannot receive signals")?
         };
         let telemetry = Arc::new(Telemetry::default());
-        let hostname = hostname(config);
+        let hostname = hostname(&config.origin)?;
         let rules = Arc::new(Rules::new(&config.rules, &hostname)?);
         let plan = Plan::from_config(&config.value);
         let (aggregates, blocklist) = (Arc::clone(&plan.aggregates), rules.blocklist());
@@ -152,7 +153,7 @@ impl Server {
         let sinks = Sinks::new(&config.sinks, &hostname, &telemetry)?;
         let folder = spool_folder(config, &sinks)?;
         let spool_root = folder.as_ref().map(|(_, root)| root.clone());
-        let opened = intake::open(&config.intake, untouched, &telemetry)?;
+        let opened = intake::open(&config.intake, untouched, passed, &telemetry)?;
         let hint = hint(opened.iter().filter(|o| o.dialect == Dialect::Datadog));
         let proxy = telemetry.listener("http".to_owned());
         let options = config.intake.options(Dialect::Datadog);
@@ -233,6 +234,8 @@ impl Server {
     /// Waits until the process is told to stop by SIGTERM or SIGINT, or standard input ends.
     pub fn wait(&self) {
         tracing::info!("ready");
+        service::ready();
+        self.runtime.spawn(service::feed_watchdog(self.ticker.pulse()));
         let (mut signalled, mut stdin_ended) = (self.signalled.clone(), self.stdin_ended.clone());
         self.runtime.block_on(async move {
             tokio::select! {
@@ -242,6 +245,7 @@ impl Server {
         });
         let cause = self.signalled.borrow().unwrap_or("end of standard input");
         tracing::info!("stopping: {cause}");
+        service::stopping();
     }
 
     /// Takes what waits in the sockets, flushes, and lets the sinks deliver for a while.
@@ -384,11 +388,16 @@ async fn log_ledger(telemetry: Arc<Telemetry>) {
 }
 
 /// The host that series without one of their own get.
-fn hostname(config: &Config) -> String {
-    match config.origin.hostname.as_str() {
-        _ if config.origin.no_hostname => String::new(),
-        "" => sys::host_name().unwrap_or_default(),
-        name => name.to_owned(),
+fn hostname(config: &origin::Config) -> anyhow::Result<String> {
+    if config.no_hostname {
+        return Ok(String::new());
+    }
+    if !config.hostname.is_empty() {
+        return Ok(config.hostname.clone());
+    }
+    match config.hostname_from_file()? {
+        Some(name) => Ok(name),
+        None => Ok(sys::host_name().unwrap_or_default()),
     }
 }
 
@@ -409,8 +418,8 @@ fn start_collectors(config: &Config, shared: Shared) -> Collectors {
 ///
 /// # Errors
 /// As [`Server::start`].
-pub fn run(config: &Config, untouched: Untouched) -> anyhow::Result<()> {
-    let server = Server::start(config, untouched)?;
+pub fn run(config: &Config, untouched: Untouched, passed: Passed) -> anyhow::Result<()> {
+    let server = Server::start(config, untouched, passed)?;
     server.wait();
     server.stop();
     Ok(())

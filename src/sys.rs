@@ -4,7 +4,7 @@
 use std::ffi::CString;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 /// Datagrams taken by one call.
@@ -370,6 +370,65 @@ pub fn buffer(socket: BorrowedFd<'_>) -> io::Result<Buffer> {
     Ok(Buffer { fill: info[FILL], capacity: info[CAPACITY], drops: info[DROPS] })
 }
 
+/// The variables by which a service manager tells of sockets that it passes (`sd_listen_fds(3)`).
+const LISTEN: [&str; 3] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+
+/// Takes the sockets that a service manager has opened for this process, each with the manager's
+/// name for it, and removes the variables that tell of them. To be called at the start, before
+/// anything else is opened.
+///
+/// # Errors
+/// When the variables are wrong, or the process has more than one thread already.
+pub fn passed_sockets() -> io::Result<Vec<(String, OwnedFd)>> {
+    let passed = passed(LISTEN.map(|name| std::env::var(name).ok()), std::process::id())?;
+    if passed.is_empty() {
+        return Ok(Vec::new());
+    }
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::other("the process has several threads"));
+    }
+    for name in LISTEN {
+        // SAFETY: no other thread is there to read the environment meanwhile.
+        unsafe { std::env::remove_var(name) };
+    }
+    let take = |(name, fd)| {
+        // SAFETY: the call changes a flag of a descriptor, and no memory.
+        if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor is open, as was seen just now. It was opened for this process, and
+        // as the variables are gone it is taken once.
+        Ok((name, unsafe { OwnedFd::from_raw_fd(fd) }))
+    };
+    passed.into_iter().map(take).collect()
+}
+
+/// Names and numbers of the descriptors that these variables promise to this process.
+fn passed(
+    [process, count, names]: [Option<String>; 3],
+    own: u32,
+) -> io::Result<Vec<(String, RawFd)>> {
+    /// Where they begin.
+    const FIRST: RawFd = 3;
+    /// More than any unit has.
+    const MAX: RawFd = 1024;
+    let (Some(process), Some(count)) = (process, count) else { return Ok(Vec::new()) };
+    if process.parse() != Ok(own) {
+        return Ok(Vec::new());
+    }
+    let count = count.parse().ok().filter(|count| (0..=MAX).contains(count));
+    let count = count.ok_or_else(|| io::Error::other("no number of sockets"))?;
+    let names = names.unwrap_or_default();
+    let names = names.split(':').chain(std::iter::repeat("")).map(str::to_owned);
+    Ok(names.zip(FIRST..FIRST + count).collect())
+}
+
+/// The user that this process acts as.
+pub fn user() -> u32 {
+    // SAFETY: the call reads a number that the kernel keeps, and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
 /// The host name that the system goes by, or `None` where it is not text.
 pub fn host_name() -> Option<String> {
     let mut buffer = [0_u8; 256];
@@ -445,7 +504,7 @@ mod tests {
 
         let shell = std::process::Command::new("sh")
             .args(["-c", "echo x >&0"])
-            .stdin(std::os::fd::OwnedFd::from(sender))
+            .stdin(OwnedFd::from(sender))
             .spawn();
         let mut shell = shell.expect("a shell");
         let pid = shell.id();
@@ -476,7 +535,7 @@ mod tests {
                       socket.send_fds(s, [b'with files'], [1, 2])";
         let status = std::process::Command::new("python3")
             .args(["-c", script])
-            .stdin(std::os::fd::OwnedFd::from(sender))
+            .stdin(OwnedFd::from(sender))
             .status();
         if !status.is_ok_and(|status| status.success()) {
             println!("SKIP file_descriptors_that_come_along_are_not_taken: no python3");
@@ -613,6 +672,33 @@ mod tests {
             numbers.extend(0..room as u64);
             prefer_huge_pages(&numbers);
             assert!(numbers.into_iter().eq(0..room as u64));
+        }
+    }
+
+    #[test]
+    fn what_a_service_manager_promises() {
+        let told = |variables: [&str; 3]| {
+            passed(variables.map(|v| Some(v.to_owned()).filter(|v| v != "-")), 7).ok()
+        };
+        let found = |names: &[&str]| {
+            Some(names.iter().map(|n| (*n).to_owned()).zip(3..).collect::<Vec<_>>())
+        };
+        for (variables, expected) in [
+            (["-", "-", "-"], found(&[])),
+            (["-", "1", "a"], found(&[])),
+            (["7", "-", "a"], found(&[])),
+            (["8", "1", "a"], found(&[])),
+            (["x", "1", "a"], found(&[])),
+            (["7", "0", ""], found(&[])),
+            (["7", "2", "a:b"], found(&["a", "b"])),
+            (["7", "2", "-"], found(&["", ""])),
+            (["7", "2", "a"], found(&["a", ""])),
+            (["7", "1", "a:b"], found(&["a"])),
+            (["7", "-1", "a"], None),
+            (["7", "x", "a"], None),
+            (["7", "4000000000", "a"], None),
+        ] {
+            assert_eq!(told(variables), expected, "{variables:?}");
         }
     }
 

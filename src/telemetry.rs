@@ -97,6 +97,10 @@ pub struct Telemetry {
     pub page_left_out: Counter,
     /// Points of counts below zero, which no counter of that page can take.
     pub page_negative_counts: Counter,
+    /// Names that the system could not resolve.
+    pub dns_failures: Counter,
+    /// Of those, the ones that the fallback resolvers answered.
+    pub dns_fallbacks: Counter,
     /// Flushes so far.
     pub flushes: Counter,
     /// Points that flushes handed to the sinks.
@@ -464,6 +468,16 @@ pub const OWN: &[Own] = &[
         "client_reported_total",
         "What clients count of themselves (datadog.dogstatsd.client.*), by metric.",
         Read::Clients,
+    ),
+    counter(
+        "dns_failures_total",
+        "Lookups of names that the system could not do.",
+        Read::Process(|t| t.dns_failures.get()),
+    ),
+    counter(
+        "dns_fallbacks_total",
+        "Of those, the ones that the fallback resolvers did.",
+        Read::Process(|t| t.dns_fallbacks.get()),
     ),
     counter("flushes_total", "Flushes.", Read::Process(|t| t.flushes.get())),
     counter("points_total", "Points handed to the sinks.", Read::Process(|t| t.points.get())),

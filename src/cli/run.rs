@@ -1,11 +1,12 @@
 //! `tallyd run`, and `tallyd` alone.
 
 use crate::config::{self, Loaded, Sources};
-use crate::intake::Untouched;
+use crate::intake::{Passed, Untouched};
 use crate::{logging, server};
 
 /// Runs until told to stop. Returns the exit code.
 pub fn run(sources: &Sources) -> anyhow::Result<u8> {
+    let passed = Passed::receive()?;
     let loaded = match config::load(sources) {
         Ok(loaded) => loaded,
         Err(error) => {
@@ -13,6 +14,11 @@ pub fn run(sources: &Sources) -> anyhow::Result<u8> {
             return Ok(config::EXIT_CODE);
         }
     };
+    let mut loaded = loaded;
+    if let Err(error) = loaded.config.resolve_secrets() {
+        eprintln!("error: {error}");
+        return Ok(config::EXIT_CODE);
+    }
     logging::start(&loaded.config.logging)?;
     tracing::info!("tallyd {} starts", env!("CARGO_PKG_VERSION"));
     for file in &loaded.files {
@@ -21,7 +27,7 @@ pub fn run(sources: &Sources) -> anyhow::Result<u8> {
     for note in &loaded.notes {
         tracing::info!("{note}");
     }
-    server::run(&loaded.config, untouched(&loaded))?;
+    server::run(&loaded.config, untouched(&loaded), passed)?;
     Ok(0)
 }
 

@@ -11,6 +11,7 @@ use super::convert::{Manner, quoted, truth};
 use super::load::{Assignment, ConfigError, Source};
 use super::tree::{Entry, Node, Shape};
 use crate::parse::Cardinality;
+use crate::secrets;
 use crate::value::{Aggregate, parse_percentile};
 
 /// What the Agent's settings came to.
@@ -75,7 +76,7 @@ static KEYS: &[Key] = &[
         "api_key",
         &["sinks.datadog.api_key"],
         |node, _| Ok(vec![("sinks.datadog.api_key", Node::text(scalar(node)?.trim()))]),
-        "ENC[...] is refused",
+        "",
     ),
     sets("site", "sinks.datadog.site"),
     sets("dd_url", "sinks.datadog.dd_url"),
@@ -134,6 +135,10 @@ static KEYS: &[Key] = &[
         "",
     ),
     sets("proxy.no_proxy", "sinks.datadog.http.no_proxy"),
+    sets("secret_backend_command", "secrets.command"),
+    sets("secret_backend_arguments", "secrets.arguments"),
+    sets("secret_backend_timeout", "secrets.timeout"),
+    sets("secret_backend_output_max_size", "secrets.output_max"),
     sets("skip_ssl_validation", "sinks.datadog.http.skip_ssl_validation"),
     converts(
         "min_tls_version",
@@ -143,6 +148,7 @@ static KEYS: &[Key] = &[
     ),
     // Host and tags.
     sets("hostname", "origin.hostname"),
+    sets("hostname_file", "origin.hostname_file"),
     sets("dogstatsd_tags", "rules.tags"),
     converts("tags", &[], host_tags, "host tags: not on the points, in the Agent neither"),
     converts("env", &[], host_tags, "a host tag: not on the points, in the Agent neither"),
@@ -278,7 +284,21 @@ static KEYS: &[Key] = &[
         "",
     ),
     sets("log_file", "logging.file"),
+    converts(
+        "log_file_max_size",
+        &["logging.file_max_bytes"],
+        |node, _| Ok(vec![("logging.file_max_bytes", bytes(node)?)]),
+        "a number of bytes, or of kB, MB or GB",
+    ),
+    sets("log_file_max_rolls", "logging.file_max_rolls"),
     sets("log_to_console", "logging.console"),
+    sets("log_to_syslog", "logging.syslog"),
+    Key {
+        name: "syslog_uri",
+        effect: Effect::Sets("logging.syslog_uri"),
+        remark: "unixgram or udp; not tcp",
+    },
+    sets("syslog_rfc", "logging.syslog_rfc5424"),
     converts(
         "health_port",
         &["status.health_listen"],
@@ -329,8 +349,7 @@ static KEYS: &[Key] = &[
     not_yet("container_include*", ORIGIN),
     not_yet("container_exclude*", ORIGIN),
     not_yet("ecs_*", ORIGIN),
-    not_yet("secret_*", "secrets from a command"),
-    not_yet("hostname_file", "the host name from a file"),
+    not_yet("secret_*", "other ways to secrets"),
     not_yet("dogstatsd_capture_*", "capture of traffic"),
     not_yet("dogstatsd_metrics_stats_enable", "statistics per metric name"),
     not_yet("dogstatsd_stats_*", "statistics per metric name"),
@@ -338,9 +357,7 @@ static KEYS: &[Key] = &[
     not_yet("dogstatsd_logging_enabled", "statistics per metric name in a log"),
     not_yet("metric_tag_filterlist", "removal of tags"),
     not_yet("multi_region_failover.*", "a further region"),
-    not_yet("syslog_*", "logs to syslog"),
-    not_yet("log_to_syslog", "logs to syslog"),
-    not_yet("log_file_max_*", "rotation of the log file"),
+    not_yet("syslog_*", "TLS to syslog"),
     not_yet("cmd_port", "commands over HTTP"),
     // What has no counterpart.
     nothing("dogstatsd_queue_size", QUEUES),
@@ -363,6 +380,7 @@ static KEYS: &[Key] = &[
     nothing("aggregator_*", GO),
     nothing("enable_payloads.json_to_v1_intake", "not sent"),
     nothing("enable_*_stream_payload_serialization", GO),
+    nothing("secret_backend_command_allow_group_exec_perm", "its group may always execute it"),
     nothing("forwarder_retry_queue_max_size", "the older, by count"),
     nothing("forwarder_outdated_file_in_days", "files do not grow old: see sinks.spool.max_bytes"),
     nothing("forwarder_flush_to_disk_mem_ratio", "payloads go to disk before they are sent"),
@@ -689,10 +707,24 @@ fn whole(node: &Node) -> Result<Node, String> {
     }
 }
 
+/// A size: the Agent's units are powers of 1024, whatever the case of their letters.
+fn bytes(node: &Node) -> Result<Node, String> {
+    let text = scalar(node)?.trim().to_ascii_lowercase();
+    let units = [("kb", 10), ("mb", 20), ("gb", 30)];
+    let unit = units.iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift)));
+    let (number, shift) = unit.unwrap_or_else(|| (text.strip_suffix('b').unwrap_or(&text), 0));
+    let size = number.trim().parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift));
+    let size =
+        size.ok_or_else(|| format!("expected a size such as 10MB, found {}", quoted(&text)))?;
+    Ok(Node::text(size.to_string()))
+}
+
 /// A proxy; without a scheme it is one for HTTP, as everywhere with these variables.
 fn proxy(node: &Node) -> Result<Node, String> {
     match scalar(node)?.trim() {
-        text if text.is_empty() || text.contains("://") => Ok(Node::text(text)),
+        text if text.is_empty() || text.contains("://") || secrets::handle(text).is_some() => {
+            Ok(Node::text(text))
+        }
         text => Ok(Node::text(format!("http://{text}"))),
     }
 }
@@ -845,6 +877,11 @@ mod tests {
         ("origin_detection_unified", "true", "origin.unified", "true"),
         ("dogstatsd_entity_id_precedence", "true", "origin.entity_id_precedence", "true"),
         ("dogstatsd_tag_cardinality", "Orch", "origin.cardinality", "\"orchestrator\""),
+        ("hostname_file", "/a/b", "origin.hostname_file", "\"/a/b\""),
+        ("secret_backend_command", "/a/b", "secrets.command", "\"/a/b\""),
+        ("secret_backend_arguments", "[\"a\", \"b\"]", "secrets.arguments", "[\"a\", \"b\"]"),
+        ("secret_backend_timeout", "5", "secrets.timeout", "5"),
+        ("secret_backend_output_max_size", "1000", "secrets.output_max", "1000"),
         ("dogstatsd_tags", "[\"a:b\", \"c\"]", "rules.tags", "[\"a:b\", \"c\"]"),
         ("dogstatsd_port", "9125", "intake.port", "9125"),
         ("dogstatsd_port", "0", "intake.port", "0"),
@@ -905,6 +942,14 @@ mod tests {
         ("log_format_json", "true", "logging.format", "\"json\""),
         ("log_file", "/var/log/x", "logging.file", "\"/var/log/x\""),
         ("log_to_console", "false", "logging.console", "false"),
+        ("log_file_max_size", "10Mb", "logging.file_max_bytes", "10485760"),
+        ("log_file_max_size", "1 GB", "logging.file_max_bytes", "1073741824"),
+        ("log_file_max_size", "5kb", "logging.file_max_bytes", "5120"),
+        ("log_file_max_size", "7", "logging.file_max_bytes", "7"),
+        ("log_file_max_rolls", "3", "logging.file_max_rolls", "3"),
+        ("log_to_syslog", "true", "logging.syslog", "true"),
+        ("syslog_uri", "udp://h:514", "logging.syslog_uri", "\"udp://h:514\""),
+        ("syslog_rfc", "true", "logging.syslog_rfc5424", "true"),
         ("health_port", "5555", "status.health_listen", "\"0.0.0.0:5555\""),
         ("health_port", "0", "status.health_listen", "\"\""),
     ];
@@ -1019,7 +1064,7 @@ mod tests {
     fn what_has_no_effect_is_named_once_each() {
         let loaded = agent_from_text(
             "datadog.yaml",
-            "dogstatsd_queue_size: 5\nlogs_config: {a: 1, b: {c: 2}}\nhostname_file: /x\n\
+            "dogstatsd_queue_size: 5\nlogs_config: {a: 1, b: {c: 2}}\nsyslog_pem: /x\n\
              kubernetes_pod: false\nmy_own: 1\nproxy: {ftp: x}\ntags: [a]\nenv: b\n\
              min_tls_version: tlsv1.1\nhistogram_percentiles: [95]\ntelemetry: {enabled: true}\n",
             &[
@@ -1042,7 +1087,7 @@ mod tests {
                 "settings of the Agent that have no effect in tallyd: dogstatsd_queue_size, \
                  logs_config, proxy.ftp, telemetry.enabled",
                 "settings of the Agent that are not effective in this version: \
-                 DD_CHECKS_TAG_CARDINALITY, hostname_file",
+                 DD_CHECKS_TAG_CARDINALITY, syslog_pem",
                 "settings that tallyd does not know and ignores: DD_QUEUE, DD_QUUX, my_own",
             ]
         );
@@ -1066,11 +1111,15 @@ mod tests {
                 "dogstatsd_expiry_seconds: -1",
                 "d:1: dogstatsd_expiry_seconds: expected seconds, found \"-1\"",
             ),
+            (
+                "log_file_max_size: 10Tb",
+                "d:1: log_file_max_size: expected a size such as 10MB, found \"10tb\"",
+            ),
             ("histogram_percentiles: {a: b}", "d:1: histogram_percentiles: expected a list"),
             ("api_key: [s3cret]", "d:1: api_key: expected a single value"),
             (
                 "api_key: ENC[s3cret]",
-                "d:1: sinks.datadog.api_key: is a reference to a secret (ENC[...]), which tallyd does not resolve: give the key itself",
+                "d:1: sinks.datadog.api_key: is a reference to a secret (ENC[...]): set secrets.command (DD_SECRET_BACKEND_COMMAND) to the program that gives it, or give the value itself",
             ),
             (
                 "dogstatsd_mapper_profiles:\n  - {name: a, prefix: a, mappings: [{match: 'a(', name: b, match_type: regex}]}",

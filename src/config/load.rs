@@ -650,7 +650,7 @@ mod tests {
             (
                 "DD_API_KEY",
                 "ENC[s3cret]",
-                "DD_API_KEY: sinks.datadog.api_key: is a reference to a secret (ENC[...]), which tallyd does not resolve: give the key itself",
+                "DD_API_KEY: sinks.datadog.api_key: is a reference to a secret (ENC[...]): set secrets.command (DD_SECRET_BACKEND_COMMAND) to the program that gives it, or give the value itself",
             ),
             (
                 "DD_ADDITIONAL_ENDPOINTS",

@@ -9,7 +9,7 @@ use super::convert::{one_of, quoted};
 use crate::intake::address::{ListenAddress, host_port, is_host, socket_path};
 use crate::rules::Rules;
 use crate::value::{Aggregate, parse_percentile};
-use crate::{collectors, intake, logging, rules, shard, sinks, status, value};
+use crate::{collectors, intake, logging, rules, secrets, shard, sinks, status, value};
 
 /// A setting with a value that it cannot have.
 #[derive(Debug, PartialEq, Eq)]
@@ -44,6 +44,7 @@ pub(super) fn validate(config: &Config) -> Outcome {
     }
     datadog(&config.sinks.datadog)?;
     http(&config.sinks.datadog.http)?;
+    secrets(config)?;
     status(&config.status)?;
     logging(&config.logging)
 }
@@ -59,6 +60,10 @@ pub(super) fn remarks(config: &Config) -> Vec<String> {
         (
             config.origin.no_hostname && !config.origin.hostname.is_empty(),
             "origin.hostname has no effect with origin.no_hostname",
+        ),
+        (
+            !config.origin.hostname_file.is_empty() && !config.origin.hostname.is_empty(),
+            "origin.hostname_file has no effect with origin.hostname",
         ),
         (
             config.sinks.datadog.http.skip_ssl_validation,
@@ -160,6 +165,8 @@ fn datadog(config: &sinks::datadog::Config) -> Outcome {
     let path = |key| format!("sinks.datadog.{key}");
     if !config.api_key.is_empty() {
         api_key(path("api_key"), &config.api_key)?;
+        let file = &config.api_key_file;
+        check(file.is_empty(), path("api_key_file"), "the key is in api_key already: give one")?;
     }
     check(
         is_host(&config.site),
@@ -191,11 +198,9 @@ fn datadog(config: &sinks::datadog::Config) -> Outcome {
 
 /// A key goes into a header, so it is one visible ASCII word.
 fn api_key(path: String, key: &str) -> Outcome {
-    check(
-        !key.starts_with("ENC["),
-        path.clone(),
-        "is a reference to a secret (ENC[...]), which tallyd does not resolve: give the key itself",
-    )?;
+    if secrets::handle(key).is_some() {
+        return Ok(());
+    }
     check(
         key.is_empty() || key.bytes().any(|b| b != b'*'),
         path.clone(),
@@ -209,7 +214,7 @@ fn api_key(path: String, key: &str) -> Outcome {
 }
 
 fn http(config: &sinks::http::Config) -> Outcome {
-    let path = |key| format!("sinks.datadog.http.{key}");
+    let path = |key: &str| format!("sinks.datadog.http.{key}");
     within(path("connect_timeout"), config.connect_timeout, 1..=3600)?;
     for (key, seconds) in [
         ("timeout", config.timeout),
@@ -222,11 +227,47 @@ fn http(config: &sinks::http::Config) -> Outcome {
     }
     within(path("keepalive_probes"), config.keepalive_probes, 1..=100)?;
     for (key, proxy) in [("proxy_http", &config.proxy_http), ("proxy_https", &config.proxy_https)] {
-        if !proxy.is_empty() {
+        if !proxy.is_empty() && secrets::handle(proxy).is_none() {
             url(path(key), proxy)?;
         }
     }
+    within(path("dns.fallback"), config.dns.fallback.len(), 0..=8)?;
+    for (i, server) in config.dns.fallback.iter().enumerate() {
+        check(
+            sinks::dns::resolver_address(server).is_some(),
+            path(&format!("dns.fallback[{i}]")),
+            expected("IP or IP:PORT", server),
+        )?;
+    }
     word(path("min_tls_version"), &config.min_tls_version, &["tlsv1.2", "tlsv1.3"])
+}
+
+/// What is written as `ENC[HANDLE]` needs the program that resolves it.
+fn secrets(config: &Config) -> Outcome {
+    let datadog = &config.sinks.datadog;
+    let keys = datadog.additional_endpoints.values().flatten();
+    let further = keys.map(|key| ("sinks.datadog.additional_endpoints", key));
+    let single = [
+        ("sinks.datadog.api_key", &datadog.api_key),
+        ("sinks.datadog.http.proxy_http", &datadog.http.proxy_http),
+        ("sinks.datadog.http.proxy_https", &datadog.http.proxy_https),
+    ];
+    for (path, text) in single.into_iter().chain(further) {
+        check(
+            secrets::handle(text).is_none() || !config.secrets.command.is_empty(),
+            path,
+            "is a reference to a secret (ENC[...]): set secrets.command \
+             (DD_SECRET_BACKEND_COMMAND) to the program that gives it, or give the value itself",
+        )?;
+    }
+    within("secrets.timeout", config.secrets.timeout, 1..=3600)?;
+    within("secrets.output_max", config.secrets.output_max, 1..=1 << 26)?;
+    let command = &config.secrets.command;
+    check(
+        command.is_empty() || command.starts_with('/'),
+        "secrets.command",
+        expected("an absolute path", command),
+    )
 }
 
 fn status(config: &status::Config) -> Outcome {
@@ -244,6 +285,8 @@ fn status(config: &status::Config) -> Outcome {
 }
 
 fn logging(config: &logging::Config) -> Outcome {
+    parsed("logging.syslog_uri", logging::check_uri(&config.syslog_uri))?;
+    within("logging.file_max_rolls", config.file_max_rolls, 0..=1000)?;
     word("logging.level", &config.level, &["trace", "debug", "info", "warn", "error", "off"])
 }
 

@@ -47,8 +47,9 @@ impl Datagrams {
         forward: Option<UdpSocket>,
         pace: Option<Pace>,
         receiver: Receiver,
+        drops: u32,
     ) -> Self {
-        Self { socket, reader, receiver, forward, pace, drops: 0, drops_read: 0, drops_logged: 0 }
+        Self { socket, reader, receiver, forward, pace, drops, drops_read: 0, drops_logged: 0 }
     }
 
     /// Reads until `stopping`, then takes what still waits.

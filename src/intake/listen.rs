@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -12,12 +12,14 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use socket2::{Domain, Protocol, Type};
 
+use super::activation::{Passed, Place};
 use super::address::{ListenAddress, host_port};
 use super::socket_file::{SocketFile, make_way};
 use super::streams::Listening;
 use super::{Config, Untouched};
 use crate::logging::one_line;
 use crate::sample::Dialect;
+use crate::sys;
 use crate::telemetry::{self, Telemetry};
 
 /// Where the Agent's clients look for the socket.
@@ -38,6 +40,8 @@ pub struct Opened {
     pub socket: Socket,
     pub dialect: Dialect,
     pub eol_required: bool,
+    /// Datagrams that the kernel had dropped here before we had the socket.
+    pub former_drops: u32,
 }
 
 /// An open socket.
@@ -104,8 +108,9 @@ fn auto_paths() -> Vec<PathBuf> {
     paths
 }
 
-/// Opens every listener of the configuration and says so in the log. What nobody asked for may
-/// fail with a warning, as long as something is left to read.
+/// Opens every listener of the configuration, on a socket that was passed where one fits, and says
+/// so in the log. What nobody asked for may fail with a warning, as long as something is left to
+/// read.
 ///
 /// # Errors
 /// With the setting and the remedy, when a listener that was asked for cannot be opened, or none
@@ -113,9 +118,10 @@ fn auto_paths() -> Vec<PathBuf> {
 pub fn open(
     config: &Config,
     untouched: Untouched,
+    passed: Passed,
     telemetry: &Telemetry,
 ) -> anyhow::Result<Vec<Opened>> {
-    let mut opening = Opening { config, telemetry, opened: Vec::new() };
+    let mut opening = Opening { config, telemetry, passed, opened: Vec::new() };
     let mut failures = Vec::new();
     let eol = |transport| config.eol_required.iter().any(|t| t == transport);
     if config.port != 0 {
@@ -151,6 +157,7 @@ pub fn open(
     if opening.opened.is_empty() && !config.stdin && !failures.is_empty() {
         bail!("no listener could be opened: {}", failures.join("; "));
     }
+    opening.passed.close();
     Ok(opening.opened)
 }
 
@@ -179,6 +186,7 @@ fn bind_host(config: &Config) -> String {
 struct Opening<'a> {
     config: &'a Config,
     telemetry: &'a Telemetry,
+    passed: Passed,
     opened: Vec<Opened>,
 }
 
@@ -218,8 +226,13 @@ impl Opening<'_> {
         dialect: Dialect,
         eol: bool,
     ) -> anyhow::Result<()> {
-        let open = || {
+        let mut open = || {
             let address = socket_address(address)?;
+            if let Some(socket) = self.passed.take(&Place::Udp(address)) {
+                let socket = self.take_over(socket)?;
+                let bound = socket.local_addr()?.as_socket().unwrap_or(address);
+                return Ok((socket, bound));
+            }
             let domain = Domain::for_address(address);
             let socket = socket2::Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
             if address.is_ipv6() && address.ip().is_unspecified() {
@@ -240,17 +253,19 @@ impl Opening<'_> {
     }
 
     fn tcp(&mut self, address: &str, dialect: Dialect, eol: bool) -> anyhow::Result<()> {
-        let open = || {
+        let mut open = || {
             let address = socket_address(address)?;
-            let socket = socket2::Socket::new(
-                Domain::for_address(address),
-                Type::STREAM,
-                Some(Protocol::TCP),
-            )?;
-            socket.set_reuse_address(true)?;
+            let socket = if let Some(socket) = self.passed.take(&Place::Tcp(address)) {
+                socket2::Socket::from(socket)
+            } else {
+                let domain = Domain::for_address(address);
+                let socket = socket2::Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+                socket.set_reuse_address(true)?;
+                socket.bind(&address.into())?;
+                socket.listen(BACKLOG)?;
+                socket
+            };
             socket.set_nonblocking(true)?;
-            socket.bind(&address.into())?;
-            socket.listen(BACKLOG)?;
             let bound = socket.local_addr()?.as_socket().unwrap_or(address);
             Ok::<_, io::Error>((std::net::TcpListener::from(socket), bound))
         };
@@ -263,8 +278,11 @@ impl Opening<'_> {
 
     /// The Agent's path, or the first one below a runtime directory that works.
     fn auto_socket(&mut self, eol: bool) -> anyhow::Result<()> {
+        let mut candidates = auto_paths();
+        // One that was passed before one that could be made.
+        candidates.sort_by_key(|path| !self.passed.has(&Place::UnixDatagram(path.clone())));
         let mut failures = Vec::new();
-        for path in auto_paths() {
+        for path in candidates {
             match self.unix_datagram(&path, self.config.dialect, eol) {
                 Ok(()) => return Ok(()),
                 Err(error) => failures.push(one_line(&error)),
@@ -277,7 +295,12 @@ impl Opening<'_> {
     }
 
     fn unix_datagram(&mut self, path: &Path, dialect: Dialect, eol: bool) -> anyhow::Result<()> {
-        let open = || {
+        let mut open = || {
+            if let Some(socket) = self.passed.take(&Place::UnixDatagram(path.to_owned())) {
+                let socket = self.take_over(socket)?;
+                socket2::SockRef::from(&socket).set_passcred(true)?;
+                return Ok((None, OwnedFd::from(socket)));
+            }
             make_way(path, || UnixDatagram::unbound()?.connect(path))?;
             let socket = UnixDatagram::bind(path)?;
             let file = SocketFile::new(path)?;
@@ -286,28 +309,44 @@ impl Opening<'_> {
             socket.set_nonblocking(true)?;
             self.size_buffer(&socket2::SockRef::from(&socket))?;
             self.set_mode(path)?;
-            Ok::<_, io::Error>((file, socket))
+            Ok::<_, io::Error>((Some(file), socket.into()))
         };
         let name = format!("unixgram://{}", path.display());
         let (file, socket) = open().with_context(|| format!("cannot listen on {name}"))?;
-        self.add(name, Socket::UnixDatagram(socket.into()), dialect, eol, Some(file));
+        self.add(name, Socket::UnixDatagram(socket), dialect, eol, file);
         Ok(())
     }
 
     fn unix_stream(&mut self, path: &Path, dialect: Dialect, eol: bool) -> anyhow::Result<()> {
-        let open = || {
+        let mut open = || {
+            if let Some(socket) = self.passed.take(&Place::UnixStream(path.to_owned())) {
+                let socket = UnixListener::from(socket);
+                socket.set_nonblocking(true)?;
+                return Ok((None, socket));
+            }
             make_way(path, || UnixStream::connect(path).map(drop))?;
             let socket = UnixListener::bind(path)?;
             let file = SocketFile::new(path)?;
             socket.set_nonblocking(true)?;
             self.set_mode(path)?;
-            Ok::<_, io::Error>((file, socket))
+            Ok::<_, io::Error>((Some(file), socket))
         };
         let name = format!("unixstream://{}", path.display());
         let (file, socket) = open().with_context(|| format!("cannot listen on {name}"))?;
         let socket = Socket::Stream(Listening::Unix(mio::net::UnixListener::from_std(socket)));
-        self.add(name, socket, dialect, eol, Some(file));
+        self.add(name, socket, dialect, eol, file);
         Ok(())
+    }
+
+    /// Makes a datagram socket that was passed ready. The size of its buffer is the manager's to
+    /// choose, who may exceed the system's bound, unless ours is set.
+    fn take_over(&self, socket: OwnedFd) -> io::Result<socket2::Socket> {
+        let socket = socket2::Socket::from(socket);
+        socket.set_nonblocking(true)?;
+        if self.config.receive_buffer != 0 {
+            self.size_buffer(&socket)?;
+        }
+        Ok(socket)
     }
 
     fn add(
@@ -319,8 +358,19 @@ impl Opening<'_> {
         file: Option<SocketFile>,
     ) {
         tracing::info!("listening on {name}");
+        let former_drops = match &socket {
+            Socket::Udp(fd) | Socket::UnixDatagram(fd) => sys::buffer(fd.as_fd()),
+            Socket::Stream(_) => Ok(sys::Buffer::default()),
+        };
+        // Where the kernel does not tell, it never will.
+        let former_drops = former_drops.unwrap_or_default().drops;
+        if former_drops > 0 {
+            tracing::info!(
+                "the kernel had dropped {former_drops} datagrams here before this start"
+            );
+        }
         let listener = self.telemetry.listener(name);
-        self.opened.push(Opened { listener, file, socket, dialect, eol_required });
+        self.opened.push(Opened { listener, file, socket, dialect, eol_required, former_drops });
     }
 
     fn size_buffer(&self, socket: &socket2::Socket) -> io::Result<()> {
@@ -356,7 +406,7 @@ mod tests {
 
     fn open_all(config: &Config) -> anyhow::Result<Vec<String>> {
         let untouched = Untouched { udp: false, socket: false, status: false };
-        let opened = open(config, untouched, &Telemetry::default())?;
+        let opened = open(config, untouched, Passed::default(), &Telemetry::default())?;
         Ok(opened.iter().map(|o| o.listener.name.clone()).collect())
     }
 
@@ -369,6 +419,7 @@ mod tests {
         let live = open(
             &config,
             Untouched { udp: false, socket: false, status: false },
+            Passed::default(),
             &Telemetry::default(),
         );
         let mode = fs::metadata(&path).expect("socket").permissions().mode();
@@ -407,12 +458,15 @@ mod tests {
         assert!(error.ends_with("set intake.port (DD_DOGSTATSD_PORT)"), "{error}");
 
         let untouched = Untouched { udp: true, socket: true, status: true };
-        let opened = open(&config, untouched, &Telemetry::default()).expect("the others go on");
+        let opened = open(&config, untouched, Passed::default(), &Telemetry::default())
+            .expect("the others go on");
         assert_eq!(opened.len(), 1);
         assert_eq!(opened[0].dialect, Dialect::Statsd);
 
         let alone = Config { listeners: Vec::new(), ..config };
-        let error = open(&alone, untouched, &Telemetry::default()).err().expect("nothing is left");
+        let error = open(&alone, untouched, Passed::default(), &Telemetry::default())
+            .err()
+            .expect("nothing is left");
         assert!(error.to_string().starts_with("no listener could be opened"), "{error}");
     }
 
@@ -457,7 +511,8 @@ mod tests {
             ..config()
         };
         let untouched = Untouched { udp: false, socket: false, status: false };
-        let opened = open(&config, untouched, &Telemetry::default()).expect("open");
+        let opened =
+            open(&config, untouched, Passed::default(), &Telemetry::default()).expect("open");
         let required: Vec<_> = opened.iter().map(|one| one.eol_required).collect();
         assert_eq!(required, [true, true, false, true, false, true]);
     }

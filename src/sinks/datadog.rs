@@ -1,7 +1,10 @@
 //! The Datadog intake.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, LazyLock};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{anyhow, bail, ensure};
@@ -19,6 +22,7 @@ use crate::batch::Batch;
 #[cfg(test)]
 use crate::encode::datadog::datadog_payload;
 use crate::encode::datadog::{Compression, Limits, Options, Route, encode, split};
+use crate::telemetry::Telemetry;
 
 #[cfg(test)]
 #[path = "../../conformance/test_intake.rs"]
@@ -28,8 +32,12 @@ mod test_intake;
 #[derive(Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// The API key; empty turns this sink off. Shown as stars.
+    /// The API key; empty turns this sink off. Shown as stars. `ENC[HANDLE]` stands for what
+    /// secrets.command gives.
     pub api_key: String,
+    /// File that holds the API key, instead of api_key. It is read again when an intake refuses the
+    /// key.
+    pub api_key_file: String,
     /// The Datadog site.
     pub site: String,
     /// Address of the intake; takes precedence over site.
@@ -73,6 +81,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             api_key: String::new(),
+            api_key_file: String::new(),
             site: "datadoghq.com".to_owned(),
             dd_url: String::new(),
             additional_endpoints: BTreeMap::new(),
@@ -95,6 +104,13 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// Whether there is a key, and so a destination.
+    pub const fn enabled(&self) -> bool {
+        !self.api_key.is_empty() || !self.api_key_file.is_empty()
+    }
+}
+
 /// Never shows a key.
 impl std::fmt::Debug for Config {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -104,6 +120,12 @@ impl std::fmt::Debug for Config {
             .finish_non_exhaustive()
     }
 }
+
+/// The setting that names the file of the key.
+const KEY_FILE: &str = "sinks.datadog.api_key_file";
+
+/// Bytes of that file that are read.
+const KEY_MAX: u64 = 4096;
 
 /// The version this program names itself with.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -141,9 +163,52 @@ struct Endpoint {
     /// For logs and metrics: without user, password or key.
     name: String,
     url: Url,
-    key: HeaderValue,
+    key: Key,
     /// Where address and key were set.
     setting: &'static str,
+}
+
+/// A key, and the file that it may be read from again.
+struct Key {
+    value: Mutex<HeaderValue>,
+    file: Option<PathBuf>,
+}
+
+impl Key {
+    fn get(&self) -> HeaderValue {
+        self.value.lock().expect("no panic under this lock").clone()
+    }
+
+    /// What the key goes by in the name of a folder. One from a file goes by the file: what waits
+    /// there is sent with whatever key is in it by then.
+    fn identity(&self) -> Vec<u8> {
+        match &self.file {
+            Some(file) => file.as_os_str().as_encoded_bytes().to_vec(),
+            None => self.get().as_bytes().to_vec(),
+        }
+    }
+
+    /// Reads the file, if there is one, after an intake has refused a key. Whether there is another
+    /// key now.
+    fn renew(&self, refused: &HeaderValue) -> bool {
+        let Some(file) = &self.file else { return false };
+        let read = read_key(file).and_then(|key| header_value(&key, KEY_FILE));
+        match read {
+            Ok(key) if key != refused => {
+                let mut value = self.value.lock().expect("no panic under this lock");
+                if *value != key {
+                    tracing::info!("sink datadog: another API key was read from {KEY_FILE}");
+                    *value = key;
+                }
+                true
+            }
+            Ok(_) => false,
+            Err(error) => {
+                warn!("sink datadog: {error:#}");
+                false
+            }
+        }
+    }
 }
 
 /// Checks every key now and once an hour, for as long as the runtime lives.
@@ -170,9 +235,13 @@ impl Datadog {
     /// # Errors
     ///
     /// One line that begins with the path of the setting that cannot be used, and holds no key.
-    pub fn new(config: &Config, hostname: &str) -> anyhow::Result<Self> {
-        let client =
-            http::client(&config.http).map_err(|error| anyhow!("sinks.datadog.http.{error:#}"))?;
+    pub fn new(
+        config: &Config,
+        hostname: &str,
+        telemetry: &Arc<Telemetry>,
+    ) -> anyhow::Result<Self> {
+        let client = http::client(&config.http, telemetry)
+            .map_err(|error| anyhow!("sinks.datadog.http.{error:#}"))?;
         Ok(Self {
             client,
             options: options(config, hostname)?,
@@ -184,10 +253,20 @@ impl Datadog {
     /// Asks an intake, by its index in [`Sink::endpoints`], whether it knows the key.
     pub async fn validate_key(&self, endpoint: usize) -> KeyState {
         let endpoint = &self.endpoints[endpoint];
+        let key = endpoint.key.get();
+        match self.ask_for_key(endpoint, &key).await {
+            KeyState::Invalid if endpoint.key.renew(&key) => {
+                self.ask_for_key(endpoint, &endpoint.key.get()).await
+            }
+            state => state,
+        }
+    }
+
+    async fn ask_for_key(&self, endpoint: &Endpoint, key: &HeaderValue) -> KeyState {
         let request = self
             .client
             .get(validate_url(&endpoint.url))
-            .header("DD-Api-Key", &endpoint.key)
+            .header("DD-Api-Key", key)
             .header(header::USER_AGENT, user_agent())
             .timeout(VALIDATE_TIMEOUT);
         match request.send().await.map(|response| response.status()) {
@@ -236,10 +315,11 @@ impl Datadog {
     ) -> Verdict {
         let content_type =
             if route.is_protobuf() { "application/x-protobuf" } else { "application/json" };
+        let key = endpoint.key.get();
         let mut request = self
             .client
             .post(at(&endpoint.url, route.path()))
-            .header("DD-Api-Key", &endpoint.key)
+            .header("DD-Api-Key", &key)
             .header("DD-Agent-Version", VERSION)
             .header(header::USER_AGENT, user_agent())
             .header(header::CONTENT_TYPE, content_type)
@@ -253,7 +333,10 @@ impl Datadog {
         };
         let retry_after = response.headers().get(header::RETRY_AFTER);
         let retry_after = retry_after.and_then(|value| value.to_str().ok());
-        let verdict = verdict(response.status(), retry_after, SystemTime::now());
+        let mut verdict = verdict(response.status(), retry_after, SystemTime::now());
+        if response.status() == StatusCode::FORBIDDEN && endpoint.key.renew(&key) {
+            verdict = Verdict::Retry { cause: "the API key was replaced".to_owned(), after: None };
+        }
         let rest = async {
             let mut read = 0;
             while read <= ANSWER_MAX
@@ -287,7 +370,7 @@ impl Sink for Datadog {
         let folder = |endpoint: &Endpoint| {
             let [address, former] = [&shown(&endpoint.url), &endpoint.name]
                 .map(|text| text.replace(&named, "app.agent"));
-            Folder::new(&address, endpoint.key.as_bytes(), &former)
+            Folder::new(&address, &endpoint.key.identity(), &former)
         };
         let folders = self.endpoints.iter().map(folder).collect();
         Some(Durable { kinds: &Route::WORDS, folders })
@@ -379,14 +462,20 @@ fn options(config: &Config, hostname: &str) -> anyhow::Result<Options> {
 fn endpoints(config: &Config) -> anyhow::Result<Vec<Endpoint>> {
     const KEY: &str = "sinks.datadog.api_key";
     const FURTHER: &str = "sinks.datadog.additional_endpoints";
-    ensure!(!config.api_key.trim().is_empty(), "{KEY}: is empty");
     let mut endpoints = Vec::new();
-    add(&mut endpoints, main_address(config)?, &config.api_key, KEY)?;
+    if config.api_key_file.is_empty() {
+        ensure!(!config.api_key.trim().is_empty(), "{KEY}: is empty");
+        add(&mut endpoints, main_address(config)?, &config.api_key, KEY, None)?;
+    } else {
+        let file = PathBuf::from(&config.api_key_file);
+        let key = read_key(&file)?;
+        add(&mut endpoints, main_address(config)?, &key, KEY_FILE, Some(file))?;
+    }
     for (address, keys) in &config.additional_endpoints {
         // The address is not repeated: who mixes up addresses and keys has put a key there.
         let url = address_of(address, FURTHER)?;
         for key in keys.iter().filter(|key| !key.trim().is_empty()) {
-            add(&mut endpoints, url.clone(), key, FURTHER)?;
+            add(&mut endpoints, url.clone(), key, FURTHER, None)?;
         }
     }
     Ok(endpoints)
@@ -397,22 +486,41 @@ fn add(
     url: Url,
     key: &str,
     setting: &'static str,
+    file: Option<PathBuf>,
 ) -> anyhow::Result<()> {
-    let key = key.trim();
-    let valid =
-        HeaderValue::from_str(key).ok().filter(|_| key.bytes().all(|b| b.is_ascii_graphic()));
-    let mut key = valid.ok_or_else(|| anyhow!("{setting}: a key has characters none can have"))?;
-    key.set_sensitive(true);
+    let key = header_value(key, setting)?;
     let at_address = endpoints.iter().filter(|endpoint| endpoint.url == url);
-    if at_address.clone().any(|endpoint| endpoint.key == key) {
+    if at_address.clone().any(|endpoint| endpoint.key.get() == key) {
         return Ok(());
     }
     let name = match at_address.count() {
         0 => shown(&url),
         others => format!("{} (key {})", shown(&url), others + 1),
     };
+    let key = Key { value: Mutex::new(key), file };
     endpoints.push(Endpoint { name, url, key, setting });
     Ok(())
+}
+
+/// A key as it is sent.
+fn header_value(key: &str, setting: &str) -> anyhow::Result<HeaderValue> {
+    let key = key.trim();
+    let valid =
+        HeaderValue::from_str(key).ok().filter(|_| key.bytes().all(|b| b.is_ascii_graphic()));
+    let mut key = valid.ok_or_else(|| anyhow!("{setting}: a key has characters none can have"))?;
+    key.set_sensitive(true);
+    Ok(key)
+}
+
+/// The key in a file.
+fn read_key(file: &Path) -> anyhow::Result<String> {
+    let mut key = String::new();
+    let bounded = File::open(file).map(|file| file.take(KEY_MAX));
+    bounded
+        .and_then(|mut file| file.read_to_string(&mut key))
+        .map_err(|error| anyhow!("{KEY_FILE}: cannot read {}: {error}", file.display()))?;
+    ensure!(!key.trim().is_empty(), "{KEY_FILE}: {} is empty", file.display());
+    Ok(key)
 }
 
 fn main_address(config: &Config) -> anyhow::Result<Url> {
@@ -501,7 +609,7 @@ mod tests {
     }
 
     fn sink(config: &Config) -> Datadog {
-        Datadog::new(config, "agent-host").unwrap()
+        Datadog::new(config, "agent-host", &Arc::default()).unwrap()
     }
 
     fn batch() -> Arc<Batch> {
@@ -715,6 +823,45 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_refused_key_is_read_again_from_its_file() {
+        let intake = Intake::start();
+        intake.respond_with(|request| {
+            let known = request.header("dd-api-key") == "new";
+            Response::status(match (known, request.method.as_str()) {
+                (false, _) => 403,
+                (true, "GET") => 200,
+                (true, _) => 202,
+            })
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("key");
+        let write = |key: &str| std::fs::write(&file, key).unwrap();
+        let config = Config {
+            api_key: String::new(),
+            api_key_file: file.display().to_string(),
+            ..config(&intake.url)
+        };
+        assert!(Datadog::new(&config, "", &Arc::default()).is_err(), "there is no file");
+        write("old\n");
+        let sink = sink(&config);
+        let payload = &sink.encode(&batch()).payloads[0];
+        let refused =
+            Verdict::Refused { cause: "HTTP 403 Forbidden: the API key is refused".to_owned() };
+        assert_eq!(sink.send(0, payload).await, refused);
+        // What cannot be a key changes nothing.
+        write("\n");
+        assert_eq!(sink.send(0, payload).await, refused);
+        assert_eq!(sink.validate_key(0).await, KeyState::Invalid);
+
+        write(" new\n");
+        let again = Verdict::Retry { cause: "the API key was replaced".to_owned(), after: None };
+        assert_eq!(sink.send(0, payload).await, again);
+        assert_eq!(sink.send(0, payload).await, Verdict::Delivered);
+        write("old");
+        assert_eq!(sink.validate_key(0).await, KeyState::Valid, "it is read when refused only");
+    }
+
+    #[tokio::test]
     async fn complaints_say_what_to_check() {
         let sink = sink(&config("http://user:secret@127.0.0.1:9"));
         sink.validate_all().await;
@@ -793,10 +940,14 @@ mod tests {
             ("https://V-app.agent.datadoghq.eu (key 2)", "eu-2"),
         ];
         let expected = expected.map(|(name, key)| (name.replace('V', &version), key));
-        let endpoints = sink.endpoints.iter().map(|e| (e.name.clone(), e.key.to_str().unwrap()));
-        assert_eq!(endpoints.collect::<Vec<_>>(), expected);
+        let endpoints = sink
+            .endpoints
+            .iter()
+            .map(|e| (e.name.clone(), e.key.get().to_str().unwrap().to_owned()));
+        let wanted = expected.clone().map(|(name, key)| (name, key.to_owned()));
+        assert_eq!(endpoints.collect::<Vec<_>>(), wanted);
         assert_eq!(Sink::endpoints(&sink), expected.map(|(name, _)| name));
-        assert!(sink.endpoints.iter().all(|endpoint| endpoint.key.is_sensitive()));
+        assert!(sink.endpoints.iter().all(|endpoint| endpoint.key.get().is_sensitive()));
     }
 
     #[test]
@@ -833,7 +984,9 @@ mod tests {
             (Config { compressor_kind: "br".to_owned(), ..config("") }, "compressor_kind: \"br\""),
             (tls, "http.min_tls_version: "),
         ] {
-            let error = Datadog::new(&config, "").err().map_or(String::new(), |e| e.to_string());
+            let error = Datadog::new(&config, "", &Arc::default())
+                .err()
+                .map_or(String::new(), |e| e.to_string());
             assert!(error.starts_with(&format!("sinks.datadog.{setting}")), "{setting} {error}");
             assert!(!error.contains(KEY) && !error.contains('\n'), "{error}");
         }

@@ -5,13 +5,12 @@
 //! timeout while something is; and a peer that is alive but neither takes nor gives a byte is given
 //! up after a while of silence. A large payload on a slow line takes as long as it needs.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -26,6 +25,9 @@ use reqwest::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
+
+use super::dns::{self, Names};
+use crate::telemetry::Telemetry;
 
 /// How sinks reach out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -58,6 +60,7 @@ pub struct Config {
     pub skip_ssl_validation: bool,
     /// The oldest version of TLS that is used: tlsv1.2 or tlsv1.3.
     pub min_tls_version: String,
+    pub dns: dns::Config,
 }
 
 impl Default for Config {
@@ -75,6 +78,7 @@ impl Default for Config {
             no_proxy: Vec::new(),
             skip_ssl_validation: false,
             min_tls_version: "tlsv1.2".to_owned(),
+            dns: dns::Config::default(),
         }
     }
 }
@@ -87,11 +91,15 @@ impl Default for Config {
 /// # Errors
 ///
 /// One line that begins with the name of the setting that cannot be used.
-pub fn client(config: &Config) -> anyhow::Result<Client> {
+pub fn client(config: &Config, telemetry: &Arc<Telemetry>) -> anyhow::Result<Client> {
     // Whoever came first has installed a provider that serves as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let proxies = proxies(config, |name| std::env::var(name).ok())?;
-    let builder = builder(config, &proxies, tls_version_min(&config.min_tls_version)?);
+    let tls = tls_version_min(&config.min_tls_version)?;
+    // Two ways of looking up and the connection have a share each.
+    let limit = Duration::from_secs(config.connect_timeout) / 3;
+    let names = Names::new(&config.dns, limit, dns::system, telemetry)?;
+    let builder = builder(config, &proxies, tls, Arc::new(names));
     build(builder).map_err(|error| anyhow!("client: {}", cause(error)))
 }
 
@@ -110,10 +118,14 @@ fn build(builder: impl Fn() -> ClientBuilder) -> reqwest::Result<Client> {
     })
 }
 
-fn builder(config: &Config, proxies: &[Proxy], tls: Version) -> impl Fn() -> ClientBuilder {
+fn builder(
+    config: &Config,
+    proxies: &[Proxy],
+    tls: Version,
+    names: Arc<impl Resolve + 'static>,
+) -> impl Fn() -> ClientBuilder {
     let seconds = Duration::from_secs;
     let some = move |time: u64| (time > 0).then(|| seconds(time));
-    let names = Arc::new(Names::new(seconds(config.connect_timeout) / 2, lookup));
     move || {
         let mut builder = Client::builder()
             .redirect(redirect::Policy::none())
@@ -232,70 +244,6 @@ impl http_body::Body for Pieces {
     }
 }
 
-/// Names as the system resolves them; while it cannot, the last addresses that it gave.
-struct Names<L> {
-    lookup: L,
-    /// How long a lookup may take.
-    limit: Duration,
-    /// Only names of endpoints and proxies come here, so they are few.
-    known: Arc<Mutex<HashMap<String, Known>>>,
-}
-
-/// The last addresses of a name.
-struct Known {
-    addresses: Vec<SocketAddr>,
-    /// They are used because the lookup fails.
-    stale: bool,
-}
-
-async fn lookup(name: String) -> io::Result<Vec<SocketAddr>> {
-    Ok(tokio::net::lookup_host((name, 0)).await?.collect())
-}
-
-impl<L> Names<L> {
-    fn new(limit: Duration, lookup: L) -> Self {
-        Self { lookup, limit, known: Arc::default() }
-    }
-}
-
-impl<L, F> Names<L>
-where
-    L: Fn(String) -> F + 'static,
-    F: Future<Output = io::Result<Vec<SocketAddr>>> + Send + 'static,
-{
-    fn addresses(
-        &self,
-        name: &str,
-    ) -> impl Future<Output = io::Result<Vec<SocketAddr>>> + use<L, F> {
-        let looked_up = tokio::time::timeout(self.limit, (self.lookup)(name.to_owned()));
-        let (known, name) = (Arc::clone(&self.known), name.to_owned());
-        async move {
-            let found = looked_up.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-            let found = found.and_then(|found| match found.is_empty() {
-                true => Err(io::ErrorKind::NotFound.into()),
-                false => Ok(found),
-            });
-            let mut known = known.lock().expect("no panic under this lock");
-            match (found, known.get_mut(&name)) {
-                (Ok(addresses), _) => {
-                    let new = Known { addresses: addresses.clone(), stale: false };
-                    if known.insert(name.clone(), new).is_some_and(|old| old.stale) {
-                        tracing::info!("the name {name} is resolved again");
-                    }
-                    Ok(addresses)
-                }
-                (Err(error), Some(known)) => {
-                    if !std::mem::replace(&mut known.stale, true) {
-                        warn!("cannot resolve {name}: {error}; its last addresses are used");
-                    }
-                    Ok(known.addresses.clone())
-                }
-                (Err(error), None) => Err(error),
-            }
-        }
-    }
-}
-
 impl<L, F> Resolve for Names<L>
 where
     L: Fn(String) -> F + Send + Sync + 'static,
@@ -334,8 +282,11 @@ mod tests {
 
     #[test]
     fn the_default_settings_make_a_client() {
-        client(&Config::default()).unwrap();
-        client(&Config { skip_ssl_validation: true, ..Config::default() }).unwrap();
+        let telemetry = Arc::default();
+        client(&Config::default(), &telemetry).unwrap();
+        let dns = dns::Config { fallback: vec!["127.0.0.1".to_owned()] };
+        client(&Config { skip_ssl_validation: true, dns, ..Config::default() }, &telemetry)
+            .unwrap();
     }
 
     #[test]
@@ -343,7 +294,9 @@ mod tests {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let config = Config::default();
         // Not a certificate: building fails, as it does without any.
-        let builder = builder(&config, &[], Version::TLS_1_2);
+        let limit = Duration::from_secs(1);
+        let names = Names::new(&config.dns, limit, dns::system, &Arc::default()).unwrap();
+        let builder = builder(&config, &[], Version::TLS_1_2, Arc::new(names));
         let builds = std::cell::Cell::new(0);
         let failing_first = || {
             builds.set(builds.get() + 1);
@@ -370,8 +323,12 @@ mod tests {
                 Config { proxy_https: "http://u:secret@[".to_owned(), ..Config::default() },
                 "proxy_https: ",
             ),
+            (
+                Config { dns: dns::Config { fallback: vec!["x".to_owned()] }, ..Config::default() },
+                "dns.fallback: \"x\" is neither IP nor IP:PORT",
+            ),
         ] {
-            let error = format!("{:#}", client(&config).unwrap_err());
+            let error = format!("{:#}", client(&config, &Arc::default()).unwrap_err());
             assert!(error.starts_with(expected), "{error}");
             assert!(!error.contains("secret") && !error.contains('\n'), "{error}");
         }
@@ -431,35 +388,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_last_addresses_serve_while_the_resolver_fails() {
-        let answers = Mutex::new(vec![
-            Ok(vec![SocketAddr::from(([10, 0, 0, 2], 0))]),
-            Ok(Vec::new()),
-            Err(io::Error::other("no resolver")),
-            Ok(vec![SocketAddr::from(([10, 0, 0, 1], 0))]),
-            Err(io::Error::other("no resolver")),
-        ]);
-        let next = move |_| {
-            let answer = answers.lock().unwrap().pop();
-            async move {
-                match answer {
-                    Some(answer) => answer,
-                    None => std::future::pending().await,
-                }
-            }
-        };
-        let names = Names::new(Duration::from_millis(10), next);
-        let ask = async |name: &str| match names.addresses(name).await {
-            Ok(found) => found[0].ip().to_string(),
-            Err(error) => error.to_string(),
-        };
-        assert_eq!(ask("a").await, "no resolver");
-        assert_eq!(ask("a").await, "10.0.0.1");
-        assert_eq!(ask("a").await, "10.0.0.1");
-        assert_eq!(ask("a").await, "10.0.0.1", "no address is no answer");
-        assert_eq!(ask("a").await, "10.0.0.2");
-        assert_eq!(ask("a").await, "10.0.0.2", "it hangs");
-        assert_eq!(ask("b").await, io::Error::from(io::ErrorKind::TimedOut).to_string());
+    async fn a_name_that_only_the_fallback_knows_is_reached() {
+        use std::io::{Read, Write};
+        let url = peer(|mut stream| {
+            let _ = stream.read(&mut [0; 1000]);
+            stream.write_all(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n").unwrap();
+        });
+        let server = dns::tests::server(dns::tests::Answer::V4([127, 0, 0, 1]));
+        let config = dns::Config { fallback: vec![server] };
+        let lookup = dns::tests::failing;
+        let names = Names::new(&config, Duration::from_secs(5), lookup, &Arc::default()).unwrap();
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = Client::builder().no_proxy().dns_resolver(Arc::new(names)).build().unwrap();
+        let url = url.replace("127.0.0.1", "intake.example");
+        let sent = send(client.post(url), Vec::new(), Duration::from_secs(9)).await;
+        assert_eq!(sent.unwrap().status(), 202);
     }
 
     /// A peer that does with its one connection what it is told to.
@@ -472,7 +415,7 @@ mod tests {
 
     async fn post(url: &str, silence: Duration) -> Result<reqwest::StatusCode, String> {
         let config = Config { no_proxy: vec!["127.0.0.1".to_owned()], ..Config::default() };
-        let client = client(&config).unwrap();
+        let client = client(&config, &Arc::default()).unwrap();
         // More than the kernel takes without a reader.
         let sent = send(client.post(url), vec![0; 16 << 20], silence).await;
         sent.map(|response| response.status())

@@ -3,6 +3,7 @@
 pub mod console;
 pub mod datadog;
 pub mod deliver;
+pub mod dns;
 pub mod http;
 pub mod prometheus;
 mod queue;
@@ -68,8 +69,8 @@ impl Sinks {
         telemetry: &Arc<Telemetry>,
     ) -> anyhow::Result<Self> {
         let mut sinks = Self { all: Vec::new(), prometheus: None, datadog: None };
-        if !config.datadog.api_key.is_empty() {
-            let datadog = Arc::new(datadog::Datadog::new(&config.datadog, hostname)?);
+        if config.datadog.enabled() {
+            let datadog = Arc::new(datadog::Datadog::new(&config.datadog, hostname, telemetry)?);
             sinks.all.push((datadog.clone(), config.datadog.retry_queue_bytes));
             sinks.datadog = config.datadog.validate_key.then_some(datadog);
         }
