@@ -49,6 +49,7 @@ const RESERVED: [(&str, &[&str]); 7] = [
             "intake/datagrams.rs",
             "intake/stdin.rs",
             "intake/streams.rs",
+            "origin/resolver.rs",
             "status/api.rs",
             "profile.rs",
             "sinks/deliver.rs",

@@ -19,6 +19,7 @@ mod layers;
 mod ledger;
 mod ledger_page;
 mod namespace;
+mod origin;
 mod outage;
 mod outage_disk;
 mod outage_faults;

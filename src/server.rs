@@ -19,7 +19,7 @@ use crate::flush::{Flush, Ticker};
 use crate::intake::{self, Intake, Opened, Passed, Untouched};
 use crate::journal::{Found, Journal, Keeper};
 use crate::ledger::Ledger;
-use crate::origin;
+use crate::origin::{self, Directory, Origins, resolver};
 use crate::profile::{self, Profile};
 use crate::reader::{Reader, Shared};
 use crate::replay;
@@ -59,6 +59,7 @@ pub struct Server {
     runtime: Runtime,
     profiler: Option<profile::Thread>,
     intake: Intake,
+    resolver: resolver::Running,
     ticker: Ticker,
     flush: Arc<Flush>,
     outputs: Arc<Outputs>,
@@ -151,11 +152,15 @@ impl Server {
             now,
         );
         let shards = Arc::new(shards);
+        let directory = Arc::new(Directory::new(Arc::clone(&telemetry)));
+        let origins =
+            Arc::new(Origins::new(config.origin.clone(), directory, Arc::clone(&telemetry)));
         let own =
             OwnSeries::new(config.telemetry.clone(), Arc::clone(&rules), Arc::clone(&telemetry));
         let shared = Shared {
             rules,
             shards: Arc::clone(&shards),
+            origins: Arc::clone(&origins),
             telemetry: Arc::clone(&telemetry),
             distribution_prefix: config
                 .value
@@ -226,6 +231,9 @@ impl Server {
         let stdin_ends = move || {
             ended.send_replace(true);
         };
+        let roots = config.collectors.roots(|name| std::env::var(name).ok());
+        let resolver = resolver::start(origins, &roots, i64::from(interval) * 1000)
+            .context("cannot start the thread that looks up senders")?;
         let intake = Intake::start(opened, &config.intake, &shared, stdin_ends)?;
         let collectors = {
             let _runtime = runtime.enter();
@@ -239,6 +247,7 @@ impl Server {
             runtime,
             profiler,
             intake,
+            resolver,
             ticker,
             flush,
             outputs,
@@ -283,6 +292,7 @@ impl Server {
     /// Takes what waits in the sockets, flushes, and lets the sinks deliver for a while.
     pub fn stop(self) {
         self.intake.stop();
+        self.resolver.stop();
         self.runtime.block_on(self.servers.stop(Instant::now() + PAGES_GRACE));
         // A post that is still under way is refused rather than left out of the last flush.
         self.outputs.status.close();

@@ -31,6 +31,7 @@ pub(super) fn validate(config: &Config) -> Outcome {
         "origin.hostname",
         expected("a host name", hostname),
     )?;
+    within("origin.wait_bytes_max", config.origin.wait_bytes_max, 0..=1 << 30)?;
     collectors(&config.collectors)?;
     shard(&config.shard)?;
     value(&config.value)?;
