@@ -1,7 +1,11 @@
-//! Who sent a sample: the client's own words about its container and pod.
+//! Who sent a sample: its process, its container, its pod; and the tags these bring.
+
+pub mod directory;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+pub use directory::{Directory, EntityTags, Origin};
 
 /// Names that this host and its senders go by.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -48,6 +48,8 @@ pub struct Telemetry {
     pub timed_dropped: Counter,
     /// Events and service checks beyond `shard.events_max`.
     pub events_dropped: Counter,
+    /// Containers for which the directory of origins had no room.
+    pub origin_containers_refused: Counter,
     /// Points of series for which the Prometheus page had no room.
     pub page_left_out: Counter,
     /// Points of counts below zero, which no counter of that page can take.
@@ -279,6 +281,11 @@ pub const OWN: &[Own] = &[
         "events_dropped_total",
         "DATA LOSS. Events and checks beyond shard.events_max.",
         Read::Process(|t| t.events_dropped.get()),
+    ),
+    counter(
+        "origin_containers_refused_total",
+        "Containers beyond the 50 000 whose tags are remembered: their samples go without.",
+        Read::Process(|t| t.origin_containers_refused.get()),
     ),
     counter(
         "page_left_out_total",
