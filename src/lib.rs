@@ -32,6 +32,7 @@ pub mod sketch;
 pub mod value;
 
 pub mod cgroup;
+pub mod collectors;
 
 pub mod encode;
 pub mod sinks;
