@@ -10,7 +10,7 @@ const LAYERS: [&[&str]; 10] = [
     &["batch", "blocklist", "grammar", "origin", "parse", "rules", "stream", "value"],
     &["encode", "shard"],
     &["flush", "reader", "sinks", "spellings"],
-    &["intake", "status"],
+    &["collectors", "intake", "status"],
     &["config"],
     &["server"],
     &["cli"],
@@ -29,6 +29,7 @@ const RESERVED: [(&str, &[&str]); 7] = [
     (
         " Time::now()",
         &[
+            "collectors/schedule.rs",
             "flush.rs",
             "server.rs",
             "intake/datagrams.rs",

@@ -1,1 +1,146 @@
+//! Collectors: what tallyd measures by itself, beside what it is sent.
+//!
+//! A [`Collector`] runs once per interval and puts what it finds into [`Samples`]; from there it
+//! goes the way of samples from the network: same rules, same limits, same shards. A run has a
+//! budget of time and fails alone.
+
 pub mod docker;
+pub mod samples;
+mod schedule;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio::runtime::{Handle, RuntimeFlavor};
+
+pub use samples::{Samples, Tags};
+pub use schedule::{Collectors, Planned, Runner};
+
+use crate::cgroup::roots::Roots;
+use crate::time::Time;
+
+/// Measures something once per interval.
+pub trait Collector: Send + 'static {
+    /// The name of its section in the settings.
+    fn name(&self) -> &'static str;
+
+    /// One run. What it puts into `samples` counts even if it fails or runs out of time later.
+    /// File reads go through [`blocking`]; long loops ask [`Samples::out_of_time`].
+    fn run<'a>(
+        &'a mut self,
+        samples: &'a mut Samples,
+        now: Time,
+    ) -> Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send + 'a>>;
+}
+
+/// What tallyd measures by itself.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The machine's /proc. Empty takes the first that there is of $DD_CONTAINER_PROC_ROOT,
+    /// $HOST_PROC, /host/proc and /proc.
+    pub proc_root: String,
+    /// The machine's /sys/fs/cgroup. Empty takes the first that there is of
+    /// $DD_CONTAINER_CGROUP_ROOT, $HOST_SYS/fs/cgroup, /host/sys/fs/cgroup, /host/cgroup and
+    /// /sys/fs/cgroup.
+    pub cgroup_root: String,
+}
+
+impl Config {
+    /// Where the machine's files are.
+    pub fn roots(&self, variable: impl Fn(&str) -> Option<String>) -> Roots {
+        Roots::find(&self.proc_root, &self.cgroup_root, variable)
+    }
+}
+
+/// Every collector that is to run. `flush` is the flush interval in seconds.
+pub fn all(_config: &Config, _roots: &Roots, _flush: u32) -> Vec<Planned> {
+    Vec::new()
+}
+
+/// Whether a collector runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Enabled {
+    /// Where it finds what it is for.
+    #[default]
+    Auto,
+    On,
+    Off,
+}
+
+impl Enabled {
+    /// `found` tells whether there is something to collect from.
+    pub fn or_if(self, found: impl FnOnce() -> bool) -> bool {
+        match self {
+            Self::Auto => found(),
+            Self::On => true,
+            Self::Off => false,
+        }
+    }
+}
+
+/// Runs file reads without holding up the tasks that share this thread.
+pub fn blocking<T>(work: impl FnOnce() -> T) -> T {
+    let several = Handle::try_current()
+        .is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread);
+    if several { tokio::task::block_in_place(work) } else { work() }
+}
+
+/// Seconds between runs that are wanted where no setting says otherwise.
+const USUAL_INTERVAL: u32 = 15;
+
+/// The multiple of the flush interval that is nearest to what is wanted, of two the larger; so that
+/// each run has one batch that it leaves in. 0 stands for the usual.
+pub fn interval(wanted: u32, flush: u32) -> Duration {
+    let wanted = u64::from(if wanted == 0 { USUAL_INTERVAL } else { wanted });
+    let flush = u64::from(flush.max(1));
+    let times = ((2 * wanted + flush) / (2 * flush)).max(1);
+    Duration::from_secs(times * flush)
+}
+
+/// What a run may take: as asked for in seconds, or four fifths of the flush interval, so that it
+/// leaves in the batch of the interval in which it began.
+pub fn budget(seconds: u32, flush: u32) -> Duration {
+    match seconds {
+        0 => Duration::from_secs(flush.max(1).into()).mul_f64(0.8),
+        seconds => Duration::from_secs(seconds.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_interval_is_the_nearest_multiple_and_of_two_the_larger() {
+        for (wanted, flush, seconds) in [
+            (0, 10, 20),
+            (0, 1, 15),
+            (0, 5, 15),
+            (0, 6, 18),
+            (0, 7, 14),
+            (0, 15, 15),
+            (0, 60, 60),
+            (0, 3600, 3600),
+            (10, 10, 10),
+            (1, 10, 10),
+            (14, 10, 10),
+            (60, 10, 60),
+            (0, 0, 15),
+        ] {
+            let expected = Duration::from_secs(seconds);
+            assert_eq!(interval(wanted, flush), expected, "{wanted} s at flushes of {flush} s");
+        }
+    }
+
+    #[test]
+    fn the_budget_leaves_time_before_the_flush() {
+        assert_eq!(budget(0, 10), Duration::from_secs(8));
+        assert_eq!(budget(0, 1), Duration::from_millis(800));
+        assert_eq!(budget(30, 10), Duration::from_secs(30));
+    }
+}

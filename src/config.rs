@@ -16,7 +16,9 @@ use serde::{Deserialize, Serialize};
 
 pub use load::{ConfigError, Loaded, Setting, Source, Sources, agent_from_text, from_text, load};
 
-use crate::{flush, intake, logging, origin, rules, shard, sinks, state, status, value};
+use crate::{
+    collectors, flush, intake, logging, origin, rules, shard, sinks, state, status, value,
+};
 
 /// Exit code of a wrong configuration, as in sysexits.h.
 pub const EXIT_CODE: u8 = 78;
@@ -28,6 +30,7 @@ pub struct Config {
     pub intake: intake::Config,
     pub rules: rules::Config,
     pub origin: origin::Config,
+    pub collectors: collectors::Config,
     pub shard: shard::Config,
     pub value: value::Config,
     pub flush: flush::Config,

@@ -139,6 +139,31 @@ impl Reader {
         }
     }
 
+    /// Takes in what collectors made; nothing of it was ever a line.
+    pub fn messages<'a>(&mut self, messages: impl Iterator<Item = Message<'a>>, now: Time) {
+        let mut run = Run::new();
+        for message in messages {
+            match message {
+                Message::Metric(sample) => {
+                    self.listener.samples.add(1);
+                    self.queue(sample, &mut run);
+                    if run.len() == RUN {
+                        self.take(&mut run, now);
+                    }
+                }
+                Message::Event(event) => {
+                    self.listener.events.add(1);
+                    self.shared.shards.event(self.shared.rules.event(&event, now.seconds()));
+                }
+                Message::Check(check) => {
+                    self.listener.checks.add(1);
+                    self.shared.shards.check(self.shared.rules.check(&check, now.seconds()));
+                }
+            }
+        }
+        self.take(&mut run, now);
+    }
+
     /// Takes in every payload that a stream has complete. Returns false when the stream cannot be
     /// read any further.
     pub fn payloads(&mut self, framer: &mut Framer, now: Time) -> bool {

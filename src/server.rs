@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::batch::Batch;
+use crate::collectors::{self, Collectors};
 use crate::config::Config;
 use crate::flush::{Flush, Ticker};
 use crate::intake::{self, Intake, Opened, Untouched};
@@ -37,6 +38,9 @@ const SAME_SIGNAL: Duration = Duration::from_millis(300);
 /// What requests under way get at the stop.
 const PAGES_GRACE: Duration = Duration::from_millis(500);
 
+/// What the reads of collectors get at the stop.
+const COLLECTORS_GRACE: Duration = Duration::from_millis(500);
+
 /// A running tallyd.
 pub struct Server {
     runtime: Runtime,
@@ -44,6 +48,7 @@ pub struct Server {
     ticker: Ticker,
     flush: Arc<Flush>,
     outputs: Arc<Outputs>,
+    collectors: Collectors,
     servers: Servers,
     telemetry: Arc<Telemetry>,
     signalled: watch::Receiver<Option<&'static str>>,
@@ -149,12 +154,17 @@ impl Server {
             ended.send_replace(true);
         };
         let intake = Intake::start(opened, &config.intake, &shared, stdin_ends)?;
+        let collectors = {
+            let _runtime = runtime.enter();
+            start_collectors(config, shared)
+        };
         Ok(Self {
             runtime,
             intake,
             ticker,
             flush,
             outputs,
+            collectors,
             servers,
             telemetry,
             signalled,
@@ -194,6 +204,7 @@ impl Server {
         self.runtime.block_on(self.servers.stop(Instant::now() + PAGES_GRACE));
         // A post that is still under way is refused rather than left out of the last flush.
         self.outputs.status.close();
+        self.runtime.block_on(self.collectors.stop(COLLECTORS_GRACE));
         self.ticker.stop();
         self.outputs.offer(self.flush.batch(Time::now(), self.flush_open_bucket));
         let deliveries =
@@ -318,6 +329,19 @@ fn hostname(config: &Config) -> String {
         "" => sys::host_name().unwrap_or_default(),
         name => name.to_owned(),
     }
+}
+
+/// Starts the collectors on the current runtime.
+fn start_collectors(config: &Config, shared: Shared) -> Collectors {
+    let telemetry = Arc::clone(&shared.telemetry);
+    let roots = config.collectors.roots(|name| std::env::var(name).ok());
+    let planned = collectors::all(&config.collectors, &roots, config.flush.interval);
+    if planned.is_empty() {
+        return Collectors::default();
+    }
+    let listener = telemetry.listener("collectors".to_owned());
+    let options = config.intake.options(Dialect::Datadog);
+    Collectors::start(planned, Reader::new(shared, listener, options, false), &telemetry)
 }
 
 /// Starts, runs until told to stop, and stops.

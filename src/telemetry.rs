@@ -30,6 +30,7 @@ impl Counter {
 pub struct Telemetry {
     listeners: RwLock<Vec<Arc<Listener>>>,
     endpoints: RwLock<Vec<Arc<Endpoint>>>,
+    collectors: RwLock<Vec<Arc<CollectorFigures>>>,
     /// Number of series held now.
     pub contexts: AtomicU64,
     /// Lines folded into the overflow series because `shard.contexts_max` was reached.
@@ -142,6 +143,23 @@ pub struct Endpoint {
     pub spooled: Spooled,
 }
 
+/// What one collector did.
+#[derive(Debug, Default)]
+pub struct CollectorFigures {
+    pub name: &'static str,
+    pub runs: Counter,
+    /// Runs that failed, panicked or ran out of time.
+    pub errors: Counter,
+    /// Runs that were not begun because the one before was not over.
+    pub skipped: Counter,
+    /// Samples, events and checks that were found.
+    pub samples: Counter,
+    /// The same beyond the limit of a run.
+    pub left_out: Counter,
+    /// Microseconds that the last run took.
+    pub micros: AtomicU64,
+}
+
 /// What is on disk.
 #[derive(Debug, Default)]
 pub struct Spooled {
@@ -169,6 +187,8 @@ enum Read {
     Endpoint(fn(&Endpoint) -> u64),
     /// One figure per endpoint and cause.
     Drops,
+    /// One figure per collector.
+    Collector(fn(&CollectorFigures) -> f64),
     /// A single figure.
     Process(fn(&Telemetry) -> u64),
     /// A single figure, kept in microseconds.
@@ -240,6 +260,36 @@ pub const OWN: &[Own] = &[
         "listener_rejects_total",
         "DATA LOSS. Lines refused, by listener and reason.",
         Read::Rejects,
+    ),
+    counter(
+        "collector_runs_total",
+        "Runs, by collector.",
+        Read::Collector(|c| c.runs.get() as f64),
+    ),
+    counter(
+        "collector_errors_total",
+        "Runs that failed or ran out of time, by collector.",
+        Read::Collector(|c| c.errors.get() as f64),
+    ),
+    counter(
+        "collector_skipped_total",
+        "Runs that were not begun because the one before was not over, by collector.",
+        Read::Collector(|c| c.skipped.get() as f64),
+    ),
+    counter(
+        "collector_samples_total",
+        "Samples, events and service checks made, by collector.",
+        Read::Collector(|c| c.samples.get() as f64),
+    ),
+    counter(
+        "collector_left_out_total",
+        "DATA LOSS. Samples beyond what one run may make, by collector.",
+        Read::Collector(|c| c.left_out.get() as f64),
+    ),
+    gauge(
+        "collector_seconds",
+        "Duration of the last run, by collector.",
+        Read::Collector(|c| c.micros.load(Relaxed) as f64 / 1e6),
     ),
     gauge("contexts", "Series held now.", Read::Process(|t| t.contexts.load(Relaxed))),
     counter(
@@ -385,12 +435,22 @@ impl Telemetry {
         endpoint
     }
 
+    pub fn collector(&self, name: &'static str) -> Arc<CollectorFigures> {
+        let figures = Arc::new(CollectorFigures { name, ..CollectorFigures::default() });
+        self.collectors.write().expect("no panic under this lock").push(Arc::clone(&figures));
+        figures
+    }
+
     pub fn listeners(&self) -> Vec<Arc<Listener>> {
         self.listeners.read().expect("no panic under this lock").clone()
     }
 
     pub fn endpoints(&self) -> Vec<Arc<Endpoint>> {
         self.endpoints.read().expect("no panic under this lock").clone()
+    }
+
+    pub fn collectors(&self) -> Vec<Arc<CollectorFigures>> {
+        self.collectors.read().expect("no panic under this lock").clone()
     }
 
     /// Whether a reject of this reason may be logged now: once a minute for each reason.
@@ -405,6 +465,7 @@ impl Telemetry {
     /// Every figure, grouped by name in the order of [`OWN`]. Each set of labels comes once.
     pub fn figures(&self) -> Vec<Figure> {
         let (listeners, endpoints) = (self.listeners(), self.endpoints());
+        let collectors = self.collectors();
         let mut figures = Vec::new();
         for own in OWN {
             match own.read {
@@ -417,6 +478,11 @@ impl Telemetry {
                         .extend(endpoints.iter().map(|e| (own.name, e.labels(), value(e) as f64)));
                 }
                 Read::Drops => figures.extend(endpoints.iter().flat_map(drop_figures)),
+                Read::Collector(value) => figures.extend(
+                    collectors
+                        .iter()
+                        .map(|c| (own.name, vec![("collector", c.name.to_owned())], value(c))),
+                ),
                 Read::Process(value) => {
                     figures.push((own.name, Vec::new(), value(self) as f64));
                 }
@@ -487,6 +553,7 @@ mod tests {
         let telemetry = Telemetry::default();
         telemetry.listener("udp://x".to_owned());
         telemetry.endpoint("datadog", "https://y".to_owned());
+        telemetry.collector("z");
         let figures = telemetry.figures();
         for own in OWN {
             assert!(

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::collectors::Enabled;
+
 /// What the Docker check asks, measures and sends.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -114,16 +116,6 @@ pub struct Config {
     pub legacy_names: bool,
     /// Containers that are known at a time.
     pub containers_max: usize,
-}
-
-/// Whether a collector runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Enabled {
-    #[default]
-    Auto,
-    On,
-    Off,
 }
 
 impl Default for Config {
