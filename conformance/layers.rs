@@ -22,7 +22,7 @@ const RESERVED: [(&str, &[&str]); 7] = [
     ("unsafe ", &["sys.rs"]),
     ("nom::", &["grammar.rs"]),
     ("thread::sleep", &[]),
-    ("reqwest::", &["sinks/http.rs", "sinks/datadog.rs"]),
+    ("reqwest::", &["collectors/docker/engine.rs", "sinks/http.rs", "sinks/datadog.rs"]),
     ("hdrhistogram::", &["value/histogram.rs"]),
     // Retry-After may be a date.
     ("SystemTime::now()", &["time.rs", "sinks/datadog.rs"]),

@@ -10,6 +10,7 @@ mod schedule;
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -20,6 +21,8 @@ pub use samples::{Samples, Tags};
 pub use schedule::{Collectors, Planned, Runner};
 
 use crate::cgroup::roots::Roots;
+use crate::origin::Directory;
+use crate::telemetry::Telemetry;
 use crate::time::Time;
 
 /// Measures something once per interval.
@@ -47,6 +50,7 @@ pub struct Config {
     /// $DD_CONTAINER_CGROUP_ROOT, $HOST_SYS/fs/cgroup, /host/sys/fs/cgroup, /host/cgroup and
     /// /sys/fs/cgroup.
     pub cgroup_root: String,
+    pub docker: docker::Config,
 }
 
 impl Config {
@@ -56,9 +60,29 @@ impl Config {
     }
 }
 
-/// Every collector that is to run. `flush` is the flush interval in seconds.
-pub fn all(_config: &Config, _roots: &Roots, _flush: u32) -> Vec<Planned> {
-    Vec::new()
+/// What collectors need of the process around them.
+pub struct Surroundings<'a> {
+    pub roots: &'a Roots,
+    /// The flush interval in seconds.
+    pub flush: u32,
+    /// Name of this host.
+    pub hostname: &'a str,
+    /// Where containers are made known to those who look senders up.
+    pub directory: &'a Arc<Directory>,
+    pub telemetry: &'a Arc<Telemetry>,
+}
+
+/// Every collector that is to run.
+///
+/// # Errors
+///
+/// A setting that cannot be used, by its name.
+pub fn all(config: &Config, around: &Surroundings) -> anyhow::Result<Vec<Planned>> {
+    let mut planned = Vec::new();
+    if config.docker.enabled != Enabled::Off {
+        planned.push(docker::planned(&config.docker, around)?);
+    }
+    Ok(planned)
 }
 
 /// Whether a collector runs.

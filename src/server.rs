@@ -16,6 +16,7 @@ use crate::collectors::{self, Collectors};
 use crate::config::Config;
 use crate::flush::{Flush, Ticker};
 use crate::intake::{self, Intake, Opened, Untouched};
+use crate::origin::Directory;
 use crate::reader::{Reader, Shared};
 use crate::rules::Rules;
 use crate::sample::Dialect;
@@ -156,7 +157,7 @@ impl Server {
         let intake = Intake::start(opened, &config.intake, &shared, stdin_ends)?;
         let collectors = {
             let _runtime = runtime.enter();
-            start_collectors(config, shared)
+            start_collectors(config, shared, &hostname)?
         };
         Ok(Self {
             runtime,
@@ -332,16 +333,22 @@ fn hostname(config: &Config) -> String {
 }
 
 /// Starts the collectors on the current runtime.
-fn start_collectors(config: &Config, shared: Shared) -> Collectors {
+fn start_collectors(config: &Config, shared: Shared, hostname: &str) -> anyhow::Result<Collectors> {
     let telemetry = Arc::clone(&shared.telemetry);
-    let roots = config.collectors.roots(|name| std::env::var(name).ok());
-    let planned = collectors::all(&config.collectors, &roots, config.flush.interval);
+    let around = collectors::Surroundings {
+        roots: &config.collectors.roots(|name| std::env::var(name).ok()),
+        flush: config.flush.interval,
+        hostname,
+        directory: &Arc::new(Directory::new(Arc::clone(&telemetry))),
+        telemetry: &telemetry,
+    };
+    let planned = collectors::all(&config.collectors, &around)?;
     if planned.is_empty() {
-        return Collectors::default();
+        return Ok(Collectors::default());
     }
     let listener = telemetry.listener("collectors".to_owned());
     let options = config.intake.options(Dialect::Datadog);
-    Collectors::start(planned, Reader::new(shared, listener, options, false), &telemetry)
+    Ok(Collectors::start(planned, Reader::new(shared, listener, options, false), &telemetry))
 }
 
 /// Starts, runs until told to stop, and stops.

@@ -141,10 +141,13 @@ pub struct Volumes {
     pub volumes: Vec<serde::de::IgnoredAny>,
 }
 
-/// `/info`: what the storage driver says about itself.
+/// `/info`: the machine's size, and what the storage driver says about itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct Info {
+    pub mem_total: Option<u64>,
+    #[serde(rename = "NCPU")]
+    pub processors: Option<u32>,
     #[serde(deserialize_with = "nullable")]
     pub driver_status: Vec<Vec<String>>,
 }

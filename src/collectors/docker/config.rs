@@ -14,6 +14,10 @@ pub struct Config {
     /// `auto` collects when an engine's socket is there or DOCKER_HOST is set; `on` complains while
     /// there is none; `off` never looks.
     pub enabled: Enabled,
+    /// Seconds from run to run; the nearest multiple of the flush interval is taken. 0 is about 15.
+    pub interval: u32,
+    /// Seconds that a run may take; 0 is four fifths of the flush interval.
+    pub budget: u32,
     /// The engine: unix:///path or tcp://host:port. Empty takes DOCKER_HOST, then the sockets of
     /// Docker and Podman at their usual places, also below /host.
     pub url: String,
@@ -93,6 +97,8 @@ pub struct Config {
     pub collect_volume_count: bool,
     /// Count images.
     pub collect_images_stats: bool,
+    /// Count images that are but layers of others; costs the engine much.
+    pub collect_intermediate_images: bool,
     /// Send the size of each image.
     pub collect_image_size: bool,
     /// Send the space that a devicemapper pool uses.
@@ -123,6 +129,8 @@ impl Default for Config {
         let words = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
         Self {
             enabled: Enabled::Auto,
+            interval: 0,
+            budget: 0,
             url: String::new(),
             timeout: 5,
             slow_timeout: 60,
@@ -155,6 +163,7 @@ impl Default for Config {
             collect_container_count: false,
             collect_volume_count: false,
             collect_images_stats: true,
+            collect_intermediate_images: false,
             collect_image_size: false,
             collect_disk_stats: false,
             collect_system_df: false,
