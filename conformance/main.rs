@@ -4,6 +4,7 @@
 mod aggregate_model;
 mod aggregate_vectors;
 mod captures;
+mod cgroups;
 mod config_examples;
 mod corpora;
 mod datadog_payload;

@@ -261,3 +261,208 @@ fn unescaped(name: &str) -> Cow<'_, str> {
     }
     Cow::Owned(String::from_utf8_lossy(&plain).into_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0001";
+    const B: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+    const POD: &str = "11111111-2222-3333-4444-555555555555";
+
+    /// What a path says in one line: level, then what is known.
+    fn told(path: &str) -> String {
+        let path = path.replace("{A}", A).replace("{B}", B).replace("{POD}", POD);
+        let path = path.replace("{POD_}", &POD.replace('-', "_"));
+        let identity = Identity::of_path(&path);
+        let mut told = format!("{:?}", identity.level);
+        let short = |id: String| id.replace(A, "A").replace(B, "B").replace(POD, "POD");
+        for (key, value) in [
+            ("runtime", identity.runtime.map(|runtime| runtime.word().to_owned())),
+            ("id", identity.container_id),
+            ("name", identity.container_name),
+            ("pod", identity.pod_uid),
+            ("task", identity.ecs_task),
+            ("unit", identity.unit),
+            ("slice", identity.slice),
+        ] {
+            if let Some(value) = value {
+                told += &format!(" {key}={}", short(value));
+            }
+        }
+        told
+    }
+
+    #[test]
+    fn paths_of_every_runtime() {
+        for (path, expected) in [
+            // Docker.
+            ("/docker/{A}", "Container runtime=docker id=A"),
+            ("/system.slice/docker-{A}.scope", "Container runtime=docker id=A slice=system.slice"),
+            ("/docker-daemon/docker/{A}", "Container runtime=docker id=A"),
+            ("/system/docker/{A}", "Container runtime=docker id=A"),
+            ("/init.scope/docker/{A}", "Container runtime=docker id=A"),
+            (
+                "/system.slice/docker.service/docker/{A}",
+                "Container runtime=docker id=A slice=system.slice",
+            ),
+            ("/actions_job/{A}", "Container id=A"),
+            ("/../{A}", "Container id=A"),
+            ("/../docker-{A}.scope", "Container runtime=docker id=A"),
+            // In a container: a helper's folder, an init system, containers.
+            (
+                "/system.slice/docker-{A}.scope/init",
+                "Inside runtime=docker id=A slice=system.slice",
+            ),
+            ("/docker/{A}/init.scope", "Inside runtime=docker id=A unit=init.scope"),
+            (
+                "/docker/{A}/system.slice/ssh.service",
+                "Inside runtime=docker id=A unit=ssh.service slice=system.slice",
+            ),
+            ("/docker/{A}/docker/{B}", "Container runtime=docker id=B"),
+            ("/docker/{A}/kubelet/kubepods/besteffort/pod{POD}/{B}", "Container id=B pod=POD"),
+            // Kubernetes with the cgroupfs driver does not name the runtime.
+            ("/kubepods/pod{POD}/{A}", "Container id=A pod=POD"),
+            ("/kubepods/burstable/pod{POD}/{A}", "Container id=A pod=POD"),
+            ("/kubepods/besteffort/pod{POD}", "Pod pod=POD"),
+            (
+                "/kubepods/burstable/pod0123456789abcdef0123456789abcdef/{A}",
+                "Container id=A pod=0123456789abcdef0123456789abcdef",
+            ),
+            ("/kubepods/burstable", "Other"),
+            // And with systemd's.
+            (
+                "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{POD_}.slice/cri-containerd-{A}.scope",
+                "Container runtime=containerd id=A pod=POD slice=kubepods-burstable-pod11111111_2222_3333_4444_555555555555.slice",
+            ),
+            (
+                "/kubepods.slice/kubepods-pod{POD_}.slice",
+                "Pod pod=POD slice=kubepods-pod11111111_2222_3333_4444_555555555555.slice",
+            ),
+            ("/kubepods.slice/kubepods-besteffort.slice", "Slice slice=kubepods-besteffort.slice"),
+            (
+                "/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{POD_}.slice/crio-{A}.scope",
+                "Container runtime=cri-o id=A pod=POD slice=kubelet-kubepods-pod11111111_2222_3333_4444_555555555555.slice",
+            ),
+            (
+                "/kubepods.slice/kubepods-pod{POD_}.slice/crio-conmon-{A}.scope",
+                "Other pod=POD slice=kubepods-pod11111111_2222_3333_4444_555555555555.slice",
+            ),
+            (
+                "/system.slice/containerd.service/kubepods-burstable-pod{POD_}.slice:cri-containerd:{A}",
+                "Container runtime=containerd id=A pod=POD slice=kubepods-burstable-pod11111111_2222_3333_4444_555555555555.slice",
+            ),
+            // Podman.
+            (
+                "/machine.slice/libpod-{A}.scope",
+                "Container runtime=podman id=A slice=machine.slice",
+            ),
+            (
+                "/machine.slice/libpod-{A}.scope/container",
+                "Inside runtime=podman id=A slice=machine.slice",
+            ),
+            ("/machine.slice/libpod-conmon-{A}.scope", "Other slice=machine.slice"),
+            ("/libpod_parent/libpod-{A}", "Container runtime=podman id=A"),
+            (
+                "/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{A}.scope",
+                "Container runtime=podman id=A slice=user.slice",
+            ),
+            (
+                "/user.slice/user-1000.slice/user@1000.service/user.slice/user-libpod_pod_{B}.slice/libpod-{A}.scope/container",
+                "Inside runtime=podman id=A slice=user-libpod_pod_B.slice",
+            ),
+            // ECS.
+            (
+                "/ecs/5a0d5ceddf6c44c1928d367a815d890f/{A}",
+                "Container runtime=docker id=A task=5a0d5ceddf6c44c1928d367a815d890f",
+            ),
+            ("/ecs/{POD}/{A}", "Container runtime=docker id=A task=POD"),
+            (
+                "/ecs/5a0d5ceddf6c44c1928d367a815d890f/5a0d5ceddf6c44c1928d367a815d890f-2532839721",
+                "Container runtime=ecsfargate id=5a0d5ceddf6c44c1928d367a815d890f-2532839721 task=5a0d5ceddf6c44c1928d367a815d890f",
+            ),
+            (
+                "/ecstasks.slice/ecstasks-5a0d5ceddf6c44c1928d367a815d890f.slice/docker-{A}.scope",
+                "Container runtime=docker id=A task=5a0d5ceddf6c44c1928d367a815d890f slice=ecstasks-5a0d5ceddf6c44c1928d367a815d890f.slice",
+            ),
+            // LXC and LXD.
+            ("/lxc/web-1", "Container runtime=lxc name=web-1"),
+            (
+                "/lxc/101/ns/system.slice/ssh.service",
+                "Inside runtime=lxc name=101 unit=ssh.service slice=system.slice",
+            ),
+            ("/lxc.payload.web", "Container runtime=lxc name=web"),
+            ("/lxc.payload/web", "Container runtime=lxc name=web"),
+            ("/lxc.monitor.web", "Other"),
+            ("/lxc.payload.web/docker/{A}", "Container runtime=docker id=A"),
+            // Garden.
+            (
+                "/garden/6f265890-5165-7fab-6b52-18d1",
+                "Container runtime=garden id=6f265890-5165-7fab-6b52-18d1",
+            ),
+            // systemd.
+            ("/system.slice/ssh.service", "Unit unit=ssh.service slice=system.slice"),
+            (
+                "/system.slice/system-getty.slice/getty@tty1.service",
+                "Unit unit=getty@tty1.service slice=system-getty.slice",
+            ),
+            (r"/system.slice/dev\x2ddisk.service", "Unit unit=dev-disk.service slice=system.slice"),
+            (
+                "/user.slice/user-1000.slice/session-3.scope",
+                "Unit unit=session-3.scope slice=user-1000.slice",
+            ),
+            (
+                "/user.slice/user-1000.slice/user@1000.service/init.scope",
+                "Unit unit=init.scope slice=user-1000.slice",
+            ),
+            ("/system.slice/web.service/supervisor", "Inside unit=web.service slice=system.slice"),
+            ("/system.slice/dev-hugepages.mount", "Other slice=system.slice"),
+            ("/system.slice", "Slice slice=system.slice"),
+            // Nobody's.
+            ("/", "Other"),
+            ("", "Other"),
+            ("/docker", "Other"),
+            ("/docker/buildkit", "Other"),
+            ("/docker/AAAA", "Other"),
+            ("/a:b:c", "Other"),
+        ] {
+            assert_eq!(told(path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn what_an_id_looks_like() {
+        for (name, is_id) in [
+            (A, true),
+            ("6f265890-5165-7fab-6b52-18d1", true),
+            ("5a0d5ceddf6c44c1928d367a815d890f-2532839721", true),
+            (&A[1..], false),
+            (&A.to_uppercase(), false),
+            ("5a0d5ceddf6c44c1928d367a815d890f-", false),
+            ("5a0d5ceddf6c44c1928d367a815d890f", false),
+            (POD, false),
+            ("", false),
+            ("----", false),
+        ] {
+            assert_eq!(is_container_id(name), is_id, "{name}");
+        }
+    }
+
+    #[test]
+    fn units_are_unescaped_and_have_templates() {
+        for (name, plain) in [
+            (r"a\x2db", "a-b"),
+            (r"\x2d\x2D", "--"),
+            (r"a\x2", r"a\x2"),
+            (r"a\x+1", r"a\x+1"),
+            (r"\xc3\xa4", "ä"),
+            (r"\\x2d", r"\-"),
+            (r"\", r"\"),
+        ] {
+            assert_eq!(unescaped(name), plain, "{name}");
+        }
+        let template = |path| Identity::of_path(path).unit_template();
+        assert_eq!(template("/system.slice/web@1.service"), Some("web@.service".to_owned()));
+        assert_eq!(template("/system.slice/web.service"), None);
+    }
+}

@@ -173,18 +173,15 @@ pub struct UsageReader {
 }
 
 impl UsageReader {
-    /// Reads the cgroup at a path of the hierarchy. `None` when it has gone.
+    /// Reads the cgroup at a path of the hierarchy. `None` when it has gone, or none of its files
+    /// can be read.
     pub fn read(&mut self, hierarchy: &Hierarchy, path: &str) -> Option<Usage> {
         let mut usage = Usage::default();
-        let base = hierarchy.directory(path)?;
-        if !base.is_dir() {
-            return None;
-        }
         if let Some(folder) = hierarchy.unified_directory(path) {
             self.unified(&folder, &mut usage);
         }
         self.separate(hierarchy, path, &mut usage);
-        Some(usage)
+        (usage != Usage::default()).then_some(usage)
     }
 
     /// The files of version 2, whichever controllers it has.
