@@ -17,6 +17,7 @@ mod parse_vectors;
 mod process;
 mod prometheus_scrape;
 mod real_clients;
+mod real_docker;
 mod received;
 mod running;
 mod scenarios;

@@ -48,6 +48,7 @@ const BASE: &str = r#"
 intake: {port: 0, socket: ""}
 status: {listen: "127.0.0.1:0"}
 flush: {interval: 1}
+collectors: {docker: {enabled: off}}
 "#;
 
 impl Launch {
@@ -231,6 +232,11 @@ impl Tallyd {
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// Of its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     pub fn stdin(&mut self) -> ChildStdin {
