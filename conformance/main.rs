@@ -5,6 +5,7 @@ mod aggregate_model;
 mod aggregate_vectors;
 mod captures;
 mod cgroups;
+mod collectors;
 mod config_examples;
 mod corpora;
 mod datadog_payload;

@@ -4,7 +4,9 @@
 //! goes the way of samples from the network: same rules, same limits, same shards. A run has a
 //! budget of time and fails alone.
 
+pub mod cgroup;
 pub mod docker;
+pub mod itself;
 pub mod samples;
 mod schedule;
 
@@ -20,6 +22,10 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 pub use samples::{Samples, Tags};
 pub use schedule::{Collectors, Planned, Runner};
 
+use self::cgroup::CgroupCheck;
+use self::docker::Docker;
+use self::itself::Itself;
+use crate::cgroup::proc::Proc;
 use crate::cgroup::roots::Roots;
 use crate::origin::Directory;
 use crate::telemetry::Telemetry;
@@ -43,6 +49,10 @@ pub trait Collector: Send + 'static {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// Folder of dd-agent's files of checks, such as docker.yaml. Empty takes the first that there is
+    /// of conf.d beside tallyd.yaml, conf.d beside the Agent's file, /etc/tallyd/conf.d,
+    /// /etc/datadog-agent/conf.d and /etc/dd-agent/conf.d.
+    pub conf_d: String,
     /// The machine's /proc. Empty takes the first that there is of $DD_CONTAINER_PROC_ROOT,
     /// $HOST_PROC, /host/proc and /proc.
     pub proc_root: String,
@@ -50,7 +60,10 @@ pub struct Config {
     /// $DD_CONTAINER_CGROUP_ROOT, $HOST_SYS/fs/cgroup, /host/sys/fs/cgroup, /host/cgroup and
     /// /sys/fs/cgroup.
     pub cgroup_root: String,
+    pub cgroup: cgroup::Config,
     pub docker: docker::Config,
+    #[serde(rename = "self")]
+    pub itself: itself::Config,
 }
 
 impl Config {
@@ -78,18 +91,36 @@ pub struct Surroundings<'a> {
 ///
 /// A setting that cannot be used, by its name.
 pub fn all(config: &Config, around: &Surroundings) -> anyhow::Result<Vec<Planned>> {
-    let mut planned = Vec::new();
-    if config.docker.enabled != Enabled::Off {
-        planned.push(docker::planned(&config.docker, around)?);
+    let (roots, flush) = (around.roots, around.flush);
+    let mut all = Vec::new();
+    let mut add = |collector: Box<dyn Collector>, interval, budget| {
+        let (interval, budget) = (self::interval(interval, flush), self::budget(budget, flush));
+        all.push(Planned { collector, interval, budget });
+        true
+    };
+    let Config { cgroup, docker, itself, .. } = config;
+    let mut any = false;
+    if cgroup.enabled.or_if(|| roots.named) {
+        let check = CgroupCheck::new(cgroup.clone(), roots.clone());
+        any = add(Box::new(check), cgroup.interval, cgroup.budget);
     }
-    Ok(planned)
+    // It looks for an engine that comes later, too.
+    if docker.enabled != Enabled::Off {
+        let interval = self::interval(docker.interval, flush);
+        let check = Docker::new(docker, docker::Surroundings::new(around, interval))?;
+        any |= check.finds_engine();
+        add(Box::new(check), docker.interval, docker.budget);
+    }
+    if itself.enabled.or_if(|| any) {
+        add(Box::new(Itself::new(Proc::new("/proc"))), itself.interval, itself.budget);
+    }
+    Ok(all)
 }
 
-/// Whether a collector runs.
+/// Whether a collector runs; `auto` where it finds what it is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Enabled {
-    /// Where it finds what it is for.
     #[default]
     Auto,
     On,

@@ -1,10 +1,11 @@
 //! The whole configuration, composed of the modules' own, and how it comes about.
 //!
-//! Layers, each over the one before: defaults, the Agent's `datadog.yaml`, `tallyd.yaml`, the
-//! Agent's environment variables (`DD_*`), our own (`TALLYD_*`), flags. All meet as texts at the
+//! Layers, each over the one before: defaults, the Agent's `datadog.yaml`, its files of checks
+//! (`conf.d`), `tallyd.yaml`, the Agent's environment variables (`DD_*`), our own (`TALLYD_*`), flags. All meet as texts at the
 //! paths of settings; types, ranges and comments come from the `Config` structs.
 
 pub mod agent;
+mod conf_d;
 mod convert;
 pub mod describe;
 mod load;

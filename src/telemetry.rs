@@ -164,7 +164,7 @@ pub struct CollectorFigures {
     pub skipped: Counter,
     /// Samples, events and checks that were found.
     pub samples: Counter,
-    /// The same beyond the limit of a run.
+    /// What was beyond the limits of a run.
     pub left_out: Counter,
     /// Microseconds that the last run took.
     pub micros: AtomicU64,
@@ -293,7 +293,7 @@ pub const OWN: &[Own] = &[
     ),
     counter(
         "collector_left_out_total",
-        "DATA LOSS. Samples beyond what one run may make, by collector.",
+        "DATA LOSS. Samples, cgroups and the like beyond the limits of a run, by collector.",
         Read::Collector(|c| c.left_out.get() as f64),
     ),
     gauge(

@@ -48,8 +48,15 @@ impl Proc {
     /// # Errors
     /// When it has ended, or belongs to somebody else and this process lacks the right.
     pub fn open_files(&self, pid: u32) -> io::Result<u64> {
-        let entries = std::fs::read_dir(self.root.join(pid.to_string()).join("fd"))?;
-        Ok(entries.count() as u64)
+        self.open_files_of(&pid.to_string())
+    }
+
+    /// The same by the name of its folder, such as `self`.
+    ///
+    /// # Errors
+    /// As [`Proc::open_files`].
+    pub fn open_files_of(&self, process: &str) -> io::Result<u64> {
+        Ok(std::fs::read_dir(self.root.join(process).join("fd"))?.count() as u64)
     }
 
     /// Two processes share their network exactly when this number is the same. Takes no special

@@ -126,6 +126,11 @@ pub struct DeviceIo {
     pub writes: Option<u64>,
 }
 
+impl DeviceIo {
+    /// Stands for all devices where the kernel does not say which.
+    pub const UNKNOWN: DeviceNumber = DeviceNumber { major: u32::MAX, minor: u32::MAX };
+}
+
 /// Tasks, which are threads.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pids {
@@ -192,8 +197,13 @@ impl UsageReader {
         self.pids(folder, &mut usage.pids);
         let mut stalls =
             |file| self.text(folder, file).map(pressure).filter(|s| *s != Stalls::default());
+        // The kernel has all of these files or none.
+        let cpu = stalls("cpu.pressure");
+        if cpu.is_none() {
+            return;
+        }
         usage.pressure = Pressure {
-            cpu: stalls("cpu.pressure"),
+            cpu,
             memory: stalls("memory.pressure"),
             io: stalls("io.pressure"),
             irq: stalls("irq.pressure"),
@@ -238,15 +248,17 @@ impl UsageReader {
                 _ => {}
             }
         }
+        // Time is accounted without the controller, the rest is not.
         if let Some((quota, period)) = self.text(folder, "cpu.max").and_then(cpu_max) {
             (cpu.quota_us, cpu.period_us) = (quota, Some(period));
+            cpu.weight = self.number(folder, "cpu.weight");
         }
-        cpu.weight = self.number(folder, "cpu.weight");
         cpu.processors = self.text(folder, "cpuset.cpus.effective").and_then(processor_list);
     }
 
     fn memory_2(&mut self, folder: &Path, memory: &mut Memory) {
-        let stat = self.text(folder, "memory.stat").unwrap_or_default();
+        // Where the controller is off there is none of its files.
+        let Some(stat) = self.text(folder, "memory.stat") else { return };
         for (key, value) in pairs(stat) {
             let field = match key {
                 "anon" => &mut memory.rss,
@@ -318,7 +330,7 @@ impl UsageReader {
     }
 
     fn memory_1(&mut self, folder: &Path, memory: &mut Memory) {
-        let stat = self.text(folder, "memory.stat").unwrap_or_default();
+        let Some(stat) = self.text(folder, "memory.stat") else { return };
         for (key, value) in pairs(stat) {
             match key {
                 "hierarchical_memory_limit" => memory.limit = limited(value),

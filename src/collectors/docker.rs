@@ -41,30 +41,11 @@ use self::filter::Filter;
 use self::inventory::{Health, Inventory};
 use self::measure::Measure;
 use self::watch::Watch;
-use super::{Collector, Enabled, Planned, Samples, Tags, blocking};
+use super::{Collector, Enabled, Samples, Tags, blocking};
 use crate::cgroup::roots::Roots;
 use crate::origin::Directory;
 use crate::telemetry::Telemetry;
 use crate::time::Time;
-
-/// The check and when it runs.
-///
-/// # Errors
-///
-/// As [`Docker::new`].
-pub fn planned(config: &Config, around: &super::Surroundings) -> anyhow::Result<Planned> {
-    let interval = super::interval(config.interval, around.flush);
-    let surroundings = Surroundings {
-        roots: around.roots.clone(),
-        hostname: around.hostname.to_owned(),
-        interval,
-        directory: Arc::clone(around.directory),
-        telemetry: Arc::clone(around.telemetry),
-        clock: Time::now,
-    };
-    let collector = Box::new(Docker::new(config, surroundings)?);
-    Ok(Planned { collector, interval, budget: super::budget(config.budget, around.flush) })
-}
 
 /// What the check needs of its surroundings.
 #[derive(Clone)]
@@ -77,6 +58,19 @@ pub struct Surroundings {
     pub directory: Arc<Directory>,
     pub telemetry: Arc<Telemetry>,
     pub clock: fn() -> Time,
+}
+
+impl Surroundings {
+    pub fn new(around: &super::Surroundings, interval: Duration) -> Self {
+        Self {
+            roots: around.roots.clone(),
+            hostname: around.hostname.to_owned(),
+            interval,
+            directory: Arc::clone(around.directory),
+            telemetry: Arc::clone(around.telemetry),
+            clock: Time::now,
+        }
+    }
 }
 
 /// The check.
@@ -116,12 +110,20 @@ impl Docker {
         })
     }
 
+    /// Whether there is an engine to ask, as far as can be told without asking.
+    pub fn finds_engine(&self) -> bool {
+        self.config.enabled == Enabled::On || matches!(self.address(), Ok(Some(_)))
+    }
+
+    fn address(&self) -> anyhow::Result<Option<Address>> {
+        let found = engine::address(&self.config, |name| env::var(name).ok(), Path::exists);
+        found.map_err(|error| anyhow!("collectors.docker.url: {error}"))
+    }
+
     /// Looks for the engine, until it is found.
     fn start(&mut self) -> anyhow::Result<Option<&mut Watch>> {
         if self.watch.is_none() {
-            let variable = |name: &str| env::var(name).ok();
-            let found = engine::address(&self.config, variable, Path::exists);
-            let address = match found.map_err(|error| anyhow!("{error}"))? {
+            let address = match self.address()? {
                 Some(address) => address,
                 None if self.config.enabled == Enabled::On => {
                     Address::Unix("/var/run/docker.sock".into())
@@ -129,7 +131,7 @@ impl Docker {
                 None => return Ok(None),
             };
             tracing::info!("docker: asking the engine at {address}");
-            let engine = Engine::new(&self.config, &address, variable)
+            let engine = Engine::new(&self.config, &address, |name| env::var(name).ok())
                 .map_err(|error| anyhow!("{address}: {error}"))?;
             let filter = Filter::new(&self.config).map_err(|error| anyhow!("{error}"))?;
             let inventory = Inventory::new(&self.config, filter);

@@ -62,7 +62,7 @@ pub struct Samples {
     now: Time,
     deadline: Instant,
     found: Vec<Found>,
-    /// Samples beyond [`SAMPLES_MAX`].
+    /// What was beyond [`SAMPLES_MAX`] or a limit of the collector's own.
     left_out: u64,
     totals: Totals,
     /// Keys of totals are put together here.
@@ -277,6 +277,11 @@ impl Samples {
         }
     }
 
+    /// Counts what a limit of the collector's own left out.
+    pub const fn leave_out(&mut self, count: u64) {
+        self.left_out += count;
+    }
+
     /// Samples, events and checks that wait to be sent.
     pub const fn len(&self) -> usize {
         self.found.len()
@@ -291,7 +296,7 @@ impl Samples {
         self.totals.by_key.len()
     }
 
-    /// Samples of this run that were left out because there were too many.
+    /// What this run left out because there was too much.
     pub const fn left_out(&self) -> u64 {
         self.left_out
     }

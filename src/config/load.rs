@@ -11,13 +11,16 @@ use serde_json::Value;
 use super::convert::{Manner, convert, quoted};
 use super::describe::{self, Described};
 use super::tree::{self, Entry, Fault, Node, Shape};
-use super::{Config, agent, validate};
+use super::{Config, agent, conf_d, validate};
 
 /// Where `tallyd.yaml` is looked for when no flag or variable names it.
 const CONFIG_PLACES: &[&str] = &["/etc/tallyd/tallyd.yaml"];
 /// Where the Agent's files are looked for.
 const AGENT_PLACES: &[&str] =
     &["/etc/datadog-agent/datadog.yaml", "/etc/datadog-agent/dogstatsd.yaml"];
+/// Where the files of checks are looked for.
+const CONF_D_PLACES: &[&str] =
+    &["/etc/tallyd/conf.d", "/etc/datadog-agent/conf.d", "/etc/dd-agent/conf.d"];
 /// The variable that names `tallyd.yaml`; the flag has precedence.
 const CONFIG_VARIABLE: &str = "TALLYD_CONFIG";
 const PREFIX: &str = "TALLYD_";
@@ -137,8 +140,8 @@ pub(super) struct Assignment {
     pub manner: Manner,
 }
 
-/// Loads the configuration from all its layers: defaults, the Agent's file, `tallyd.yaml`, `DD_*`,
-/// `TALLYD_*`, flags; later ones have precedence. Reads files, and nothing else of the system.
+/// Loads the configuration from all its layers: defaults, the Agent's file, its files of checks,
+/// `tallyd.yaml`, `DD_*`, `TALLYD_*`, flags; later ones have precedence. Reads files, and nothing else of the system.
 pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     let (mut files, mut notes) = (Vec::new(), Vec::new());
 
@@ -156,6 +159,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     let (agent_environment, mut assignments): (Vec<_>, Vec<_>) =
         agent.assignments.into_iter().partition(|a| matches!(a.source, Source::Variable(_)));
 
+    let checks_come_here = assignments.len();
     if let Some(path) = config_file(sources) {
         let text = read(&path).map_err(|e| ConfigError::new(path.display(), reason(&e)))?;
         assignments.extend(of_file(&path.display().to_string(), &parse(&path, &text)?)?);
@@ -164,6 +168,8 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     assignments.extend(agent_environment);
     assignments.extend(of_environment(&sources.environment, &mut notes)?);
     assignments.extend(of_overrides(&sources.overrides)?);
+    let checks = of_checks(sources, &assignments, &mut files, &mut notes)?;
+    assignments.splice(checks_come_here..checks_come_here, checks);
 
     let mut loaded = build(assignments)?;
     loaded.notes.splice(0..0, notes);
@@ -221,6 +227,41 @@ fn read_agent_file(
         }
         Err(error) => Err(ConfigError::new(path.display(), reason(&error))),
     }
+}
+
+/// The settings in the Agent's files of checks. `assignments` may name their folder, and `files` has
+/// what was read so far, the nearest last. A file in a folder that was merely found may be
+/// unreadable.
+fn of_checks(
+    sources: &Sources,
+    assignments: &[Assignment],
+    files: &mut Vec<PathBuf>,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Assignment>, ConfigError> {
+    let named = assignments.iter().rfind(|a| a.path == "collectors.conf_d");
+    let named = named.and_then(|a| a.node.as_text()).filter(|folder| !folder.is_empty());
+    let beside = files.iter().rev().map(|file| file.with_file_name("conf.d"));
+    let folder = match named {
+        Some(folder) => Some(PathBuf::from(folder)),
+        None => beside
+            .chain(
+                CONF_D_PLACES.iter().filter(|_| sources.search_default_places).map(PathBuf::from),
+            )
+            .find(|folder| folder.is_dir()),
+    };
+    let mut found = Vec::new();
+    for path in folder.iter().flat_map(|folder| conf_d::files(folder)) {
+        match read(&path) {
+            Ok(text) => found.extend(conf_d::translate(&path, &parse(&path, &text)?, notes)?),
+            Err(error) if named.is_none() => {
+                notes.push(format!("{} is not used: {}", path.display(), reason(&error)));
+                continue;
+            }
+            Err(error) => return Err(ConfigError::new(path.display(), reason(&error))),
+        }
+        files.push(path);
+    }
+    Ok(found)
 }
 
 /// Reads a file up to one byte more than the parser takes.
@@ -405,6 +446,43 @@ mod tests {
 
     fn setting<'a>(loaded: &'a Loaded, path: &str) -> &'a Setting {
         loaded.settings.iter().find(|setting| setting.path == path).unwrap()
+    }
+
+    #[test]
+    fn files_of_checks_stand_between_the_agents_file_and_ours() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let ours = file("tallyd.yaml", "collectors: {cgroup: {max_depth: 9}}");
+        let check = "instances:\n  - {max_depth: 8, max_cgroups: 8, typo: 1}\n";
+        let check = file("conf.d/cgroup.yaml", check);
+        let sources = Sources { config_file: Some(ours.clone()), ..Sources::default() };
+        let loaded = load(&sources).unwrap();
+        let cgroup = &loaded.config.collectors.cgroup;
+        assert_eq!((cgroup.max_depth, cgroup.max_cgroups), (9, 8));
+        assert_eq!(cgroup.enabled, crate::collectors::Enabled::On);
+        assert_eq!(loaded.files, [ours, check.clone()]);
+        let typo = format!("{}:2: unknown option \"typo\"", check.display());
+        assert_eq!(loaded.notes, [typo]);
+
+        // Beside the Agent's file, and where the Agent's setting says.
+        let agents = |text: &str| {
+            let agents = file("agent/datadog.yaml", text);
+            load(&Sources { datadog_file: Some(agents), ..Sources::default() })
+        };
+        let depth = |text: &str| agents(text).unwrap().config.collectors.cgroup.max_depth;
+        file("agent/conf.d/cgroup.d/conf.yaml", "instances: [{max_depth: 7}]");
+        assert_eq!(depth(""), 7);
+        let path = folder.path().join("conf.d").display().to_string();
+        assert_eq!(depth(&format!("confd_path: {path}")), 8);
+        let wrong = file("agent/conf.d/cgroup.yaml", "instances:\n  - max_depth: deep\n");
+        let error = agents("").unwrap_err().to_string();
+        let place = format!("{}:2: collectors.cgroup.max_depth", wrong.display());
+        assert!(error.starts_with(&place), "{error}");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::convert::{one_of, quoted};
 use crate::intake::address::{ListenAddress, host_port, is_host, socket_path};
 use crate::rules::Rules;
 use crate::value::{Aggregate, parse_percentile};
-use crate::{intake, logging, rules, shard, sinks, status, value};
+use crate::{collectors, intake, logging, rules, shard, sinks, status, value};
 
 /// A setting with a value that it cannot have.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,6 +31,7 @@ pub(super) fn validate(config: &Config) -> Outcome {
         "origin.hostname",
         expected("a host name", hostname),
     )?;
+    collectors(&config.collectors)?;
     shard(&config.shard)?;
     value(&config.value)?;
     within("flush.interval", config.flush.interval, 1..=3600)?;
@@ -104,6 +105,27 @@ fn intake(config: &intake::Config) -> Outcome {
 fn rules(config: &rules::Config) -> Outcome {
     let compiled = Rules::new(config, "");
     compiled.map(drop).map_err(|error| Invalid { path: error.path, message: error.problem })
+}
+
+fn collectors(config: &collectors::Config) -> Outcome {
+    for (path, root) in [
+        ("collectors.proc_root", &config.proc_root),
+        ("collectors.cgroup_root", &config.cgroup_root),
+    ] {
+        let absolute = root.is_empty() || root.starts_with('/');
+        check(absolute, path, expected("an absolute path", root))?;
+    }
+    let collectors::Config { cgroup, itself, .. } = config;
+    for (name, interval, budget) in
+        [("cgroup", cgroup.interval, cgroup.budget), ("self", itself.interval, itself.budget)]
+    {
+        within(format!("collectors.{name}.interval"), interval, 0..=3600)?;
+        within(format!("collectors.{name}.budget"), budget, 0..=3600)?;
+    }
+    let levels = collectors::cgroup::LEVELS.map(|(word, _)| word);
+    words("collectors.cgroup.levels", &cgroup.levels, &levels)?;
+    within("collectors.cgroup.max_depth", cgroup.max_depth, 1..=64)?;
+    within("collectors.cgroup.max_cgroups", cgroup.max_cgroups, 1..=100_000)
 }
 
 fn shard(config: &shard::Config) -> Outcome {

@@ -1,0 +1,454 @@
+//! Collectors over machines in folders, over a machine made here, and over real cgroups.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tallyd::cgroup::roots::Roots;
+use tallyd::collectors::cgroup::{self, CgroupCheck};
+use tallyd::collectors::{Collector, Samples};
+use tallyd::sample::Kind;
+use tallyd::time::Time;
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("conformance/fixtures/cgroup")
+}
+
+fn check(roots: Roots) -> CgroupCheck {
+    CgroupCheck::new(cgroup::Config::default(), roots)
+}
+
+/// One run at a second, whose samples stay in `samples`.
+fn run(check: &mut CgroupCheck, samples: &mut Samples, second: i64) -> anyhow::Result<()> {
+    run_at(check, samples, Time::from_seconds(second))
+}
+
+fn run_at(check: &mut CgroupCheck, samples: &mut Samples, now: Time) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    samples.begin(now, Duration::from_secs(60));
+    let outcome = runtime.block_on(check.run(samples, now));
+    samples.end(outcome.is_ok());
+    outcome
+}
+
+/// Figures by name.
+type Found = BTreeMap<String, f64>;
+
+/// What was found of the cgroup that has a tag.
+fn of(samples: &Samples, tag: &str) -> Found {
+    let has = |tags: &tallyd::collectors::Tags| tags.iter().any(|own| own == tag);
+    let of_tag = samples.numbers().filter(|(.., tags)| has(tags));
+    of_tag.map(|(name, _, value, _)| (name.to_owned(), value)).collect()
+}
+
+#[test]
+fn rates_of_a_real_machine_are_what_another_program_computes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // The second reading takes the place of the first: the same cgroups, as inodes go.
+    let machine = folder.path().join("machine");
+    copy(&fixtures().join("v2_docker/round1"), &machine);
+    let text = fs::read_to_string(fixtures().join("expected_v2_docker.json")).expect("a fixture");
+    let rounds: Value = serde_json::from_str(&text).expect("JSON");
+    let (mut check, mut samples) = (check(Roots::of_machine(&machine)), Samples::default());
+    run(&mut check, &mut samples, 1000).expect("a run");
+    assert!(samples.numbers().all(|(name, kind, ..)| {
+        kind == Kind::Gauge && !name.starts_with("container.io") && !name.ends_with("_stall")
+    }));
+    copy(&fixtures().join("v2_docker/round2"), &machine);
+    run(&mut check, &mut samples, 1005).expect("a run");
+    let (first, second) = (&rounds["round1"], &rounds["round2"]);
+    for who in ["fx-web", "fx-worker", "fx-hostcg"] {
+        let id = second[who]["id"].as_str().expect("an id");
+        let found = of(&samples, &format!("container_id:{id}"));
+        let gauge = |name: &str| second[who]["gauges"][name].as_f64();
+        let delta = |section: &str, name: &str| {
+            let total = |round: &Value| round[who][section][name].as_f64().expect("a total");
+            total(second) - total(first)
+        };
+        let per_second = |section, name, scale: f64| Some(delta(section, name) * scale / 5.0);
+        for (name, expected) in [
+            ("container.cpu.usage", per_second("raw_cumulative", "cpu.usage_ns", 1.0)),
+            ("container.cpu.user", per_second("raw_cumulative", "cpu.user_ns", 1.0)),
+            ("container.cpu.system", per_second("raw_cumulative", "cpu.system_ns", 1.0)),
+            (
+                "container.cpu.throttled",
+                per_second("raw_cumulative", "docker.cpu.throttled_ns", 1.0),
+            ),
+            (
+                "container.cpu.throttled.periods",
+                per_second("raw_cumulative", "docker.cpu.throttled_periods", 1.0),
+            ),
+            ("container.cpu.partial_stall", per_second("psi_total_usec", "cpu.some", 1e3)),
+            ("container.cpu.full_stall", per_second("psi_total_usec", "cpu.full", 1e3)),
+            ("container.memory.partial_stall", per_second("psi_total_usec", "memory.some", 1e3)),
+            ("container.io.full_stall", per_second("psi_total_usec", "io.full", 1e3)),
+            ("container.cpu.limit", gauge("docker.cpu.limit_pct").map(|percent| percent * 1e7)),
+            ("container.memory.usage", gauge("mem.usage")),
+            ("container.memory.usage.peak", gauge("mem.peak")),
+            ("container.memory.rss", gauge("docker.mem.rss")),
+            ("container.memory.cache", gauge("docker.mem.cache")),
+            ("container.memory.swap", gauge("docker.mem.swap")),
+            ("container.memory.working_set", gauge("docker.mem.working_set")),
+            ("container.memory.limit", gauge("docker.mem.limit")),
+            ("container.memory.soft_limit", gauge("docker.mem.soft_limit")),
+            ("container.pid.thread_count", gauge("docker.thread.count")),
+            ("container.pid.thread_limit", gauge("docker.thread.limit")),
+            ("container.memory.oom_events", Some(delta("gauges", "oom"))),
+            ("container.memory.oom_kills", Some(delta("gauges", "oom_kill"))),
+        ] {
+            let found = found.get(name).copied();
+            let near = match (found, expected) {
+                (Some(a), Some(b)) => (a - b).abs() <= 1e-9 * b.abs(),
+                (a, b) => a == b,
+            };
+            assert!(near, "{who}: {name} is {found:?}, not {expected:?}");
+        }
+        let written = delta("raw_cumulative", "io.wbytes") / 5.0;
+        assert_eq!(found.get("container.io.write").copied().unwrap_or_default(), written, "{who}");
+    }
+    let io = samples.numbers().find(|(name, ..)| *name == "container.io.write").expect("block I/O");
+    let tags: Vec<_> = io.3.iter().filter(|tag| tag.starts_with("device")).collect();
+    assert_eq!(tags, ["device:vda", "device_name:vda"]);
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a folder");
+    for entry in fs::read_dir(from).expect("a folder").map(|entry| entry.expect("an entry")) {
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::write(&target, fs::read(entry.path()).expect("a file")).expect("a file");
+        }
+    }
+}
+
+/// The tags of every cgroup that is reported, after two runs: all have processor time.
+fn tags_of_all(check: &mut CgroupCheck, samples: &mut Samples) -> Vec<String> {
+    run(check, samples, 0).expect("a run");
+    run(check, samples, 10).expect("a run");
+    let cpu = samples.numbers().filter(|(name, ..)| *name == "container.cpu.usage");
+    let mut tags: Vec<_> = cpu.map(|(.., tags)| tags.as_str().to_owned()).collect();
+    tags.sort_unstable();
+    tags
+}
+
+/// Every cgroup of the machine with all styles of names.
+#[test]
+fn tags_tell_what_a_cgroup_is() {
+    let machine = fixtures().join("v2_layouts");
+    let (mut check, mut samples) = (check(Roots::of_machine(&machine)), Samples::default());
+    let tags = tags_of_all(&mut check, &mut samples);
+    let a = format!("{}0001", "a".repeat(60));
+    let b = format!("{}0002", "b".repeat(60));
+    let c = format!("{}0003", "c".repeat(60));
+    let d = format!("{}0004", "d".repeat(60));
+    let pod = "11111111-2222-3333-4444-555555555555";
+    assert_eq!(
+        tags,
+        [
+            format!(
+                "cgroup_level:container,runtime:containerd,container_id:{b},\
+                 container_name:{},pod_uid:{pod}",
+                &b[..12]
+            ),
+            format!(
+                "cgroup_level:container,runtime:docker,container_id:{a},container_name:{},\
+                 systemd_slice:system.slice",
+                &a[..12]
+            ),
+            format!(
+                "cgroup_level:container,runtime:docker,container_id:{d},container_name:{}",
+                &d[..12]
+            ),
+            format!(
+                "cgroup_level:container,runtime:podman,container_id:{c},container_name:{},\
+                 systemd_slice:machine.slice",
+                &c[..12]
+            ),
+            format!("cgroup_level:pod,pod_uid:{pod}"),
+            "cgroup_level:slice,systemd_slice:system.slice".to_owned(),
+            "cgroup_level:unit,systemd_unit:sshd.service,systemd_slice:system.slice".to_owned(),
+        ]
+    );
+}
+
+#[test]
+fn patterns_and_levels_choose() {
+    let chosen = |change: fn(&mut cgroup::Config)| {
+        let mut config = cgroup::Config::default();
+        change(&mut config);
+        let mut check = CgroupCheck::new(config, Roots::of_machine(&fixtures().join("v2_layouts")));
+        let mut samples = Samples::default();
+        let tags = tags_of_all(&mut check, &mut samples);
+        (tags.len(), samples.left_out())
+    };
+    assert_eq!(chosen(|_| {}), (7, 0));
+    assert_eq!(chosen(|c| c.levels = vec!["container".into()]), (4, 0));
+    assert_eq!(chosen(|c| c.levels = vec!["unit".into(), "pod".into()]), (2, 0));
+    assert_eq!(chosen(|c| c.exclude = vec!["/system.slice*".into()]), (4, 0));
+    assert_eq!(chosen(|c| c.exclude = vec!["runtime:docker".into()]), (5, 0));
+    assert_eq!(chosen(|c| c.exclude = vec!["runtime:dock".into()]), (7, 0), "not a whole word");
+    assert_eq!(
+        chosen(|c| {
+            c.exclude = vec!["*".into()];
+            c.include = vec!["systemd_unit:ssh*".into(), "runtime:podman".into()];
+        }),
+        (2, 0)
+    );
+    assert_eq!(chosen(|c| c.include = vec!["runtime:podman".into()]), (7, 0));
+    assert_eq!(chosen(|c| c.max_depth = 1), (1, 0));
+    // Eleven cgroups, of which the folder of Docker is of no level; containers go first. Three
+    // slices were caught without their files.
+    assert_eq!(chosen(|c| c.max_cgroups = 4), (4, 6));
+    assert_eq!(chosen(|c| c.max_cgroups = 5), (5, 5));
+}
+
+/// A machine of version 2 with nothing in it.
+fn empty_machine() -> (tempfile::TempDir, PathBuf) {
+    // In memory where there is such a place: some tests touch many files.
+    let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+    let folder = folder.expect("a folder");
+    let root = folder.path().join("sys/fs/cgroup");
+    fs::create_dir_all(&root).expect("a folder");
+    fs::write(root.join("cgroup.controllers"), "cpu io memory pids\n").expect("a file");
+    (folder, root)
+}
+
+#[test]
+fn a_hundred_thousand_short_lived_containers_leave_nothing_behind() {
+    const AT_ONCE: usize = 250;
+    const GENERATIONS: usize = 400;
+    // With one controller, so that there is little to read.
+    let (folder, root) = empty_machine();
+    fs::remove_file(root.join("cgroup.controllers")).expect("a file");
+    let (mut check, mut samples) = (check(Roots::of_machine(folder.path())), Samples::default());
+    let path = |generation: usize, i: usize| {
+        root.join("pids/docker").join(format!("{:064x}", generation * AT_ONCE + i))
+    };
+    for i in 0..AT_ONCE {
+        let container = path(0, i);
+        fs::create_dir_all(&container).expect("a folder");
+        fs::write(container.join("pids.current"), "1\n").expect("a file");
+        fs::write(container.join("pids.events"), "max 1\n").expect("a file");
+    }
+    let (mut most_known, mut most_totals) = (0, 0);
+    for generation in 0..GENERATIONS {
+        run(&mut check, &mut samples, 15 * generation as i64).expect("a run");
+        most_known = most_known.max(check.known());
+        most_totals = most_totals.max(samples.totals());
+        assert_eq!(samples.len(), AT_ONCE, "each has its gauge, and none a past to count from");
+        for i in 0..AT_ONCE {
+            fs::rename(path(generation, i), path(generation + 1, i)).expect("a new container");
+        }
+    }
+    // The folder that they are in is known too.
+    assert_eq!((most_known, most_totals), (AT_ONCE + 1, AT_ONCE));
+    fs::remove_dir_all(root.join("pids/docker")).expect("all gone");
+    run(&mut check, &mut samples, 15 * GENERATIONS as i64).expect("a run");
+    assert_eq!((check.known(), samples.totals(), samples.len()), (0, 0, 0));
+}
+
+#[test]
+fn a_cgroup_made_anew_under_its_old_path_has_no_past() {
+    let (folder, root) = empty_machine();
+    let (mut check, mut samples) = (check(Roots::of_machine(folder.path())), Samples::default());
+    let unit = root.join("system.slice/web.service");
+    let total = |usec: u64| {
+        fs::create_dir_all(&unit).expect("a folder");
+        fs::write(unit.join("cpu.stat"), format!("usage_usec {usec}\n")).expect("a file");
+    };
+    let mut rate = |second| {
+        run(&mut check, &mut samples, second).expect("a run");
+        of(&samples, "systemd_unit:web.service").get("container.cpu.usage").copied()
+    };
+    total(1_000_000);
+    assert_eq!(rate(0), None);
+    total(3_000_000);
+    assert_eq!(rate(10), Some(2e8));
+    fs::rename(&unit, root.join("old")).expect("out of the way");
+    total(50_000_000);
+    assert_eq!(rate(20), None, "the inode is another one");
+    total(51_000_000);
+    assert_eq!(rate(30), Some(1e8));
+}
+
+#[test]
+fn what_the_kernel_does_not_say_is_absent() {
+    let (folder, root) = empty_machine();
+    let (mut check, mut samples) = (check(Roots::of_machine(folder.path())), Samples::default());
+    let unit = root.join("system.slice/web.service");
+    fs::create_dir_all(&unit).expect("a folder");
+    fs::write(unit.join("pids.current"), "7\n").expect("a file");
+    fs::write(unit.join("pids.max"), "max\n").expect("a file");
+    fs::write(unit.join("memory.max"), "max\n").expect("a file");
+    fs::write(unit.join("io.stat"), "").expect("a file");
+    for second in [0, 10] {
+        run(&mut check, &mut samples, second).expect("a run");
+    }
+    let found = of(&samples, "systemd_unit:web.service");
+    assert_eq!(found, BTreeMap::from([("container.pid.thread_count".to_owned(), 7.0)]));
+}
+
+#[test]
+fn no_cgroups_at_all_is_an_error_that_says_where_they_were_looked_for() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (mut check, mut samples) = (check(Roots::of_machine(folder.path())), Samples::default());
+    let error = run(&mut check, &mut samples, 0).expect_err("nothing is there");
+    let place = folder.path().join("sys/fs/cgroup").display().to_string();
+    assert!(format!("{error:#}").contains(&place), "{error:#}");
+    // They may come late.
+    let unit = folder.path().join("sys/fs/cgroup/system.slice");
+    fs::create_dir_all(&unit).expect("a folder");
+    fs::write(unit.parent().expect("a parent").join("cgroup.controllers"), "").expect("a file");
+    fs::write(unit.join("pids.current"), "1").expect("a file");
+    run(&mut check, &mut samples, 10).expect("a run");
+    assert_eq!(samples.len(), 1);
+}
+
+/// Cgroups made below the mounted hierarchies of version 1, removed at the end.
+struct RealCgroups {
+    unit: String,
+    children: Vec<Child>,
+}
+
+const CONTROLLERS: [&str; 5] = ["cpu", "cpuacct", "memory", "pids", "blkio"];
+
+impl RealCgroups {
+    /// Makes `/<slice>/<unit>` for each controller, or says why that cannot be.
+    fn new() -> Result<Self, String> {
+        let unit = format!("tallyd-test-{}.service", std::process::id());
+        for controller in CONTROLLERS {
+            let folder = Self::root(controller);
+            if !folder.join("cgroup.procs").exists() {
+                return Err(format!("no {controller} hierarchy of version 1 is mounted"));
+            }
+        }
+        let made = Self { unit, children: Vec::new() };
+        for controller in CONTROLLERS {
+            fs::create_dir_all(made.folder(controller))
+                .map_err(|e| format!("{controller}: {e}"))?;
+        }
+        Ok(made)
+    }
+
+    fn root(controller: &str) -> PathBuf {
+        Path::new("/sys/fs/cgroup").join(controller)
+    }
+
+    fn folder(&self, controller: &str) -> PathBuf {
+        Self::root(controller).join("tallydtest.slice").join(&self.unit)
+    }
+
+    fn set(&self, controller: &str, file: &str, value: &str) {
+        let path = self.folder(controller).join(file);
+        fs::write(&path, value).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    }
+
+    /// Runs a shell in the cgroups. It waits for a line before it does anything.
+    fn spawn(&mut self, script: &str) -> &mut Child {
+        let mut child = Command::new("sh")
+            .args(["-c", &format!("read go; {script}")])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("a shell");
+        for controller in CONTROLLERS {
+            self.set(controller, "cgroup.procs", &child.id().to_string());
+        }
+        child.stdin.take().expect("a pipe").write_all(b"go\n").expect("it listens");
+        self.children.push(child);
+        self.children.last_mut().expect("it was pushed")
+    }
+}
+
+impl Drop for RealCgroups {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        for controller in CONTROLLERS {
+            let folder = self.folder(controller);
+            // Nobody but children of those children can be in there.
+            let pids = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+            for pid in pids.lines() {
+                let _ = Command::new("kill").args(["-9", pid]).status();
+            }
+            // What was killed takes a moment to leave.
+            let deadline = Instant::now() + Duration::from_secs(5);
+            while fs::remove_dir(&folder).is_err() && folder.exists() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            // Another test may still have its own in there.
+            let _ = fs::remove_dir(folder.parent().expect("a slice"));
+        }
+    }
+}
+
+#[test]
+fn a_real_cgroup_under_a_quota_and_a_limit() {
+    let mut cgroups = match RealCgroups::new() {
+        Ok(cgroups) => cgroups,
+        Err(reason) => {
+            println!("SKIP a_real_cgroup_under_a_quota_and_a_limit: {reason}");
+            return;
+        }
+    };
+    cgroups.set("cpu", "cpu.cfs_period_us", "20000");
+    cgroups.set("cpu", "cpu.cfs_quota_us", "4000");
+    cgroups.set("pids", "pids.max", "50");
+    let config = cgroup::Config {
+        include: vec![format!("systemd_unit:{}", cgroups.unit)],
+        exclude: vec!["*".to_owned()],
+        ..cgroup::Config::default()
+    };
+    let roots = Roots::find("/proc", "/sys/fs/cgroup", |_| None);
+    let (mut check, mut samples) = (CgroupCheck::new(config, roots), Samples::default());
+    let tag = format!("systemd_unit:{}", cgroups.unit);
+    let mut measured =
+        |cgroups: &mut RealCgroups, script: &str, enough: &dyn Fn(&Found) -> bool| {
+            cgroups.spawn(script);
+            let deadline = Instant::now() + Duration::from_secs(30);
+            loop {
+                let begun = Instant::now();
+                run_at(&mut check, &mut samples, Time::now()).expect("a run");
+                let found = of(&samples, &tag);
+                if enough(&found) {
+                    return found;
+                }
+                assert!(Instant::now() < deadline, "{script}: {found:#?}");
+                std::thread::sleep(Duration::from_secs(1).saturating_sub(begun.elapsed()));
+            }
+        };
+    // A fifth of a processor, as far as the machine has one to give.
+    let busy = measured(&mut cgroups, "while :; do :; done", &|found| {
+        let usage = found.get("container.cpu.usage").copied().unwrap_or_default();
+        (1.4e8..2.6e8).contains(&usage)
+            && found.get("container.cpu.throttled.periods").is_some_and(|rate| *rate > 1.0)
+    });
+    assert_eq!(busy["container.cpu.limit"], 2e8);
+    assert!(busy["container.cpu.throttled"] > 0.0, "{busy:#?}");
+    assert!(busy["container.cpu.periods"] >= busy["container.cpu.throttled.periods"]);
+    assert_eq!(busy["container.pid.thread_count"], 1.0);
+    assert_eq!(busy["container.pid.thread_limit"], 50.0);
+    assert!(!busy.contains_key("container.memory.limit"), "it has none");
+    // The page cache of a file longer than the limit: it is hit, and nothing is killed.
+    cgroups.children.iter_mut().for_each(|child| drop(child.kill()));
+    cgroups.set("cpu", "cpu.cfs_quota_us", "-1");
+    cgroups.set("memory", "memory.limit_in_bytes", "8388608");
+    let scratch = tempfile::tempdir().expect("a folder");
+    let file = scratch.path().join("file").display().to_string();
+    let script = format!("dd if=/dev/zero of={file} bs=65536 count=512; sleep 60");
+    let limited = measured(&mut cgroups, &script, &|found| {
+        found.get("container.memory.failed_count").is_some_and(|count| *count > 0.0)
+    });
+    assert_eq!(limited["container.memory.limit"], 8_388_608.0);
+    assert!(limited["container.memory.usage"] <= 8_388_608.0, "{limited:#?}");
+    assert_eq!(limited["container.memory.oom_kills"], 0.0);
+}

@@ -1,0 +1,530 @@
+//! The cgroup check: what containers, pods, units and slices use, without asking anyone but the
+//! kernel. It is for what has no engine; names are the Agent's `container.*`.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+
+use anyhow::{Context as _, bail};
+use regex::RegexSet;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Collector, Enabled, Samples, Tags, blocking};
+use crate::cgroup::hierarchy::{Bounds, Found, Hierarchy, Missing};
+use crate::cgroup::identity::{Identity, Level};
+use crate::cgroup::proc::{self, DeviceNumber, Proc};
+use crate::cgroup::roots::Roots;
+use crate::cgroup::usage::{Cpu, DeviceIo, Memory, Pids, Pressure, Stalls, Usage, UsageReader};
+use crate::time::Time;
+
+/// What containers, pods, units and slices use, by their cgroups.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// on, off, or auto: on where the roots above are set or found under /host.
+    pub enabled: Enabled,
+    /// Seconds between runs, rounded to a multiple of flush.interval; 0 takes the one nearest 15.
+    pub interval: u32,
+    /// Seconds that a run may take; 0 takes four fifths of flush.interval.
+    pub budget: u32,
+    /// What is reported: container, pod, unit and slice. What is in a slice counts in the slice
+    /// too: the tag cgroup_level tells them apart.
+    pub levels: Vec<String>,
+    /// Patterns of what is not reported. `*` stands for anything; matched against the path of the
+    /// cgroup and against each of its tags, such as `runtime:docker`.
+    pub exclude: Vec<String>,
+    /// Patterns of what is reported even though it is excluded.
+    pub include: Vec<String>,
+    /// Folders below the root that are looked into.
+    pub max_depth: usize,
+    /// Cgroups reported; what exceeds it is counted and left out.
+    pub max_cgroups: usize,
+    /// Report how long tasks waited for want of something (PSI).
+    pub pressure: bool,
+    /// Report the parts of memory: active, inactive, mapped, dirty and so on.
+    pub memory_details: bool,
+    /// physical or all: with all, what goes through a device mapper or a loop counts twice.
+    pub io_devices: IoDevices,
+}
+
+/// Which block devices are reported.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum IoDevices {
+    #[default]
+    Physical,
+    All,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            enabled: Enabled::Auto,
+            interval: 0,
+            budget: 0,
+            levels: LEVELS.map(|(word, _)| word.to_owned()).to_vec(),
+            exclude: Vec::new(),
+            include: Vec::new(),
+            max_depth: 6,
+            max_cgroups: 2000,
+            pressure: true,
+            memory_details: false,
+            io_devices: IoDevices::Physical,
+        }
+    }
+}
+
+/// The words of `levels`; where there are too many cgroups, the first go before the others.
+pub const LEVELS: [(&str, Level); 4] = [
+    ("container", Level::Container),
+    ("pod", Level::Pod),
+    ("unit", Level::Unit),
+    ("slice", Level::Slice),
+];
+
+/// Cgroups looked at for each one reported: others are left out by level or pattern.
+const VISITS_PER_CGROUP: usize = 16;
+
+/// The check.
+pub struct CgroupCheck {
+    config: Config,
+    patterns: Patterns,
+    roots: Roots,
+    machine: Option<Machine>,
+    reader: UsageReader,
+    /// By path.
+    known: HashMap<String, Known>,
+    /// Number of runs.
+    run: u64,
+    /// More cgroups than `max_cgroups` have been complained about.
+    full: bool,
+}
+
+/// What does not change while the machine runs.
+struct Machine {
+    hierarchy: Hierarchy,
+    proc: Proc,
+    processors: Option<u32>,
+    devices: HashMap<DeviceNumber, String>,
+    devices_run: u64,
+}
+
+/// A cgroup seen before.
+struct Known {
+    inode: u64,
+    /// The name of its totals: another cgroup under the same path has other ones.
+    entity: String,
+    /// `None` if it is not reported.
+    tags: Option<Tags>,
+    /// Place of its level in [`LEVELS`].
+    rank: usize,
+    /// The run in which it was last seen.
+    run: u64,
+}
+
+impl CgroupCheck {
+    pub fn new(config: Config, roots: Roots) -> Self {
+        Self {
+            patterns: Patterns::new(&config),
+            config,
+            roots,
+            machine: None,
+            reader: UsageReader::default(),
+            known: HashMap::new(),
+            run: 0,
+            full: false,
+        }
+    }
+
+    /// Cgroups that are remembered.
+    pub fn known(&self) -> usize {
+        self.known.len()
+    }
+
+    fn collect(&mut self, samples: &mut Samples) -> anyhow::Result<()> {
+        self.run += 1;
+        if self.machine.is_none() {
+            self.machine = Some(Machine::find(&self.roots).context("collectors.cgroup_root")?);
+        }
+        let mut paths = Vec::new();
+        let left_out = self.walk(&mut paths);
+        self.known.retain(|_, known| known.run == self.run);
+        self.known.shrink_to(2 * self.known.len());
+        if self.known.is_empty() {
+            // The mounts may have come late, or moved.
+            self.machine = None;
+        }
+        self.tell_of(left_out, samples);
+        let Some(machine) = &mut self.machine else { return Ok(()) };
+        for (done, path) in paths.iter().enumerate() {
+            if samples.out_of_time() {
+                bail!("out of time after {done} of {} cgroups", paths.len());
+            }
+            let Some(known) = self.known.get(path) else { continue };
+            let Some(tags) = &known.tags else { continue };
+            // One that has gone meanwhile has nothing to tell.
+            let Some(mut usage) = self.reader.read(&machine.hierarchy, path) else { continue };
+            machine.complete(path, known.is_container(), &mut usage, self.run);
+            let cgroup = Cgroup { entity: &known.entity, tags, config: &self.config, machine };
+            cgroup.report(&usage, samples);
+        }
+        Ok(())
+    }
+
+    /// Finds the cgroups that are reported, at most as many as there is room for. Returns how many
+    /// there was none for.
+    fn walk(&mut self, paths: &mut Vec<String>) -> usize {
+        let Some(machine) = &self.machine else { return 0 };
+        let max = self.config.max_cgroups;
+        let visits = max.saturating_mul(VISITS_PER_CGROUP);
+        let bounds = Bounds { depth: self.config.max_depth, visits };
+        let (known, patterns, run) = (&mut self.known, &self.patterns, self.run);
+        let unseen = machine.hierarchy.walk(bounds, |found| {
+            let entry = match known.get_mut(&found.path) {
+                Some(entry) if entry.inode == found.inode => entry,
+                Some(entry) => {
+                    *entry = Known::new(&found, patterns);
+                    entry
+                }
+                None => {
+                    known.entry(found.path.clone()).or_insert_with(|| Known::new(&found, patterns))
+                }
+            };
+            entry.run = run;
+            if entry.tags.is_some() {
+                paths.push(found.path);
+            }
+            true
+        });
+        let full = paths.len().saturating_sub(max);
+        if full > 0 {
+            let rank = |path: &String| known.get(path).map(|known| known.rank);
+            paths.sort_by_key(rank);
+            paths.truncate(max);
+        }
+        full + unseen
+    }
+
+    /// Counts what was left out, and says so when that begins and ends.
+    fn tell_of(&mut self, left_out: usize, samples: &mut Samples) {
+        samples.leave_out(left_out as u64);
+        let full = left_out > 0;
+        if full && !self.full {
+            tracing::warn!(
+                "collector cgroup: {left_out} cgroups or more are left out; see \
+                 collectors.cgroup.max_cgroups and exclude"
+            );
+        } else if self.full && !full {
+            tracing::info!("collector cgroup: no cgroups are left out any more");
+        }
+        self.full = full;
+    }
+}
+
+impl Collector for CgroupCheck {
+    fn name(&self) -> &'static str {
+        "cgroup"
+    }
+
+    fn run<'a>(
+        &'a mut self,
+        samples: &'a mut Samples,
+        _now: Time,
+    ) -> Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send + 'a>> {
+        Box::pin(async move { blocking(|| self.collect(samples)) })
+    }
+}
+
+impl Machine {
+    fn find(roots: &Roots) -> std::io::Result<Self> {
+        let hierarchy = Hierarchy::find(roots)?;
+        let proc = Proc::new(&roots.proc);
+        for Missing { what, kernel_argument } in hierarchy.missing(&proc) {
+            tracing::info!(
+                "collector cgroup: this kernel does not account {what}, so its figures are \
+                 absent; kernel argument: {kernel_argument}"
+            );
+        }
+        tracing::debug!("collector cgroup: {hierarchy:?}");
+        let processors = proc.processors();
+        Ok(Self { hierarchy, proc, processors, devices: HashMap::new(), devices_run: 0 })
+    }
+
+    /// Adds what is not in the cgroup's own files: names of devices, and block I/O where the kernel
+    /// counts it by process only.
+    fn complete(&mut self, path: &str, container: bool, usage: &mut Usage, run: u64) {
+        if usage.io.as_ref().is_some_and(Vec::is_empty) && container {
+            usage.io = self.hierarchy.process_io(&self.proc, path).map(|io| vec![io]);
+        }
+        let devices = usage.io.iter().flatten().filter(|io| io.device != DeviceIo::UNKNOWN);
+        let new = devices.filter(|io| !self.devices.contains_key(&io.device)).count() > 0;
+        // A device that came later; one without a name is not looked for again in this run.
+        if new && self.devices_run != run {
+            let text = self.proc.text("diskstats").unwrap_or_default();
+            let named = proc::block_devices(&text);
+            self.devices = named.map(|(device, name)| (device, name.to_owned())).collect();
+            self.devices_run = run;
+        }
+    }
+}
+
+impl Known {
+    fn new(found: &Found, patterns: &Patterns) -> Self {
+        let identity = Identity::of_path(&found.path);
+        let tags = tags(&identity, &found.path);
+        Self {
+            inode: found.inode,
+            entity: format!("{}:{}", found.inode, found.path),
+            rank: LEVELS.iter().take_while(|(_, level)| *level != identity.level).count(),
+            tags: tags.filter(|tags| patterns.keep(identity.level, &found.path, tags)),
+            run: 0,
+        }
+    }
+
+    fn is_container(&self) -> bool {
+        LEVELS.get(self.rank).is_some_and(|(_, level)| *level == Level::Container)
+    }
+}
+
+/// The tags of a cgroup; `None` for one of no level.
+fn tags(identity: &Identity, path: &str) -> Option<Tags> {
+    let (level, _) = LEVELS.iter().find(|(_, level)| *level == identity.level)?;
+    let mut tags = Tags::default().and("cgroup_level", level);
+    let mut add = |key: &str, value: Option<&str>| {
+        if let Some(value) = value {
+            tags = tags.and(key, value);
+        }
+    };
+    let id = identity.container_id.as_deref();
+    let name = identity.container_name.as_deref().or_else(|| id.map(|id| &id[..id.len().min(12)]));
+    add("runtime", identity.runtime.map(|runtime| runtime.word()));
+    add("container_id", id);
+    add("container_name", name);
+    add("pod_uid", identity.pod_uid.as_deref());
+    add("ecs_task_id", identity.ecs_task.as_deref());
+    add("systemd_unit", identity.unit.as_deref());
+    add("systemd_unit_template", identity.unit_template().as_deref());
+    // The slice of a pod is named by its uid.
+    add("systemd_slice", identity.slice.as_deref().filter(|_| identity.pod_uid.is_none()));
+    // Units and slices of users' own managers have the same names for every user.
+    let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+    let nested = id.is_none() && format!("{parent}/").contains(".service/");
+    add("cgroup_path", nested.then_some(path));
+    Some(tags)
+}
+
+/// Which cgroups are reported.
+struct Patterns {
+    levels: Vec<Level>,
+    include: RegexSet,
+    exclude: RegexSet,
+}
+
+impl Patterns {
+    fn new(config: &Config) -> Self {
+        let wanted = |(word, _): &&(&str, Level)| config.levels.iter().any(|own| own == word);
+        Self {
+            levels: LEVELS.iter().filter(wanted).map(|(_, level)| *level).collect(),
+            include: globs(&config.include),
+            exclude: globs(&config.exclude),
+        }
+    }
+
+    fn keep(&self, level: Level, path: &str, tags: &Tags) -> bool {
+        let fits = |set: &RegexSet| set.is_match(path) || tags.iter().any(|tag| set.is_match(tag));
+        self.levels.contains(&level) && (!fits(&self.exclude) || fits(&self.include))
+    }
+}
+
+fn globs(patterns: &[String]) -> RegexSet {
+    let regex = |pattern: &String| {
+        let parts: Vec<_> = pattern.split('*').map(regex::escape).collect();
+        format!("^(?s:{})$", parts.join(".*"))
+    };
+    RegexSet::new(patterns.iter().map(regex)).unwrap_or_default()
+}
+
+/// A cgroup that is reported.
+struct Cgroup<'a> {
+    entity: &'a str,
+    tags: &'a Tags,
+    config: &'a Config,
+    machine: &'a Machine,
+}
+
+impl Cgroup<'_> {
+    fn report(&self, usage: &Usage, samples: &mut Samples) {
+        self.cpu(&usage.cpu, samples);
+        self.memory(&usage.memory, samples);
+        self.pids(&usage.pids, samples);
+        usage.io.iter().flatten().for_each(|io| self.io(io, samples));
+        if self.config.pressure {
+            self.pressure(&usage.pressure, samples);
+        }
+    }
+
+    fn gauges(&self, samples: &mut Samples, gauges: &[(&'static str, Option<u64>)]) {
+        for (name, value) in gauges {
+            if let Some(value) = value {
+                samples.gauge(*name, *value as f64, self.tags);
+            }
+        }
+    }
+
+    fn rates(&self, samples: &mut Samples, totals: &[(&'static str, Option<u64>)]) {
+        for (name, total) in totals {
+            if let Some(total) = total {
+                samples.rate(self.entity, *name, *total as f64, self.tags);
+            }
+        }
+    }
+
+    fn counts(&self, samples: &mut Samples, totals: &[(&'static str, Option<u64>)]) {
+        for (name, total) in totals {
+            if let Some(total) = total {
+                samples.monotonic_count(self.entity, *name, *total as f64, self.tags);
+            }
+        }
+    }
+
+    /// Nanoseconds per second: 1e9 is one processor.
+    fn cpu(&self, cpu: &Cpu, samples: &mut Samples) {
+        self.rates(
+            samples,
+            &[
+                ("container.cpu.usage", cpu.usage_ns),
+                ("container.cpu.user", cpu.user_ns),
+                ("container.cpu.system", cpu.system_ns),
+                ("container.cpu.throttled", cpu.throttled_ns),
+                ("container.cpu.throttled.periods", cpu.throttled_periods),
+                ("container.cpu.periods", cpu.periods),
+            ],
+        );
+        if let Some(limit) = cpu.limit(self.machine.processors) {
+            samples.gauge("container.cpu.limit", limit * 1e9, self.tags);
+        }
+        self.gauges(
+            samples,
+            &[("container.cpu.shares", cpu.shares), ("container.cpu.weight", cpu.weight)],
+        );
+    }
+
+    fn memory(&self, memory: &Memory, samples: &mut Samples) {
+        self.gauges(
+            samples,
+            &[
+                ("container.memory.usage", memory.usage),
+                ("container.memory.usage.peak", memory.peak),
+                ("container.memory.working_set", memory.working_set()),
+                ("container.memory.rss", memory.rss),
+                ("container.memory.cache", memory.cache),
+                ("container.memory.swap", memory.swap),
+                ("container.memory.kernel", memory.kernel),
+                ("container.memory.limit", memory.limit),
+                ("container.memory.limit_with_swap", memory.limit_with_swap),
+                ("container.memory.soft_limit", memory.soft_limit),
+            ],
+        );
+        self.counts(
+            samples,
+            &[
+                ("container.memory.page_faults", memory.page_faults),
+                ("container.memory.major_page_faults", memory.major_page_faults),
+                ("container.memory.failed_count", memory.limit_hits),
+                ("container.memory.high_events", memory.high_events),
+                ("container.memory.oom_events", memory.oom_events),
+                ("container.memory.oom_kills", memory.oom_kills),
+            ],
+        );
+        if self.config.memory_details {
+            self.gauges(
+                samples,
+                &[
+                    ("container.memory.active_anon", memory.active_anon),
+                    ("container.memory.inactive_anon", memory.inactive_anon),
+                    ("container.memory.active_file", memory.active_file),
+                    ("container.memory.inactive_file", memory.inactive_file),
+                    ("container.memory.unevictable", memory.unevictable),
+                    ("container.memory.mapped_file", memory.mapped_file),
+                    ("container.memory.shmem", memory.shmem),
+                    ("container.memory.sock", memory.sock),
+                    ("container.memory.slab", memory.slab),
+                    ("container.memory.kernel_stack", memory.kernel_stack),
+                    ("container.memory.dirty", memory.dirty),
+                    ("container.memory.writeback", memory.writeback),
+                    ("container.memory.min", memory.min),
+                    ("container.memory.high", memory.high),
+                ],
+            );
+            self.counts(
+                samples,
+                &[
+                    ("container.memory.refaults_anon", memory.refaults_anon),
+                    ("container.memory.refaults_file", memory.refaults_file),
+                ],
+            );
+        }
+    }
+
+    fn pids(&self, pids: &Pids, samples: &mut Samples) {
+        self.gauges(
+            samples,
+            &[
+                ("container.pid.thread_count", pids.current),
+                ("container.pid.thread_limit", pids.limit),
+            ],
+        );
+        self.counts(samples, &[("container.pid.limit_hits", pids.limit_hits)]);
+    }
+
+    fn io(&self, io: &DeviceIo, samples: &mut Samples) {
+        let number = format!("{}:{}", io.device.major, io.device.minor);
+        let tags = if io.device == DeviceIo::UNKNOWN {
+            self.tags.and("source", "procio")
+        } else {
+            let name = self.machine.devices.get(&io.device).unwrap_or(&number);
+            if self.config.io_devices == IoDevices::Physical && is_virtual(name) {
+                return;
+            }
+            self.tags.and("device", name).and("device_name", name)
+        };
+        for (name, total) in [
+            ("container.io.read", io.read_bytes),
+            ("container.io.write", io.write_bytes),
+            ("container.io.read.operations", io.reads),
+            ("container.io.write.operations", io.writes),
+        ] {
+            if let Some(total) = total {
+                samples.rate_of(self.entity, &number, name, total as f64, &tags);
+            }
+        }
+    }
+
+    /// Nanoseconds per second in which some, or all, tasks waited.
+    fn pressure(&self, pressure: &Pressure, samples: &mut Samples) {
+        for (some, full, stalls) in [
+            ("container.cpu.partial_stall", "container.cpu.full_stall", pressure.cpu),
+            ("container.memory.partial_stall", "container.memory.full_stall", pressure.memory),
+            ("container.io.partial_stall", "container.io.full_stall", pressure.io),
+            ("container.irq.partial_stall", "container.irq.full_stall", pressure.irq),
+        ] {
+            let stalls: Stalls = stalls.unwrap_or_default();
+            let ns = |us: u64| us.checked_mul(1000);
+            self.rates(
+                samples,
+                &[
+                    (some, stalls.some.and_then(|stall| ns(stall.total_us))),
+                    (full, stalls.full.and_then(|stall| ns(stall.total_us))),
+                ],
+            );
+        }
+    }
+}
+
+/// Devices whose traffic is that of others below them, or goes nowhere.
+fn is_virtual(name: &str) -> bool {
+    ["loop", "ram", "dm-", "md", "zram", "nbd"].iter().any(|start| {
+        name.strip_prefix(start).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    })
+}
