@@ -618,7 +618,7 @@ fn receive_only(address: &str) -> Result<ExitCode> {
     let mut poll = Poll::new()?;
     poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), Token(0), Interest::READABLE)?;
     let mut events = Events::with_capacity(8);
-    let mut receiver = sys::Receiver::new(config.buffer_size);
+    let mut receiver = sys::Receiver::new(config.buffer_size, sys::Senders::Unasked);
     eprintln!("ready");
     loop {
         poll.poll(&mut events, None)?;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tallyd::batch::Batch;
 use tallyd::flush::Flush;
+use tallyd::origin::Origin;
 use tallyd::parse::Options;
 use tallyd::reader::{Reader, Shared};
 use tallyd::rules::{self, Rules};
@@ -47,6 +48,7 @@ impl Rig {
         let shared = Shared {
             rules: Arc::new(Rules::new(&rules::Config::default(), &host).expect("good rules")),
             shards: Arc::new(shards),
+            origins: Arc::default(),
             telemetry: telemetry.clone(),
             distribution_prefix: None,
             log_rejects: false,
@@ -77,7 +79,7 @@ impl Rig {
         while fed < lines
             && let Some(datagram) = self.datagrams.get(self.at)
         {
-            self.reader.datagram(&datagram.bytes, false, self.now);
+            self.reader.datagram(&datagram.bytes, false, Origin::NONE, self.now);
             fed += datagram.lines;
             self.at += 1;
         }

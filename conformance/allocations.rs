@@ -5,6 +5,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Arc;
 
+use tallyd::origin::Origin;
 use tallyd::parse::Options;
 use tallyd::reader::{Reader, Shared};
 use tallyd::rules::{self, Rules};
@@ -59,6 +60,7 @@ fn reader(dialect: Dialect, contexts_max: usize) -> (Reader, Arc<Shards>) {
     let shared = Shared {
         rules: Arc::new(Rules::new(&rules, "host").unwrap()),
         shards: Arc::new(shards),
+        origins: Arc::default(),
         telemetry: telemetry.clone(),
         distribution_prefix: None,
         log_rejects: false,
@@ -101,7 +103,8 @@ fn known_counts_gauges_and_members_ask_for_nothing() {
     ] {
         let (mut reader, shards) = reader(dialect, contexts_max);
         let datagrams = datagrams(lines);
-        let mut feed = |now| datagrams.iter().for_each(|d| reader.datagram(d, false, now));
+        let mut feed =
+            |now| datagrams.iter().for_each(|d| reader.datagram(d, false, Origin::NONE, now));
         assert!(asked(|| feed(START)) > 0, "new series are allocated");
         for _ in 0..3 {
             assert_eq!(asked(|| feed(START)), 0, "{lines:?}");
@@ -116,7 +119,8 @@ fn a_new_bucket_asks_for_nothing_once_two_are_in_turn() {
     let datagrams = datagrams(&["a:1|c", "b:5|g"]);
     for bucket in 0..5 {
         let now = Time(START.0 + bucket * 10_000);
-        let used = asked(|| datagrams.iter().for_each(|d| reader.datagram(d, false, now)));
+        let used =
+            asked(|| datagrams.iter().for_each(|d| reader.datagram(d, false, Origin::NONE, now)));
         // What was closed lies in a queue, which grows once.
         assert!(bucket < 2 || used == 0, "{used} in bucket {bucket}");
         shards.flush(Time(now.0 + 10_000), false);
@@ -139,7 +143,7 @@ fn samples_ask_for_room_in_doubling_steps() {
         (format!("a:5.5|d|@0.5|#{TAGS}"), 100_000, 1),
     ] {
         let (mut reader, _) = reader(Dialect::Datadog, 1000);
-        let mut feed = || reader.datagram(line.as_bytes(), false, START);
+        let mut feed = || reader.datagram(line.as_bytes(), false, Origin::NONE, START);
         feed();
         let used = asked(|| (1..samples).for_each(|_| feed()));
         assert!(used <= most, "{used} allocations for {samples} of {line}");
@@ -147,7 +151,9 @@ fn samples_ask_for_room_in_doubling_steps() {
     // Many bins: at most 4096 of them, and 512 keys that wait.
     let (mut reader, _) = reader(Dialect::Datadog, 1000);
     let lines: Vec<_> = (1..20_000).map(|i| format!("a:{}|d", f64::from(i).powi(7))).collect();
-    reader.datagram(b"a:1|d", false, START);
-    let used = asked(|| lines.iter().for_each(|l| reader.datagram(l.as_bytes(), false, START)));
+    reader.datagram(b"a:1|d", false, Origin::NONE, START);
+    let used = asked(|| {
+        lines.iter().for_each(|l| reader.datagram(l.as_bytes(), false, Origin::NONE, START))
+    });
     assert!((9..=9 + 12).contains(&used), "{used} allocations");
 }

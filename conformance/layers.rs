@@ -35,6 +35,7 @@ const RESERVED: [(&str, &[&str]); 7] = [
             "intake/datagrams.rs",
             "intake/stdin.rs",
             "intake/streams.rs",
+            "origin/resolver.rs",
             "status/mod.rs",
             "time.rs",
         ],

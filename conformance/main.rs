@@ -13,6 +13,7 @@ mod docker_check;
 mod end_to_end;
 mod fake_engine;
 mod layers;
+mod origin;
 mod outage;
 mod parse_vectors;
 mod process;

@@ -24,6 +24,7 @@ pub struct Launch {
     folder: tempfile::TempDir,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    wrapper: Vec<String>,
     stdin: Stdio,
 }
 
@@ -60,8 +61,13 @@ impl Launch {
     /// With this text as its `tallyd.yaml`.
     pub fn with_file(text: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let launch =
-            Self { folder, arguments: Vec::new(), environment: Vec::new(), stdin: Stdio::null() };
+        let launch = Self {
+            folder,
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            wrapper: Vec::new(),
+            stdin: Stdio::null(),
+        };
         std::fs::write(launch.path("tallyd.yaml"), text).unwrap();
         std::fs::write(launch.path("datadog.yaml"), "").unwrap();
         launch
@@ -103,6 +109,12 @@ impl Launch {
         value.replace("{folder}", self.folder.path().to_str().unwrap())
     }
 
+    /// By way of a program that starts it, such as `unshare`.
+    pub fn within(mut self, program: &str, arguments: &[&str]) -> Self {
+        self.wrapper = [program].iter().chain(arguments).map(|s| (*s).to_owned()).collect();
+        self
+    }
+
     pub fn piped_stdin(mut self) -> Self {
         self.stdin = Stdio::piped();
         self
@@ -136,8 +148,12 @@ impl Launch {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tallyd"));
+        let mut words = self.wrapper.iter().map(String::as_str);
+        let program = env!("CARGO_BIN_EXE_tallyd");
+        let mut command = Command::new(words.next().unwrap_or(program));
         command
+            .args(words)
+            .args((!self.wrapper.is_empty()).then_some(program))
             .args(arguments)
             .arg("--config")
             .arg(self.path("tallyd.yaml"))

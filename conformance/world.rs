@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tallyd::batch::Batch;
 use tallyd::config::Config;
 use tallyd::flush::Flush;
+use tallyd::origin::Origin;
 use tallyd::reader::{Reader, Shared};
 use tallyd::rules::Rules;
 use tallyd::sample::Dialect;
@@ -44,6 +45,7 @@ impl World {
         let shared = Shared {
             rules: Arc::clone(&rules),
             shards: Arc::clone(&shards),
+            origins: Arc::default(),
             telemetry: Arc::clone(&telemetry),
             distribution_prefix: config
                 .value
@@ -74,8 +76,8 @@ impl World {
 
     pub(crate) fn send(&mut self, dialect: Dialect, datagram: &[u8], now: Time) {
         match dialect {
-            Dialect::Datadog => self.datadog.datagram(datagram, false, now),
-            Dialect::Statsd => self.statsd.datagram(datagram, false, now),
+            Dialect::Datadog => self.datadog.datagram(datagram, false, Origin::NONE, now),
+            Dialect::Statsd => self.statsd.datagram(datagram, false, Origin::NONE, now),
         }
     }
 

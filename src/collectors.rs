@@ -93,8 +93,8 @@ pub struct Surroundings<'a> {
 pub fn all(config: &Config, around: &Surroundings) -> anyhow::Result<Vec<Planned>> {
     let (roots, flush) = (around.roots, around.flush);
     let mut all = Vec::new();
-    let mut add = |collector: Box<dyn Collector>, interval, budget| {
-        let (interval, budget) = (self::interval(interval, flush), self::budget(budget, flush));
+    let mut add = |collector: Box<dyn Collector>, every, seconds| {
+        let (interval, budget) = (interval(every, flush), budget(seconds, flush));
         all.push(Planned { collector, interval, budget });
         true
     };
@@ -106,8 +106,8 @@ pub fn all(config: &Config, around: &Surroundings) -> anyhow::Result<Vec<Planned
     }
     // It looks for an engine that comes later, too.
     if docker.enabled != Enabled::Off {
-        let interval = self::interval(docker.interval, flush);
-        let check = Docker::new(docker, docker::Surroundings::new(around, interval))?;
+        let every = interval(docker.interval, flush);
+        let check = Docker::new(docker, docker::Surroundings::new(around, every))?;
         any |= check.finds_engine();
         add(Box::new(check), docker.interval, docker.budget);
     }

@@ -92,11 +92,14 @@ pub fn mapper(data: &[u8]) {
     match Rules::new(&config, "") {
         Err(error) => assert!(error.path.starts_with("rules.mapper_profiles["), "{error}"),
         Ok(rules) => {
-            let Outcome::Keep { context, .. } = rules.context(&count(name), Dialect::Datadog)
-            else {
+            let Outcome::Keep { series, .. } = rules.context(&count(name), Dialect::Datadog) else {
                 panic!("nothing is blocked");
             };
-            mapped_as_defined(&context, &String::from_utf8_lossy(name), &config.mapper_profiles);
+            mapped_as_defined(
+                &series.context(),
+                &String::from_utf8_lossy(name),
+                &config.mapper_profiles,
+            );
         }
     }
 }

@@ -9,16 +9,23 @@
 //! cache fetches their places in the table; all are looked up while it fetches their cells; then
 //! they are added.
 
+mod held;
+
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use self::held::{Held, Item, What};
+use crate::origin::{Claims, Found, Key, Origin, Origins};
 use crate::parse;
-use crate::rules::{Outcome, Rules};
-use crate::sample::{Dialect, Kind, Message, Reject, Sample, Values};
+use crate::rules::{OriginHints, Outcome, Rules, sorted};
+use crate::sample::{
+    CheckLine, Dialect, EventLine, Kind, Message, OriginFields, Reject, Sample, Values,
+};
 use crate::shard::Shards;
 use crate::spellings::{Print, Series, Spellings};
 use crate::stream::{FrameError, Framer};
+use crate::sys::Sender;
 use crate::telemetry::{Listener, Telemetry};
 use crate::time::Time;
 use crate::value::WEIGHT_MAX;
@@ -34,6 +41,7 @@ const EXCERPT: usize = 120;
 pub struct Shared {
     pub rules: Arc<Rules>,
     pub shards: Arc<Shards>,
+    pub origins: Arc<Origins>,
     pub telemetry: Arc<Telemetry>,
     /// Histograms and timers are added a second time as distributions, under this prefix.
     pub distribution_prefix: Option<String>,
@@ -52,11 +60,35 @@ pub struct Reader {
     options: parse::Options,
     eol_required: bool,
     spellings: Spellings,
+    /// What waits for the tags of its sender.
+    held: Held,
+    /// The time of what is being taken in is up: it waits for nothing more.
+    late: bool,
+}
+
+/// What becomes of something whose sender is not known.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    Waits,
+    /// Goes without tags; `asked` tells that there will soon be an answer.
+    Goes {
+        asked: bool,
+    },
+}
+
+/// What stood in a datagram.
+#[derive(Default)]
+struct Counts {
+    samples: u64,
+    events: u64,
+    checks: u64,
+    fields_ignored: u64,
 }
 
 /// A sample on its way to its series.
 struct Pending<'a> {
     sample: Sample<'a>,
+    line: &'a [u8],
     print: Print,
     /// Known after the look-up.
     series: Series,
@@ -74,16 +106,41 @@ impl Reader {
         eol_required: bool,
     ) -> Self {
         let spellings = Spellings::new(shared.spellings_max);
-        Self { shared, listener, options, eol_required, spellings }
+        let held = Held::new(0);
+        Self { shared, listener, options, eol_required, spellings, held, late: false }
+    }
+
+    /// Lets samples of new senders wait for their tags, if the settings say so. Whoever wants that
+    /// has to call [`Reader::release`] often.
+    pub fn patient(mut self) -> Self {
+        let config = self.shared.origins.config();
+        self.held = Held::new(if config.wait { config.wait_bytes_max } else { 0 });
+        self
     }
 
     pub fn listener(&self) -> &Arc<Listener> {
         &self.listener
     }
 
-    /// Takes in one datagram, frame or run of text lines that arrived at `now`. `truncated` says
-    /// that its end is missing.
-    pub fn datagram(&mut self, bytes: &[u8], truncated: bool, now: Time) {
+    /// Takes in what a sender has sent, as [`Reader::datagram`] does; or lets it wait until the
+    /// sender is known.
+    pub fn receive(&mut self, bytes: &[u8], truncated: bool, sender: Sender, now: Time) {
+        let waits = |key: &Key| self.held.waits_for(key);
+        let origin = match self.shared.origins.of(sender, now, waits) {
+            Ok(origin) => origin,
+            Err(key) => {
+                if self.hold(&[key], bytes, What::Datagram { truncated }, now) == Hold::Waits {
+                    return;
+                }
+                Origin::NONE
+            }
+        };
+        self.datagram(bytes, truncated, origin, now);
+    }
+
+    /// Takes in one datagram, frame or run of text lines of this origin that arrived at `now`.
+    /// `truncated` says that its end is missing.
+    pub fn datagram(&mut self, bytes: &[u8], truncated: bool, origin: Origin, now: Time) {
         self.listener.datagrams.add(1);
         self.listener.bytes.add(bytes.len() as u64);
         self.listener.truncated.add(truncated.into());
@@ -100,8 +157,19 @@ impl Reader {
                 (cut.complete, cut.tail.map(|tail| (reason, tail)))
             }
         };
+        let counts = self.lines(text, origin, now);
+        self.listener.samples.add(counts.samples);
+        self.listener.events.add(counts.events);
+        self.listener.checks.add(counts.checks);
+        self.shared.telemetry.fields_ignored.add(counts.fields_ignored);
+        if let Some((reason, line)) = refused {
+            self.reject(reason, line, now);
+        }
+    }
+
+    fn lines(&mut self, text: &[u8], sent: Origin, now: Time) -> Counts {
         let mut run = Run::new();
-        let (mut samples, mut events, mut checks) = (0, 0, 0);
+        let mut counts = Counts::default();
         for line in parse::lines(text) {
             // Only a body posted by HTTP can hold such a line.
             if line.len() > self.shared.line_max {
@@ -111,65 +179,165 @@ impl Reader {
             let options = self.options;
             parse::messages(line, options, |message| match message {
                 Ok(Message::Metric(sample)) => {
-                    samples += 1;
-                    self.queue(sample, &mut run);
+                    counts.samples += 1;
+                    self.queue(sample, line, sent, &mut run);
                     if run.len() == RUN {
-                        self.take(&mut run, now);
+                        self.take(&mut run, sent, now);
                     }
                 }
                 Ok(Message::Event(event)) => {
-                    events += 1;
-                    self.shared.telemetry.fields_ignored.add(event.ignored.into());
-                    self.shared.shards.event(self.shared.rules.event(&event, now.seconds()));
+                    counts.events += 1;
+                    counts.fields_ignored += u64::from(event.ignored);
+                    self.event(&event, line, sent, now);
                 }
                 Ok(Message::Check(check)) => {
-                    checks += 1;
-                    self.shared.telemetry.fields_ignored.add(check.ignored.into());
-                    self.shared.shards.check(self.shared.rules.check(&check, now.seconds()));
+                    counts.checks += 1;
+                    counts.fields_ignored += u64::from(check.ignored);
+                    self.check(&check, line, sent, now);
                 }
                 Err(reason) => self.reject(reason, line, now),
             });
         }
-        self.take(&mut run, now);
-        self.listener.samples.add(samples);
-        self.listener.events.add(events);
-        self.listener.checks.add(checks);
-        if let Some((reason, line)) = refused {
-            self.reject(reason, line, now);
+        self.take(&mut run, sent, now);
+        counts
+    }
+
+    fn event(&mut self, line: &EventLine<'_>, text: &[u8], sent: Origin, now: Time) {
+        let (mut event, hints) = self.shared.rules.event(line, now.seconds());
+        let Some(found) = self.origin_tags(line.origin, &hints, text, sent, now) else { return };
+        event.tags.extend(found.tags);
+        event.tags = sorted(event.tags);
+        self.shared.shards.event(event);
+    }
+
+    fn check(&mut self, line: &CheckLine<'_>, text: &[u8], sent: Origin, now: Time) {
+        let (mut check, hints) = self.shared.rules.check(line, now.seconds());
+        let Some(found) = self.origin_tags(line.origin, &hints, text, sent, now) else { return };
+        check.tags.extend(found.tags);
+        check.tags = sorted(check.tags);
+        self.shared.shards.check(check);
+    }
+
+    /// The tags that a line gets by its origin, or `None` when it waits for them.
+    fn origin_tags(
+        &mut self,
+        fields: OriginFields<'_>,
+        hints: &OriginHints,
+        line: &[u8],
+        sent: Origin,
+        now: Time,
+    ) -> Option<Found> {
+        let claims = Claims { sent, fields, hints };
+        let mut found = self.shared.origins.tags(&claims, now, |key| self.held.waits_for(key));
+        if !found.unknown.is_empty() {
+            match self.hold(&found.unknown, line, What::Line { sent }, now) {
+                Hold::Waits => return None,
+                Hold::Goes { asked } => found.asked = asked,
+            }
+        }
+        Some(found)
+    }
+
+    /// Has the senders behind keys found out, and lets something wait for it, if it may.
+    fn hold(&mut self, keys: &[Key], bytes: &[u8], what: What, now: Time) -> Hold {
+        let mut asked = None;
+        for key in keys {
+            // It is answered in the order of the questions, as a rule.
+            asked = self.shared.origins.ask(key, now).then_some(key).or(asked);
+        }
+        // A line of the original statsd may be several messages, of which some have gone ahead.
+        let parts = self.options.dialect == Dialect::Statsd && matches!(what, What::Line { .. });
+        match asked {
+            Some(key) if !self.late && !parts && self.held.has_room(bytes.len()) => {
+                self.held.push(Item { bytes: bytes.into(), what, key: key.clone(), arrived: now });
+                Hold::Waits
+            }
+            _ => {
+                self.shared.telemetry.origin_untagged.add(1);
+                Hold::Goes { asked: asked.is_some() }
+            }
         }
     }
 
-    /// Takes in what collectors made; nothing of it was ever a line.
+    /// Whether anything waits to be released.
+    pub fn holds(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Takes in what has waited and is known by now, or whose time is up.
+    pub fn release(&mut self, now: Time) {
+        if self.held.is_empty() {
+            return;
+        }
+        let origins = Arc::clone(&self.shared.origins);
+        let interval = self.shared.shards.interval();
+        let known = |key: &Key| origins.origin(key, now).is_some();
+        for (item, in_time) in self.held.take(now, interval, origins.news(), known) {
+            self.take_in(&item, !in_time, now);
+        }
+    }
+
+    /// Takes in all that waits, with what is known by now.
+    pub fn release_all(&mut self, now: Time) {
+        for item in self.held.take_all() {
+            self.take_in(&item, true, now);
+        }
+    }
+
+    fn take_in(&mut self, item: &Item, late: bool, now: Time) {
+        self.late = late;
+        match (item.what, self.shared.origins.origin(&item.key, now)) {
+            (What::Datagram { truncated }, Some(origin)) => {
+                self.shared.telemetry.origin_waited.add(1);
+                self.datagram(&item.bytes, truncated, origin, item.arrived);
+            }
+            (What::Datagram { truncated }, None) => {
+                self.shared.telemetry.origin_untagged.add(1);
+                self.datagram(&item.bytes, truncated, Origin::NONE, item.arrived);
+            }
+            (What::Line { sent }, known) => {
+                // One that goes without counts itself.
+                self.shared.telemetry.origin_waited.add(known.is_some().into());
+                self.lines(&item.bytes, sent, item.arrived);
+            }
+        }
+        self.late = false;
+    }
+
+    /// Takes in what collectors made; nothing of it was ever a line, and none of
+    /// it has a sender.
     pub fn messages<'a>(&mut self, messages: impl Iterator<Item = Message<'a>>, now: Time) {
         let mut run = Run::new();
         for message in messages {
             match message {
                 Message::Metric(sample) => {
                     self.listener.samples.add(1);
-                    self.queue(sample, &mut run);
+                    self.queue(sample, b"", Origin::NONE, &mut run);
                     if run.len() == RUN {
-                        self.take(&mut run, now);
+                        self.take(&mut run, Origin::NONE, now);
                     }
                 }
                 Message::Event(event) => {
                     self.listener.events.add(1);
-                    self.shared.shards.event(self.shared.rules.event(&event, now.seconds()));
+                    let (event, _) = self.shared.rules.event(&event, now.seconds());
+                    self.shared.shards.event(event);
                 }
                 Message::Check(check) => {
                     self.listener.checks.add(1);
-                    self.shared.shards.check(self.shared.rules.check(&check, now.seconds()));
+                    let (check, _) = self.shared.rules.check(&check, now.seconds());
+                    self.shared.shards.check(check);
                 }
             }
         }
-        self.take(&mut run, now);
+        self.take(&mut run, Origin::NONE, now);
     }
 
     /// Takes in every payload that a stream has complete. Returns false when the stream cannot be
     /// read any further.
-    pub fn payloads(&mut self, framer: &mut Framer, now: Time) -> bool {
+    pub fn payloads(&mut self, framer: &mut Framer, sender: Sender, now: Time) -> bool {
         while let Some(payload) = framer.payload() {
             match payload {
-                Ok(bytes) => self.datagram(bytes, false, now),
+                Ok(bytes) => self.receive(bytes, false, sender, now),
                 Err(FrameError::LineTooLong) => {
                     self.listener.truncated.add(1);
                     self.reject(Reject::Truncated, b"(longer than intake.buffer_size)", now);
@@ -185,53 +353,73 @@ impl Reader {
     }
 
     /// Puts a sample into the run, unless it has no value.
-    fn queue<'a>(&self, sample: Sample<'a>, run: &mut Run<'a>) {
+    fn queue<'a>(&self, sample: Sample<'a>, line: &'a [u8], sent: Origin, run: &mut Run<'a>) {
         if let Values::One(value) | Values::Delta(value) = sample.values
             && !value.is_finite()
         {
             return self.shared.telemetry.non_finite.add(1);
         }
-        let print = self.spellings.print(&sample, self.options.dialect);
+        let print = self.spellings.print(&sample, self.options.dialect, sent);
         self.spellings.prefetch(print);
-        run.push(Pending { sample, print, series: Series::default(), used: 0 });
+        run.push(Pending { sample, line, print, series: Series::default(), used: 0 });
     }
 
     /// Takes the samples of a run to their series.
-    fn take(&mut self, run: &mut Run<'_>, now: Time) {
-        self.look_up(run, now);
-        self.apply(run, now);
+    fn take(&mut self, run: &mut Run<'_>, sent: Origin, now: Time) {
+        self.look_up(run, sent, now);
+        self.apply(run, sent, now);
         run.clear();
     }
 
-    fn look_up(&mut self, run: &mut Run<'_>, now: Time) {
+    /// Finds the series of each sample; those that have to wait leave the run.
+    fn look_up(&mut self, run: &mut Run<'_>, sent: Origin, now: Time) {
         let epoch = self.shared.shards.epoch();
         let (mut overflow, mut blocked, mut rate_out_of_range) = (0, 0, 0);
-        for pending in run {
-            let Pending { sample, print, .. } = pending;
-            let known = self.spellings.find(*print, epoch, &self.shared.shards, now);
-            let (series, used) = known.unwrap_or_else(|| {
-                let series = self.resolve(sample, now);
-                self.spellings.insert(*print, series, epoch);
-                (series, epoch)
-            });
+        run.retain(|pending| {
+            let Pending { sample, line, print, .. } = pending;
+            let (series, used) = match self.spellings.find(*print, epoch, &self.shared.shards, now)
+            {
+                Some(known) => known,
+                None => {
+                    let Some((series, lasts)) = self.resolve(sample, line, sent, now) else {
+                        return false;
+                    };
+                    if lasts {
+                        self.spellings.insert(*print, series, epoch);
+                    }
+                    (series, epoch)
+                }
+            };
             overflow += u64::from(series.overflow);
             blocked += u64::from(series.handle.is_none());
             rate_out_of_range += u64::from(sample.rate != 1.0 && out_of_range(sample));
             (pending.series, pending.used) = (series, used);
-        }
+            true
+        });
         self.shared.telemetry.overflow.add(overflow);
         self.shared.telemetry.blocked.add(blocked);
         self.shared.telemetry.rate_out_of_range.add(rate_out_of_range);
     }
 
-    /// The slow way from a spelling to its series, taken once per spelling while it is in use.
-    fn resolve(&self, sample: &Sample<'_>, now: Time) -> Series {
-        let Shared { rules, shards, telemetry, .. } = &self.shared;
+    /// The slow way from a spelling to its series, taken once per spelling while it is in use, or
+    /// once per epoch if the sample names its own origin; and whether to remember it, for it may
+    /// soon be another. `None` when the line waits.
+    fn resolve(
+        &mut self,
+        sample: &Sample<'_>,
+        line: &[u8],
+        sent: Origin,
+        now: Time,
+    ) -> Option<(Series, bool)> {
         let dialect = self.options.dialect;
-        let (context, invalid_utf8) = match rules.context(sample, dialect) {
-            Outcome::Blocked => return Series::default(),
-            Outcome::Keep { context, invalid_utf8, .. } => (context, invalid_utf8),
+        let (mut draft, hints, invalid_utf8) = match self.shared.rules.context(sample, dialect) {
+            Outcome::Blocked => return Some((Series::default(), true)),
+            Outcome::Keep { series, origin, invalid_utf8 } => (series, origin, invalid_utf8),
         };
+        let found = self.origin_tags(sample.origin, &hints, line, sent, now)?;
+        draft.tags.extend(found.tags);
+        let context = draft.context();
+        let Shared { shards, telemetry, .. } = &self.shared;
         telemetry.invalid_utf8.add(invalid_utf8.into());
         let copied = matches!(context.kind(), Kind::Histogram | Kind::Timer);
         let prefix = self.shared.distribution_prefix.as_ref().filter(|_| copied);
@@ -239,15 +427,17 @@ impl Reader {
         let deltas = dialect == Dialect::Statsd && context.kind() == Kind::Gauge;
         let series = shards.intern(context, deltas, now);
         let copy = copy.map(|context| shards.intern(context, false, now));
-        Series {
+        let series = Series {
             handle: Some(series.handle),
             copy: copy.map(|copy| copy.handle),
             overflow: series.overflow || copy.is_some_and(|copy| copy.overflow),
-        }
+            named: found.named,
+        };
+        Some((series, !found.asked))
     }
 
     /// Adds a run of samples, shard by shard and within each in the order of arrival.
-    fn apply(&mut self, run: &Run<'_>, now: Time) {
+    fn apply(&mut self, run: &Run<'_>, sent: Origin, now: Time) {
         let shards = Arc::clone(&self.shared.shards);
         let mut again = SmallVec::<[(usize, Kind); 4]>::new();
         for number in 0..shards.len() {
@@ -273,18 +463,21 @@ impl Reader {
             }
         }
         for (i, kind) in again {
-            self.add_again(&run[i], kind, now);
+            self.add_again(&run[i], kind, sent, now);
         }
     }
 
     /// The series of this kind expired between its look-up and its shard's lock, while this thread
     /// was held up for two flushes: looks it up anew, as often as that happens.
-    fn add_again(&mut self, pending: &Pending<'_>, kind: Kind, now: Time) {
+    fn add_again(&mut self, pending: &Pending<'_>, kind: Kind, sent: Origin, now: Time) {
         let sample = &pending.sample;
         loop {
             let epoch = self.shared.shards.epoch();
-            let series = self.resolve(sample, now);
-            self.spellings.insert(pending.print, series, epoch);
+            let resolved = self.resolve(sample, pending.line, sent, now);
+            let Some((series, lasts)) = resolved else { return };
+            if lasts {
+                self.spellings.insert(pending.print, series, epoch);
+            }
             let Some((handle, _)) = series.handles(sample.kind).find(|(_, k)| *k == kind) else {
                 return;
             };

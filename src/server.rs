@@ -12,11 +12,12 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::batch::Batch;
+use crate::cgroup::roots::Roots;
 use crate::collectors::{self, Collectors};
 use crate::config::Config;
 use crate::flush::{Flush, Ticker};
 use crate::intake::{self, Intake, Opened, Untouched};
-use crate::origin::Directory;
+use crate::origin::{Directory, Origins, resolver};
 use crate::reader::{Reader, Shared};
 use crate::rules::Rules;
 use crate::sample::Dialect;
@@ -46,6 +47,7 @@ const COLLECTORS_GRACE: Duration = Duration::from_millis(500);
 pub struct Server {
     runtime: Runtime,
     intake: Intake,
+    resolver: resolver::Running,
     ticker: Ticker,
     flush: Arc<Flush>,
     outputs: Arc<Outputs>,
@@ -110,9 +112,16 @@ impl Server {
             now,
         );
         let shards = Arc::new(shards);
+        let directory = Arc::new(Directory::new(Arc::clone(&telemetry)));
+        let origins = Arc::new(Origins::new(
+            config.origin.clone(),
+            Arc::clone(&directory),
+            Arc::clone(&telemetry),
+        ));
         let shared = Shared {
             rules,
             shards: Arc::clone(&shards),
+            origins: Arc::clone(&origins),
             telemetry: Arc::clone(&telemetry),
             distribution_prefix: config
                 .value
@@ -154,14 +163,18 @@ impl Server {
         let stdin_ends = move || {
             ended.send_replace(true);
         };
+        let roots = config.collectors.roots(|name| std::env::var(name).ok());
+        let resolver = resolver::start(origins, &roots, i64::from(interval) * 1000)
+            .context("cannot start the thread that looks up senders")?;
         let intake = Intake::start(opened, &config.intake, &shared, stdin_ends)?;
         let collectors = {
             let _runtime = runtime.enter();
-            start_collectors(config, shared, &hostname)?
+            start_collectors(config, shared, &roots, &hostname, &directory)?
         };
         Ok(Self {
             runtime,
             intake,
+            resolver,
             ticker,
             flush,
             outputs,
@@ -202,6 +215,7 @@ impl Server {
     /// Takes what waits in the sockets, flushes, and lets the sinks deliver for a while.
     pub fn stop(self) {
         self.intake.stop();
+        self.resolver.stop();
         self.runtime.block_on(self.servers.stop(Instant::now() + PAGES_GRACE));
         // A post that is still under way is refused rather than left out of the last flush.
         self.outputs.status.close();
@@ -333,13 +347,19 @@ fn hostname(config: &Config) -> String {
 }
 
 /// Starts the collectors on the current runtime.
-fn start_collectors(config: &Config, shared: Shared, hostname: &str) -> anyhow::Result<Collectors> {
+fn start_collectors(
+    config: &Config,
+    shared: Shared,
+    roots: &Roots,
+    hostname: &str,
+    directory: &Arc<Directory>,
+) -> anyhow::Result<Collectors> {
     let telemetry = Arc::clone(&shared.telemetry);
     let around = collectors::Surroundings {
-        roots: &config.collectors.roots(|name| std::env::var(name).ok()),
+        roots,
         flush: config.flush.interval,
         hostname,
-        directory: &Arc::new(Directory::new(Arc::clone(&telemetry))),
+        directory,
         telemetry: &telemetry,
     };
     let planned = collectors::all(&config.collectors, &around)?;

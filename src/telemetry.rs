@@ -59,6 +59,16 @@ pub struct Telemetry {
     pub docker_events_dropped: Counter,
     /// Containers beyond `collectors.docker.containers_max`, in the list of last.
     pub docker_containers_left_out: AtomicU64,
+    /// Senders remembered now.
+    pub origin_senders: AtomicU64,
+    /// Datagrams and lines that waited until the tags of their sender were known.
+    pub origin_waited: Counter,
+    /// Datagrams and lines that went without the tags of a new sender.
+    pub origin_untagged: Counter,
+    /// Questions for senders beyond those remembered.
+    pub origin_senders_refused: Counter,
+    /// Datagrams of processes in another pid namespace.
+    pub origin_foreign: Counter,
     /// Containers for which the directory of origins had no room.
     pub origin_containers_refused: Counter,
     /// Points of series for which the Prometheus page had no room.
@@ -341,6 +351,31 @@ pub const OWN: &[Own] = &[
         "events_dropped_total",
         "DATA LOSS. Events and checks beyond shard.events_max.",
         Read::Process(|t| t.events_dropped.get()),
+    ),
+    gauge(
+        "origin_senders",
+        "Processes and inodes remembered now, with the containers they belong to.",
+        Read::Process(|t| t.origin_senders.load(Relaxed)),
+    ),
+    counter(
+        "origin_waited_total",
+        "Datagrams and lines of new senders that waited until their tags were known (origin.wait).",
+        Read::Process(|t| t.origin_waited.get()),
+    ),
+    counter(
+        "origin_untagged_total",
+        "Datagrams and lines of new senders that went without tags: not to wait, for want of room, or because the tags came too late.",
+        Read::Process(|t| t.origin_untagged.get()),
+    ),
+    counter(
+        "origin_senders_refused_total",
+        "Times that a sender was not looked up because 65 536 of them are remembered.",
+        Read::Process(|t| t.origin_senders_refused.get()),
+    ),
+    counter(
+        "origin_foreign_total",
+        "Datagrams of processes outside of our pid namespace, whose containers cannot be found.",
+        Read::Process(|t| t.origin_foreign.get()),
     ),
     counter(
         "docker_engine_errors_total",

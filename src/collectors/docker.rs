@@ -47,6 +47,28 @@ use crate::origin::Directory;
 use crate::telemetry::Telemetry;
 use crate::time::Time;
 
+/// Checks what the types of the settings do not.
+///
+/// # Errors
+///
+/// The setting, below the check's section, and what is wrong with it.
+pub fn verify(config: &Config) -> Result<(), (String, String)> {
+    let named = |name: &str| {
+        let name = name.to_owned();
+        move |problem| (name, problem)
+    };
+    Filter::new(config).map_err(|error| match error.split_once(": ") {
+        Some((name, problem)) => (name.to_owned(), problem.to_owned()),
+        None => ("exclude".to_owned(), error),
+    })?;
+    for (i, pattern) in config.health_service_check_whitelist.iter().enumerate() {
+        let name = format!("health_service_check_whitelist[{i}]");
+        filter::from_start(pattern).map_err(named(&name))?;
+    }
+    engine::address(config, |_| None, |_| false).map_err(named("url"))?;
+    engine::pinned_version(config).map_err(named("api_version")).map(|_| ())
+}
+
 /// What the check needs of its surroundings.
 #[derive(Clone)]
 pub struct Surroundings {
@@ -165,5 +187,25 @@ impl Collector for Docker {
         _now: Time,
     ) -> Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send + 'a>> {
         Box::pin(self.run_once(samples))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_setting_is_named() {
+        let mut config = Config::default();
+        assert_eq!(verify(&config), Ok(()));
+        let name = |config: &Config| verify(config).expect_err("a wrong setting").0;
+        config.api_version = "new".to_owned();
+        assert_eq!(name(&config), "api_version");
+        config.url = "ftp://x".to_owned();
+        assert_eq!(name(&config), "url");
+        config.health_service_check_whitelist = vec!["a".to_owned(), "(".to_owned()];
+        assert_eq!(name(&config), "health_service_check_whitelist[1]");
+        config.exclude = vec!["name:[".to_owned()];
+        assert_eq!(name(&config), "exclude[0]");
     }
 }

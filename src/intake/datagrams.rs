@@ -17,6 +17,9 @@ use crate::time::Time;
 /// How long a thread sleeps at most, so that the kernel's drops are noticed on a quiet socket too.
 const POLL: Duration = Duration::from_secs(1);
 
+/// The same while datagrams wait for the tags of their senders.
+pub(super) const SHORT_POLL: Duration = Duration::from_millis(20);
+
 /// Batches taken at the stop, so that a sender who does not stop cannot prevent it.
 const LAST_BATCHES: usize = 1024;
 
@@ -43,9 +46,8 @@ impl Datagrams {
         reader: Reader,
         forward: Option<UdpSocket>,
         pace: Option<Pace>,
-        buffer_size: usize,
+        receiver: Receiver,
     ) -> Self {
-        let receiver = Receiver::new(buffer_size);
         Self { socket, reader, receiver, forward, pace, drops: 0, drops_read: 0, drops_logged: 0 }
     }
 
@@ -55,7 +57,8 @@ impl Datagrams {
         poll.registry().register(&mut SourceFd(&fd), Token(0), Interest::READABLE)?;
         let mut events = Events::with_capacity(8);
         while !stopping.load(Ordering::Acquire) {
-            match poll.poll(&mut events, Some(POLL)) {
+            let patience = if self.reader.holds() { SHORT_POLL } else { POLL };
+            match poll.poll(&mut events, Some(patience)) {
                 Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
@@ -69,6 +72,7 @@ impl Datagrams {
                 break;
             }
         }
+        self.reader.release_all(Time::now());
         Ok(())
     }
 
@@ -89,6 +93,7 @@ impl Datagrams {
     /// Takes one batch and returns the number of its datagrams.
     fn take_batch(&mut self, now: Time) -> usize {
         let mut count = 0;
+        self.reader.release(now);
         match self.receiver.receive(self.socket.as_fd()) {
             Ok(datagrams) => {
                 for datagram in datagrams {
@@ -98,7 +103,7 @@ impl Datagrams {
                     {
                         self.reader.listener().forward_errors.add(1);
                     }
-                    self.reader.datagram(datagram.bytes, datagram.truncated, now);
+                    self.reader.receive(datagram.bytes, datagram.truncated, datagram.sender, now);
                 }
             }
             Err(error) => match error.kind() {

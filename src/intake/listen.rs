@@ -228,6 +228,8 @@ impl Opening<'_> {
             make_way(path, || UnixDatagram::unbound()?.connect(path))?;
             let socket = UnixDatagram::bind(path)?;
             let file = SocketFile::new(path)?;
+            // Each datagram then comes with the process that sent it.
+            socket2::SockRef::from(&socket).set_passcred(true)?;
             socket.set_nonblocking(true)?;
             self.size_buffer(&socket2::SockRef::from(&socket))?;
             self.set_mode(path)?;

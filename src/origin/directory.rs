@@ -6,6 +6,7 @@
 //! remembers something by its origin never has to ask whether it still holds.
 
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::Thread;
 
@@ -39,6 +40,22 @@ pub struct Origin(pub u32);
 impl Origin {
     /// Brings no tags.
     pub const NONE: Self = Self(0);
+
+    /// Set where only the address of a datagram tells of its origin.
+    const BY_ADDRESS: u32 = 1 << 31;
+
+    /// The same tags, to be used as a last resort.
+    pub const fn by_address(self) -> Self {
+        Self(self.0 | Self::BY_ADDRESS)
+    }
+
+    pub const fn is_by_address(self) -> bool {
+        self.0 & Self::BY_ADDRESS != 0
+    }
+
+    const fn plain(self) -> Self {
+        Self(self.0 & !Self::BY_ADDRESS)
+    }
 }
 
 /// The tags of a container or pod, by the least cardinality at which they are sent.
@@ -84,6 +101,8 @@ impl EntityTags {
 pub struct Directory {
     known: RwLock<Known>,
     wanted: broadcast::Sender<Arc<str>>,
+    /// How often something was published.
+    changes: AtomicU64,
     /// Woken when something was published.
     watcher: OnceLock<Thread>,
     telemetry: Arc<Telemetry>,
@@ -121,7 +140,13 @@ struct Pod {
 impl Directory {
     pub fn new(telemetry: Arc<Telemetry>) -> Self {
         let (wanted, _) = broadcast::channel(WANTED_MAX);
-        Self { known: RwLock::default(), wanted, watcher: OnceLock::new(), telemetry }
+        Self {
+            known: RwLock::default(),
+            wanted,
+            changes: AtomicU64::new(0),
+            watcher: OnceLock::new(),
+            telemetry,
+        }
     }
 
     /// Makes a container known, or replaces what was known of it. `pid` is that of its first
@@ -141,8 +166,7 @@ impl Directory {
             Some((old, old_tags)) if *old_tags == tags => {
                 // Its number stays, as its tags do.
                 let new = Container { pid, addresses: addresses.to_vec(), ended: None, ..old };
-                known.insert(container_id.into(), new, old_tags);
-                return;
+                return known.insert(container_id.into(), new, old_tags);
             }
             old => old.and_then(|(old, _)| old.pod),
         };
@@ -177,6 +201,61 @@ impl Directory {
         known.forget_ended(now);
     }
 
+    /// Gives a container that nobody has published the tags that its cgroup tells, which is little.
+    /// It is kept for as long as it is asked for, and what is published takes its place.
+    pub(super) fn suppose(&self, container_id: &str, pod_uid: Option<&str>, now: Time) -> Origin {
+        let mut known = self.write();
+        if let Some(container) = known.containers.get_mut(container_id) {
+            if container.ended.is_some() {
+                container.ended = Some(now);
+            }
+            return container.origin;
+        }
+        if known.containers.len() >= CONTAINERS_MAX && !known.forget_an_ended_one() {
+            drop(known);
+            self.telemetry.origin_containers_refused.add(1);
+            return Origin::NONE;
+        }
+        let tags = EntityTags {
+            low: Vec::new(),
+            orchestrator: pod_uid.map(|uid| format!("pod_uid:{uid}")).into_iter().collect(),
+            high: vec![format!("container_id:{container_id}")],
+        };
+        let origin = known.number();
+        let addresses = Vec::new();
+        let container = Container { origin, pid: None, addresses, pod: None, ended: Some(now) };
+        known.insert(container_id.into(), container, Arc::new(tags));
+        origin
+    }
+
+    /// By the whole id; it is in use, so it is kept even if it has ended.
+    pub(super) fn keep(&self, container_id: &str, now: Time) -> Option<Origin> {
+        let (origin, ended) = {
+            let known = self.read();
+            let container = known.containers.get(container_id)?;
+            (container.origin, container.ended)
+        };
+        if ended.is_some_and(|at| now.0 - at.0 >= KEPT / 2)
+            && let Some(container) = self.write().containers.get_mut(container_id)
+        {
+            container.ended = container.ended.map(|_| now);
+        }
+        Some(origin)
+    }
+
+    /// Forgets who ended long ago.
+    pub(super) fn tick(&self, now: Time) {
+        let old = self.read().containers.values().any(|container| container.is_old(now));
+        if old {
+            self.write().forget_ended(now);
+        }
+    }
+
+    /// Whether anybody is there to publish.
+    pub(super) fn has_collectors(&self) -> bool {
+        self.wanted.receiver_count() > 0
+    }
+
     /// Ids of containers that senders belong to and nobody has published, sometimes cut to their
     /// first 12 characters. Each receiver gets them
     /// all; as long as there is none, nobody waits for tags.
@@ -205,20 +284,23 @@ impl Directory {
         self.read().container(id).map(|(id, _)| Arc::clone(id))
     }
 
-    /// By the pid of its first process.
-    pub fn process(&self, pid: u32) -> Option<Origin> {
-        let known = self.read();
-        known.containers.get(known.pids.get(&pid)?).map(|container| container.origin)
+    /// The id of the container whose first process has this pid.
+    pub fn process(&self, pid: u32) -> Option<Arc<str>> {
+        self.read().pids.get(&pid).cloned()
     }
 
     /// By an address that only one container has. One that has ended counts while no running one
     /// has the address.
     pub fn address(&self, address: IpAddr) -> Option<Origin> {
         let known = self.read();
-        let all = known.addresses.get(&address)?.iter().filter_map(|id| known.containers.get(id));
-        let (ended, running): (Vec<_>, Vec<_>) = all.partition(|c| c.ended.is_some());
-        match (running.as_slice(), ended.as_slice()) {
-            ([one], _) | ([], [one]) => Some(one.origin),
+        let ids = known.addresses.get(&address)?;
+        let only = |ended: bool| {
+            let all = ids.iter().filter_map(|id| known.containers.get(id));
+            let mut these = all.filter(|container| container.ended.is_some() == ended);
+            (these.next(), these.next())
+        };
+        match (only(false), only(true)) {
+            ((Some(one), None), _) | ((None, None), (Some(one), None)) => Some(one.origin),
             _ => None,
         }
     }
@@ -239,7 +321,7 @@ impl Directory {
 
     /// The tags behind an origin, unless its container is forgotten.
     pub fn tags(&self, origin: Origin) -> Option<Arc<EntityTags>> {
-        self.read().tags.get(&origin).cloned()
+        self.read().tags.get(&origin.plain()).cloned()
     }
 
     /// Number of containers known.
@@ -251,7 +333,13 @@ impl Directory {
         self.len() == 0
     }
 
+    /// Grows whenever something was published.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
     fn wake(&self) {
+        self.changes.fetch_add(1, Ordering::Release);
         if let Some(watcher) = self.watcher.get() {
             watcher.unpark();
         }
@@ -263,6 +351,12 @@ impl Directory {
 
     fn write(&self) -> RwLockWriteGuard<'_, Known> {
         self.known.write().expect("no panic under this lock")
+    }
+}
+
+impl Container {
+    fn is_old(&self, now: Time) -> bool {
+        self.ended.is_some_and(|at| now.0 - at.0 >= KEPT)
     }
 }
 
@@ -287,8 +381,9 @@ impl Known {
     }
 
     fn number(&mut self) -> Origin {
-        // After four thousand million of them the oldest are long gone.
-        self.last = self.last.wrapping_add(1).max(1);
+        // After two thousand million of them the oldest are long gone.
+        self.last = (self.last + 1) % Origin::BY_ADDRESS;
+        self.last = self.last.max(1);
         Origin(self.last)
     }
 
@@ -361,10 +456,8 @@ impl Known {
     }
 
     fn forget_ended(&mut self, now: Time) {
-        let old = |container: &Container| container.ended.is_some_and(|at| now.0 - at.0 >= KEPT);
-        let ids: Vec<_> =
-            self.containers.iter().filter(|(_, c)| old(c)).map(|(id, _)| Arc::clone(id)).collect();
-        for id in ids {
+        let old = self.containers.iter().filter(|(_, container)| container.is_old(now));
+        for id in old.map(|(id, _)| Arc::clone(id)).collect::<Vec<_>>() {
             self.remove(&id);
         }
     }
@@ -433,17 +526,16 @@ mod tests {
         directory.publish(A, Some(7), &[HERE], tags(&["image_name:web"], &[], &["name:a"]));
         let origin = directory.container(A);
         assert!(origin.is_some_and(|origin| origin != Origin::NONE));
-        for found in [
-            directory.container(&A[..12]),
-            directory.container(&A[..20]),
-            directory.process(7),
-            directory.address(HERE),
-        ] {
+        for found in
+            [directory.container(&A[..12]), directory.container(&A[..20]), directory.address(HERE)]
+        {
             assert_eq!(found, origin);
         }
+        assert_eq!(directory.process(7).as_deref(), Some(A));
         assert_eq!(at(&directory, origin, Cardinality::High), ["image_name:web", "name:a"]);
         assert_eq!(directory.full_id(&A[..12]).as_deref(), Some(A));
-        for none in [directory.container(&A[..11]), directory.container(B), directory.process(8)] {
+        assert_eq!(directory.process(8), None);
+        for none in [directory.container(&A[..11]), directory.container(B)] {
             assert_eq!(none, None);
         }
     }
@@ -468,7 +560,7 @@ mod tests {
         let first = directory.container(A);
         directory.publish(A, Some(9), &[], tags(&["a"], &[], &[]));
         assert_eq!(directory.container(A), first);
-        assert_eq!((directory.process(9), directory.process(7)), (first, None));
+        assert_eq!((directory.process(9).as_deref(), directory.process(7)), (Some(A), None));
         assert_eq!(directory.address(HERE), None);
         directory.publish(A, Some(9), &[], tags(&["b"], &[], &[]));
         assert_ne!(directory.container(A), first);

@@ -22,6 +22,7 @@ use tokio::task::JoinHandle;
 use crate::batch::Batch;
 use crate::encode::exposition::{self, Labels, Type};
 use crate::intake::Untouched;
+use crate::origin::Origin;
 use crate::reader::Reader;
 use crate::sinks::prometheus::Prometheus;
 use crate::telemetry::{OWN, Telemetry};
@@ -242,7 +243,7 @@ async fn take_in(State(status): State<Arc<Status>>, request: Request) -> Respons
     elsewhere(permit, move || {
         match status.proxy.lock().expect("no panic under this lock").as_mut() {
             Some(reader) => {
-                reader.datagram(&body, false, Time::now());
+                reader.datagram(&body, false, Origin::NONE, Time::now());
                 StatusCode::OK.into_response()
             }
             None => (StatusCode::SERVICE_UNAVAILABLE, "tallyd is stopping\n").into_response(),
@@ -321,6 +322,7 @@ mod tests {
         let shared = Shared {
             rules: Arc::new(Rules::new(&rules::Config::default(), "own").unwrap()),
             shards: Arc::new(shards),
+            origins: Arc::default(),
             telemetry: Arc::clone(&telemetry),
             distribution_prefix: None,
             log_rejects: false,

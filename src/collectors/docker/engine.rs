@@ -120,7 +120,8 @@ pub fn address(
     let (scheme, rest) = url.split_once("://").unwrap_or(("unix", &url));
     let host = rest.trim_end_matches('/').to_owned();
     Ok(Some(match scheme {
-        "unix" if rest.starts_with('/') => Address::Unix(PathBuf::from(rest)),
+        // dd-agent's own example has but two slashes.
+        "unix" if !rest.is_empty() => Address::Unix(Path::new("/").join(rest)),
         "tcp" | "http" if !host.is_empty() && !tls => Address::Tcp(host),
         "tcp" | "https" if !host.is_empty() => Address::Tls(host),
         _ => return Err(format!("{url:?} is neither unix:///path nor tcp://host:port")),
@@ -129,7 +130,7 @@ pub fn address(
 
 /// A version of the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Version(u16, u16);
+pub(super) struct Version(u16, u16);
 
 impl Version {
     fn parse(text: &str) -> Option<Self> {
@@ -181,10 +182,7 @@ impl Engine {
             Address::Tcp(host) => (builder.tls_certs_only([]), format!("http://{host}")),
             Address::Tls(host) => (with_tls(builder, config, variable)?, format!("https://{host}")),
         };
-        let pinned = match config.api_version.as_str() {
-            "" | "auto" => None,
-            text => Some(Version::parse(text).ok_or_else(|| format!("api_version: {text:?}"))?),
-        };
+        let pinned = pinned_version(config)?;
         Ok(Self {
             client: builder.build().map_err(|error| cause(&error))?,
             base,
@@ -345,6 +343,17 @@ impl Engine {
     }
 }
 
+/// The version that the settings ask for, if any.
+pub(super) fn pinned_version(config: &Config) -> Result<Option<Version>, String> {
+    match config.api_version.as_str() {
+        "" | "auto" => Ok(None),
+        text => match Version::parse(text) {
+            Some(version) => Ok(Some(version)),
+            None => Err(format!("expected a version such as 1.41, found {text:?}")),
+        },
+    }
+}
+
 fn with_tls(
     mut builder: reqwest::ClientBuilder,
     config: &Config,
@@ -465,6 +474,7 @@ mod tests {
             ("", "unix:///a.sock", "", "/var/run/docker.sock", unix("/a.sock")),
             ("unix:///b.sock", "unix:///a.sock", "", "", unix("/b.sock")),
             ("/b.sock", "", "", "", unix("/b.sock")),
+            ("unix://var/run/docker.sock", "", "", "", unix("/var/run/docker.sock")),
             ("", "tcp://h:2375", "", "", Some(Address::Tcp("h:2375".to_owned()))),
             ("", "tcp://h:2376/", "1", "", Some(Address::Tls("h:2376".to_owned()))),
             ("https://h:2376", "", "", "", Some(Address::Tls("h:2376".to_owned()))),
@@ -478,7 +488,7 @@ mod tests {
             let exists = |path: &Path| path == Path::new(there);
             assert_eq!(address(&config(url), variable, exists), Ok(found), "{url} {host}");
         }
-        for url in ["ftp://h", "tcp://", "unix://relative"] {
+        for url in ["ftp://h", "tcp://", "unix://"] {
             assert!(address(&config(url), no_variable, |_| false).is_err(), "{url}");
         }
     }

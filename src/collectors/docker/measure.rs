@@ -99,11 +99,6 @@ impl Measure {
                 out_of_time = true;
                 break;
             }
-            if container.pid().is_some_and(|pid| self.proc.of(pid, "cgroup").is_err())
-                && self.sees_processes()
-            {
-                suspects.push(container.id.clone());
-            }
             let key = (container.id.clone(), container.pid());
             let Some(Place::At(path)) = self.places.get(&key).cloned() else {
                 elsewhere.push(*container);
@@ -117,8 +112,14 @@ impl Measure {
             let mut figures = Figures::default();
             let around = self.around(&path, &usage, container, processors, &mut around);
             figures.usage(&usage, around);
-            self.storage(&path, &usage, &name, &mut figures);
-            self.processes(&path, &mut figures);
+            let pids = self.pids(&path);
+            // Its cgroup is there and its first process is not: it was started anew.
+            let ended = |pid| !pids.contains(&pid) && self.proc.of(pid, "cgroup").is_err();
+            if !pids.is_empty() && container.pid().is_some_and(ended) {
+                suspects.push(container.id.clone());
+            }
+            self.storage(&pids, &usage, &name, &mut figures);
+            self.open_files(&pids, &mut figures);
             life(container, samples.now(), &mut figures);
             Sender::new(&self.config, container).send(samples, &figures.0);
         }
@@ -172,9 +173,8 @@ impl Measure {
         (identity.container_id.as_deref() == Some(&container.id)).then_some(path)
     }
 
-    /// Whether pids of the engine mean something here.
-    fn sees_processes(&self) -> bool {
-        self.hierarchy.is_some()
+    fn pids(&self, path: &str) -> Vec<u32> {
+        self.hierarchy.as_ref().map_or_else(Vec::new, |hierarchy| hierarchy.pids(path))
     }
 
     fn usage(&mut self, path: &str) -> Option<Usage> {
@@ -213,7 +213,7 @@ impl Measure {
 
     fn storage(
         &self,
-        path: &str,
+        pids: &[u32],
         usage: &Usage,
         name: impl Fn(&DeviceIo) -> String,
         figures: &mut Figures,
@@ -225,8 +225,8 @@ impl Measure {
         }
         // Kernels that have no throttling rule for a device count nothing there.
         let mut sum = DeviceIo::default();
-        for pid in hierarchy.pids(path).into_iter().take(PROCESSES_MAX) {
-            let io = self.proc.of(pid, "io").ok().and_then(|text| proc::process_io(&text));
+        for pid in pids.iter().take(PROCESSES_MAX) {
+            let io = self.proc.of(*pid, "io").ok().and_then(|text| proc::process_io(&text));
             if let Some(io) = io {
                 let add = |sum: Option<u64>, n| Some(sum.unwrap_or(0).saturating_add(n));
                 sum.read_bytes = add(sum.read_bytes, io.read_bytes);
@@ -236,13 +236,12 @@ impl Measure {
         figures.device(&sum, &["source:procio".to_owned()]);
     }
 
-    fn processes(&self, path: &str, figures: &mut Figures) {
-        let Some(hierarchy) = self.hierarchy.as_ref().filter(|_| self.config.collect_open_fds)
-        else {
+    fn open_files(&self, pids: &[u32], figures: &mut Figures) {
+        if !self.config.collect_open_fds {
             return;
-        };
-        let pids = hierarchy.pids(path).into_iter().take(PROCESSES_MAX);
-        let files: Vec<u64> = pids.filter_map(|pid| self.proc.open_files(pid).ok()).collect();
+        }
+        let pids = pids.iter().take(PROCESSES_MAX);
+        let files: Vec<u64> = pids.filter_map(|pid| self.proc.open_files(*pid).ok()).collect();
         if !files.is_empty() {
             figures.gauge("docker.container.open_fds", Some(files.iter().sum::<u64>() as f64));
         }
