@@ -6,10 +6,13 @@ use tallyd::fuzzing;
 
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 6] = [
+const TARGETS: [Target; 9] = [
     ("check", fuzzing::check),
     ("config", fuzzing::config),
     ("datagram", fuzzing::datagram),
+    ("docker_answers", fuzzing::docker_answers),
+    ("docker_events", fuzzing::docker_events),
+    ("docker_image", fuzzing::docker_image),
     ("event", fuzzing::event),
     ("mapper", fuzzing::mapper),
     ("stream", fuzzing::stream),

@@ -1,6 +1,7 @@
 //! The Docker check against an engine that is told what to say, over cgroups that were read from
 //! real machines.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -38,7 +39,11 @@ struct Check {
 impl Check {
     fn new(engine: &FakeEngine, machine: &Path, config: Config) -> Self {
         let url = format!("unix://{}", engine.socket.display());
-        let config = Config { url, timeout: 1, ..config };
+        Self::at(machine, Config { url, ..config })
+    }
+
+    fn at(machine: &Path, config: Config) -> Self {
+        let config = Config { timeout: 1, ..config };
         let telemetry = Arc::new(Telemetry::default());
         let directory = Arc::new(Directory::new(Arc::clone(&telemetry)));
         let around = Surroundings {
@@ -237,7 +242,7 @@ async fn figures_of_a_machine_of_version_1_are_those_of_another_program() {
     assert!(check.samples.numbers().all(|(_, _, _, tags)| tags.iter().any(|t| t == "site:a")));
     assert!(check.is_served());
     assert!(check.directory.container(WEB).is_some(), "senders find their container");
-    assert_eq!(check.directory.container(WEB), check.directory.process(22824));
+    assert_eq!(check.directory.process(22824).as_deref(), Some(WEB));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -485,11 +490,26 @@ async fn a_stream_that_breaks_is_taken_up_and_a_gap_is_noticed() {
     check.run_until("the second", |check| starts(check) == "app:1 1 kill on box").await;
     assert_eq!(check.telemetry.docker_event_gaps.get(), 0);
     let lists = engine.calls_of("/containers/json");
+    // Nobody listens for a while.
+    engine.mood("/events", Mood::Status(404));
     engine.cut_streams();
     for second in 200..200 + 2 * 256 {
         engine.happens(&event(&id, "pause", second, &[]));
     }
-    check.run_until("the rest", |check| starts(check) == "app:1 256 pause on box").await;
+    engine.calm();
+    let heard = Cell::new(0);
+    check
+        .run_until("the rest", |check| {
+            let title = starts(check);
+            let count =
+                title.strip_prefix("app:1 ").and_then(|rest| rest.strip_suffix(" pause on box"));
+            heard.set(
+                heard.get() + count.map_or(0, |count| count.parse::<usize>().expect("a number")),
+            );
+            heard.get() >= 256
+        })
+        .await;
+    assert_eq!(heard.get(), 256, "as many as an engine keeps");
     assert_eq!(check.telemetry.docker_event_gaps.get(), 1);
     assert!(engine.calls_of("/containers/json") > lists, "the list was read anew");
     // An engine that starts anew has forgotten everything.
@@ -701,6 +721,91 @@ async fn what_has_ended_leaves_nothing_behind() {
     check.run().await.expect("a run");
     assert_eq!(check.samples.totals(), 0);
     assert_eq!(check.one("docker.containers.running.total"), Some(0.0));
+}
+
+/// An engine behind TLS that asks for the client's certificate: HTTP by Python, certificates by
+/// openssl.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_behind_tls() {
+    let folder = TempDir::new().expect("a folder");
+    let certificates = r#"
+        set -e
+        new() { openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes "$@"; }
+        new -x509 -days 2 -subj /CN=authority -keyout ca.key -out ca.pem
+        for name in server client; do
+            new -subj /CN=$name -keyout $name.key -out $name.csr
+            echo subjectAltName=IP:127.0.0.1 >extensions
+            openssl x509 -req -days 2 -in $name.csr -CA ca.pem -CAkey ca.key -CAcreateserial \
+                -extfile extensions -out $name.pem
+        done"#;
+    let made = std::process::Command::new("sh")
+        .args(["-c", certificates])
+        .current_dir(folder.path())
+        .output();
+    match made {
+        Ok(output) if output.status.success() => {}
+        other => {
+            return println!("SKIP an_engine_behind_tls: no certificates by openssl: {other:?}");
+        }
+    }
+    let server = r#"
+import http.server, json, ssl
+class Engine(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        here = "/containers/json" in self.path
+        body = json.dumps([{"Id": "a" * 64, "State": "exited"}] if here else {}).encode()
+        self.send_response(200 if here or "_ping" in self.path else 404)
+        self.send_header("Api-Version", "1.41")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *ignored): pass
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain("server.pem", "server.key")
+context.load_verify_locations("ca.pem")
+context.verify_mode = ssl.CERT_REQUIRED
+class Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, *ignored): pass
+server = Server(("127.0.0.1", 0), Engine)
+server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+print(server.server_port, flush=True)
+server.serve_forever()
+"#;
+    let child = std::process::Command::new("python3")
+        .args(["-c", server])
+        .current_dir(folder.path())
+        .stdout(std::process::Stdio::piped())
+        .spawn();
+    let Ok(mut child) = child else { return println!("SKIP an_engine_behind_tls: no python3") };
+    let mut port = String::new();
+    let output = child.stdout.take().expect("a pipe");
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut port).expect("a port");
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let (ca, own, key) = (file("ca.pem"), file("client.pem"), file("client.key"));
+    let none = String::new();
+    let mut outcomes = Vec::new();
+    for (authority, certificate, key, verify) in [
+        (&ca, &own, &key, true),
+        (&ca, &none, &none, true),
+        (&none, &own, &key, true),
+        (&none, &own, &key, false),
+    ] {
+        let config = Config {
+            url: format!("tcp://127.0.0.1:{}", port.trim()),
+            tls: true,
+            tls_cacert: authority.clone(),
+            tls_client_cert: certificate.clone(),
+            tls_client_key: key.clone(),
+            tls_verify: verify,
+            ..Config::default()
+        };
+        let mut check = Check::at(&empty_machine(folder.path()), config);
+        check.run_until("an answer", |check| !check.checks("docker.service_up").is_empty()).await;
+        outcomes.push(check.is_served());
+    }
+    child.kill().expect("it runs");
+    child.wait().expect("it ends");
+    assert_eq!(outcomes, [true, false, false, true]);
 }
 
 /// Prints what a run costs; the bound is far above it, for machines that are busy.

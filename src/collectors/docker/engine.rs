@@ -56,8 +56,9 @@ pub enum EngineError {
     Refused { status: u16, message: String },
     #[error("the answer cannot be read: {0}")]
     Unreadable(String),
-    #[error("not asked, after failures")]
-    Resting,
+    /// Not asked, because of this failure shortly before.
+    #[error("{0}")]
+    Resting(String),
 }
 
 impl EngineError {
@@ -71,7 +72,7 @@ impl EngineError {
         match self {
             Self::Unreachable(_) | Self::Late(_) => true,
             Self::Refused { status, .. } => *status >= 500,
-            Self::Unreadable(_) | Self::Resting => false,
+            Self::Unreadable(_) | Self::Resting(_) => false,
         }
     }
 }
@@ -155,6 +156,7 @@ struct Health {
     /// Agreed on with the engine that answered last.
     version: Option<Version>,
     failures: u32,
+    failure: String,
     rests_until: Option<Instant>,
 }
 
@@ -308,8 +310,13 @@ impl Engine {
     }
 
     fn check_rest(&self) -> Result<(), EngineError> {
-        let resting = self.health().rests_until.is_some_and(|until| Instant::now() < until);
-        if resting { Err(EngineError::Resting) } else { Ok(()) }
+        let health = self.health();
+        match health.rests_until {
+            Some(until) if Instant::now() < until => {
+                Err(EngineError::Resting(health.failure.clone()))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     fn remember(&self, error: Option<&EngineError>) {
@@ -324,10 +331,11 @@ impl Engine {
                     let rest = Duration::from_secs(1 << doublings).min(REST_MAX);
                     health.rests_until = Some(now + rest);
                 }
+                health.failure = error.to_string();
                 // Another engine may come up.
                 health.version = None;
             }
-            Some(EngineError::Resting) => {}
+            Some(EngineError::Resting(_)) => {}
             _ => (health.failures, health.rests_until) = (0, None),
         }
     }
@@ -509,7 +517,7 @@ mod tests {
             let error = engine.object::<api::Info>("/info", &[]).await.expect_err("no engine");
             assert!(matches!(error, EngineError::Unreachable(_)), "{error}");
             let again = engine.object::<api::Info>("/info", &[]).await.expect_err("it rests");
-            assert_eq!(again, EngineError::Resting);
+            assert_eq!(again, EngineError::Resting(error.to_string()));
             let rest = engine.rest().expect("a rest");
             rests.push(rest.as_millis().div_ceil(1000));
             tokio::time::advance(rest).await;

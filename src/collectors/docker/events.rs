@@ -268,7 +268,7 @@ fn bundle(image: &str, mut events: Vec<&Tagged>, config: &Config, host: &str) ->
     Message {
         text: format!("%%%\n{title}\n```\n{lines}```\n%%%"),
         title,
-        time: events.first().map_or(Time::default(), |newest| newest.event.time()),
+        time: events.first().map(|newest| newest.event.time()).unwrap_or_default(),
         aggregation_key: format!("docker:{image}"),
         alert: alerts.max_by_key(|alert| severity(*alert)).unwrap_or_default(),
         tags: tags.into_iter().collect(),

@@ -118,7 +118,7 @@ impl Measure {
             if !pids.is_empty() && container.pid().is_some_and(ended) {
                 suspects.push(container.id.clone());
             }
-            self.storage(&pids, &usage, &name, &mut figures);
+            self.storage(&pids, &usage, name, &mut figures);
             self.open_files(&pids, &mut figures);
             life(container, samples.now(), &mut figures);
             Sender::new(&self.config, container).send(samples, &figures.0);

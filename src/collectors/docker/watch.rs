@@ -186,14 +186,12 @@ impl Shared {
                 self.ended(ended);
                 self.say(Ok(()));
             }
-            // It was said when it began to rest.
-            Err(EngineError::Resting) => {}
-            Err(error) => self.say(Err(error.to_string())),
+            Err(error) => self.say(Err(error)),
         }
     }
 
     /// Tells of the first failure and of the recovery.
-    fn say(&self, outcome: Result<(), String>) {
+    fn say(&self, outcome: Result<(), EngineError>) {
         let before = self.inventory().engine().cloned();
         match (&before, &outcome) {
             (Some(Ok(())) | None, Err(error)) => warn!(
@@ -202,10 +200,10 @@ impl Shared {
             (Some(Err(_)), Ok(())) => info!("docker: the engine answers again"),
             _ => {}
         }
-        if outcome.is_err() {
+        if !matches!(outcome, Ok(()) | Err(EngineError::Resting(_))) {
             self.telemetry.docker_engine_errors.add(1);
         }
-        self.inventory().answered(outcome);
+        self.inventory().answered(outcome.map_err(|error| error.to_string()));
     }
 
     /// Asks for one container and makes it known.
@@ -358,7 +356,7 @@ async fn count(shared: Arc<Shared>, interval: Duration) {
         let begun = Instant::now();
         match count_once(&shared).await {
             Ok(()) => {}
-            Err(EngineError::Resting) => {
+            Err(EngineError::Resting(_)) => {
                 shared.rest().await;
                 continue;
             }
