@@ -6,7 +6,8 @@ use tallyd::fuzzing;
 
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 9] = [
+const TARGETS: [Target; 12] = [
+    ("cgroup", fuzzing::cgroup),
     ("check", fuzzing::check),
     ("config", fuzzing::config),
     ("datagram", fuzzing::datagram),
@@ -15,6 +16,8 @@ const TARGETS: [Target; 9] = [
     ("docker_image", fuzzing::docker_image),
     ("event", fuzzing::event),
     ("mapper", fuzzing::mapper),
+    ("mountinfo", fuzzing::mountinfo),
+    ("pressure", fuzzing::pressure),
     ("stream", fuzzing::stream),
 ];
 

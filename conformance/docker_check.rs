@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tallyd::cgroup::roots::Roots;
-use tallyd::collectors::docker::{Config, Docker, Surroundings};
+use tallyd::collectors::docker::{Config, Docker, METRICS, Surroundings};
 use tallyd::collectors::{Collector, Samples};
 use tallyd::origin::Directory;
 use tallyd::sample::{AlertType, Kind, Status};
@@ -71,6 +71,12 @@ impl Check {
         let outcome = self.docker.run(&mut self.samples, self.now).await;
         self.took = begun.elapsed();
         self.samples.end(outcome.is_ok());
+        // What is sent stands in the documents.
+        for (name, kind, ..) in self.samples.numbers() {
+            let row = METRICS.iter().find(|metric| metric.name == name);
+            let row = row.unwrap_or_else(|| panic!("{name} is not documented"));
+            assert_eq!(row.kind == "count", kind == Kind::Count, "{name}");
+        }
         outcome
     }
 

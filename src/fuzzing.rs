@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::cgroup::identity::{Identity, Level, is_container_id};
+use crate::cgroup::{proc, usage};
 use crate::cli;
 use crate::collectors::docker::{self, api, events, figures, filter, image, inventory};
 use crate::config::{self, Loaded, describe, tree};
@@ -115,6 +117,56 @@ pub fn docker_image(data: &[u8]) {
     assert!(parts.long.ends_with(&parts.short) && parts.long.starts_with(&parts.registry));
     assert!(image::is_nameless(name) || !bare.is_empty(), "{name:?}");
     let _ = api::time(name);
+}
+
+/// A file of a cgroup or of `/proc`, whichever it is. Numbers may be anything; ids are ids.
+pub fn cgroup(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    for line in proc::memberships(&text) {
+        let identity = Identity::of_path(line.path);
+        let Identity { level, container_id, container_name, pod_uid, .. } = &identity;
+        assert!(container_id.as_ref().is_none_or(|id| is_container_id(id)), "{identity:?}");
+        let named = container_id.is_some() || container_name.is_some();
+        assert!(*level != Level::Container || named, "{identity:?}");
+        assert!(pod_uid.as_ref().is_none_or(|uid| !uid.contains('_')), "{identity:?}");
+        // A path from anywhere within says the same, and so does one that ends in a slash.
+        assert_eq!(Identity::of_path(&format!("/..{}/", line.path)), identity);
+    }
+    let mut devices = Vec::new();
+    usage::blkio_lines(&text, &mut devices, |io| (&mut io.reads, &mut io.writes));
+    devices.sort_by_key(|io| io.device);
+    assert!(devices.windows(2).all(|pair| pair[0].device != pair[1].device));
+    assert!(usage::io_stat(&text).count() <= text.lines().count());
+    assert!(usage::processor_list(&text).is_none_or(|count| count > 0));
+    proc::interfaces(&text).for_each(drop);
+    proc::routes(&text).for_each(drop);
+    proc::block_devices(&text).for_each(drop);
+    let _ = (usage::pairs(&text).count(), usage::cpu_max(&text));
+    let _ = (proc::stat(&text), proc::status(&text), proc::process_io(&text));
+}
+
+/// A table of mounts. What was read and is written again is read as the same.
+pub fn mountinfo(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    for mount in proc::mounts(&text).chain(proc::simple_mounts(&text)) {
+        let escaped =
+            |path: &str| -> String { path.bytes().map(|byte| format!("\\{byte:03o}")).collect() };
+        let (root, point) = (escaped(&mount.root), escaped(&mount.point));
+        let (kind, options) = (mount.kind, mount.options);
+        let line = format!("1 2 0:3 {root} {point} rw shared:1 - {kind} none {options}");
+        assert_eq!(proc::mounts(&line).next().as_ref(), Some(&mount), "{line}");
+    }
+}
+
+/// A pressure file. What was read and is written again is read as the same.
+pub fn pressure(data: &[u8]) {
+    let stalls = usage::pressure(&String::from_utf8_lossy(data));
+    let mut text = String::new();
+    for (word, stall) in [("some", stalls.some), ("full", stalls.full)] {
+        let Some(usage::Stall { avg10, avg60, avg300, total_us }) = stall else { continue };
+        text += &format!("{word} avg10={avg10} avg60={avg60} avg300={avg300} total={total_us}\n");
+    }
+    assert_eq!(usage::pressure(&text), stalls, "{text}");
 }
 
 /// The first byte chooses the sizes of the pieces that the rest comes in. They change nothing.

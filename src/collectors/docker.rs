@@ -18,6 +18,7 @@ pub mod filter;
 pub mod image;
 pub mod inventory;
 mod measure;
+mod metrics;
 mod report;
 pub mod tags;
 pub mod watch;
@@ -35,6 +36,7 @@ use anyhow::anyhow;
 use regex::Regex;
 
 pub use config::Config;
+pub use metrics::METRICS;
 
 use self::engine::{Address, Engine};
 use self::filter::Filter;

@@ -91,7 +91,7 @@ impl Event {
         Some(Self {
             subject,
             // Podman's word.
-            action: if action.trim() == "died" { "die" } else { action.trim() }.to_owned(),
+            action: printable(if action.trim() == "died" { "die" } else { action.trim() }),
             detail: detail.trim().to_owned(),
             id,
             nanoseconds,
@@ -282,7 +282,7 @@ fn one(tagged: &Tagged, all: &[Tagged], config: &Config) -> Message {
     tags.insert(format!("event_type:{}", event.action));
     let all: Vec<&Tagged> = all.iter().collect();
     Message {
-        title: format!("Container {}: {}", event.id, event.action),
+        title: format!("Container {}: {}", printable(&event.id), event.action),
         text: format!("Container {} (running image {}): {}", event.id, event.image(), event.action),
         time: event.time(),
         aggregation_key: format!("docker:{}", event.id),
