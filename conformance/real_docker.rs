@@ -475,27 +475,21 @@ fn told_of_health(received: &Received) -> Vec<Json> {
 }
 
 fn see_states_and_filters(engine: &Engine, watcher: &Watcher) {
-    engine.docker(&["pause", "client"]);
-    let paused = |received: &Received| {
-        let points = received.named("docker.container.count").into_iter();
-        points
-            .filter(|p| p.tags.split(',').any(|t| t == "container_state:paused"))
-            .last()
-            .map(|p| p.value)
+    // When containers were counted last, those in this state.
+    let counted = |received: &Received, state: &str| {
+        let counts = received.named("docker.container.count").into_iter();
+        let of = counts.filter(|point| point.tags.contains(state));
+        of.map(|point| (point.time, point.value)).max_by_key(|(time, _)| *time)
     };
+    let (running, paused) = ("container_state:running", "container_state:paused");
     let mark = watcher.mark();
-    let seen = watcher.wait(mark, "a pause", |received| paused(received) == Some(1.0));
+    engine.docker(&["pause", "client"]);
+    let seen = watcher.wait(mark, "a pause", |received| counted(received, paused).is_some());
+    assert_eq!(counted(&seen, paused).unwrap().1, 1.0);
     assert!(last(&seen, "docker.mem.rss", "client").is_some(), "it still takes memory");
     engine.docker(&["unpause", "client"]);
     watcher.wait(mark, "the end of the pause", |received| {
-        paused(received) == Some(1.0)
-            && received.named("docker.container.count").iter().map(|p| p.time).max()
-                > received
-                    .named("docker.container.count")
-                    .iter()
-                    .filter(|p| p.tags.contains("paused"))
-                    .map(|p| p.time)
-                    .max()
+        counted(received, running).unwrap().0 > counted(received, paused).unwrap().0
     });
     let all = watcher.since(0);
     let hidden: Vec<_> = all.points.iter().filter(|p| p.tags.contains("hidden")).collect();
@@ -540,7 +534,7 @@ fn see_ends(watcher: &Watcher) {
 fn see_a_crash(engine: &mut Engine, watcher: &Watcher) {
     let up = |received: &Received| {
         let checks = received.checks.iter().filter(|c| c["check"] == "docker.service_up");
-        checks.last().and_then(|check| check["status"].as_i64())
+        checks.map(|check| check["status"].as_i64().unwrap()).next_back()
     };
     engine.kill();
     let killed = now();
