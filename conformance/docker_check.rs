@@ -584,6 +584,7 @@ async fn what_takes_long_is_counted_apart() {
     let folder = TempDir::new().expect("a folder");
     let engine = FakeEngine::of_fixtures(folder.path(), "v1");
     engine.mood("/system/df", Mood::Hang);
+    engine.mood("/info", Mood::Status(404));
     let config = Config {
         collect_container_size: true,
         collect_container_size_frequency: 1,
@@ -645,12 +646,15 @@ async fn without_cgroups_the_stats_api_has_to_do() {
     assert_eq!(found["docker.mem.limit"], memory["limit"].as_f64().expect("a number"));
     assert_eq!(found["docker.thread.limit"], 50.0);
     assert_eq!(found["docker.cpu.shares"], 512.0);
-    let mut later = stats;
-    later["cpu_stats"]["cpu_usage"]["total_usage"] = json!(245_886_732_u64 + 500_000_000);
-    engine.stats(WEB, later);
+    // A rate needs two runs in a row that have figures.
+    let total = Cell::new(245_886_732_u64);
     check
         .run_until("a rate", |check| {
-            check.of(web).get("docker.cpu.usage").is_some_and(|v| *v > 0.0)
+            total.set(total.get() + 500_000_000);
+            let mut later = stats.clone();
+            later["cpu_stats"]["cpu_usage"]["total_usage"] = json!(total.get());
+            engine.stats(WEB, later);
+            check.of(web).get("docker.cpu.usage").is_some_and(|rate| *rate > 0.0)
         })
         .await;
 }
@@ -808,6 +812,8 @@ server.serve_forever()
         let mut check = Check::at(&empty_machine(folder.path()), config);
         check.run_until("an answer", |check| !check.checks("docker.service_up").is_empty()).await;
         outcomes.push(check.is_served());
+        let counted = check.one("docker.containers.running.total").is_some();
+        assert_eq!(counted, check.is_served(), "what is not known is not none");
     }
     child.kill().expect("it runs");
     child.wait().expect("it ends");

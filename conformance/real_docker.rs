@@ -176,7 +176,7 @@ impl Watcher {
             .set("collectors.docker.enabled", "on")
             .set("collectors.docker.url", &engine.host());
         for (name, value) in settings {
-            launch = launch.set(&format!("collectors.docker.{name}"), value);
+            launch = launch.set(name, value);
         }
         Self { intake, tallyd: launch.start() }
     }
@@ -276,11 +276,11 @@ fn a_real_engine_is_seen_as_it_is() {
     let watcher = Watcher::start(
         &engine,
         &[
-            ("interval", "1"),
-            ("budget", "1"),
-            ("collect_exit_codes", "true"),
-            ("collect_container_count", "true"),
-            ("exclude", r#"["docker_image:hidden"]"#),
+            ("collectors.docker.interval", "1"),
+            ("collectors.docker.budget", "1"),
+            ("collectors.docker.collect_exit_codes", "true"),
+            ("collectors.docker.collect_container_count", "true"),
+            ("collectors.docker.exclude", r#"["docker_image:hidden"]"#),
         ],
     );
     let limited = limits(&engine);
@@ -574,11 +574,8 @@ fn two_hundred_idle_containers() {
     for i in 0..200 {
         engine.run(&format!("idle-{i}"), &["--network", "none"], &["sleep", "6000"]);
     }
-    let watcher = Watcher::start(&engine, &[("interval", "15")]);
-    watcher.wait(0, "all containers", |received| {
-        let points = received.named("docker.mem.rss");
-        points.len() >= 200
-    });
+    let watcher = Watcher::start(&engine, &[("flush.interval", "15")]);
+    watcher.wait(0, "all containers", |received| received.named("docker.mem.rss").len() >= 200);
     let processor = || processor_seconds(&watcher.tallyd.id().to_string());
     let (before, started) = (processor(), Instant::now());
     std::thread::sleep(Duration::from_secs(90));

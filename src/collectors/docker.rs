@@ -166,7 +166,7 @@ impl Docker {
 
     async fn run_once(&mut self, samples: &mut Samples) -> anyhow::Result<()> {
         let Some(watch) = self.start()? else { return Ok(()) };
-        let snapshot = watch.snapshot().await;
+        let snapshot = watch.snapshot(samples.time_left()).await;
         let counted = watch.counted();
         let telemetry = &self.around.telemetry;
         telemetry.docker_events_dropped.add(snapshot.events_dropped);

@@ -30,7 +30,10 @@ impl Docker {
             };
             self.check(samples, "docker.service_up", status, message, samples.now(), &[]);
         }
-        self.count_containers(samples, &snapshot.containers);
+        // Before its first answer nothing is known, which is not none.
+        if snapshot.engine == Some(Ok(())) || !snapshot.containers.is_empty() {
+            self.count_containers(samples, &snapshot.containers);
+        }
         let all = snapshot.containers.iter().chain(&snapshot.gone);
         let known: BTreeMap<&str, &Arc<Container>> = all.map(|c| (c.id.as_str(), c)).collect();
         self.tell_events(samples, snapshot, &known);
@@ -63,10 +66,8 @@ impl Docker {
                 samples.gauge(name, crowd.len() as f64, &tags);
             }
         }
-        if !containers.is_empty() || self.watch.is_some() {
-            samples.gauge("docker.containers.stopped.total", totals[0] as f64, &self.own_tags);
-            samples.gauge("docker.containers.running.total", totals[1] as f64, &self.own_tags);
-        }
+        samples.gauge("docker.containers.stopped.total", totals[0] as f64, &self.own_tags);
+        samples.gauge("docker.containers.running.total", totals[1] as f64, &self.own_tags);
         if self.config.collect_container_count {
             for (state, count) in states {
                 let tags = self.own_tags.and("container_state", state);
@@ -236,7 +237,9 @@ impl Docker {
                 samples.gauge(name, size as f64, own);
             }
         }
-        self.sizes(samples, snapshot, &counted.sizes);
+        if let Some(sizes) = &counted.sizes {
+            self.sizes(samples, snapshot, sizes);
+        }
     }
 
     fn images(&self, samples: &mut Samples, images: &[Image], all: Option<usize>) {

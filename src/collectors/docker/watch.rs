@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
@@ -68,7 +69,7 @@ pub struct Counted {
     pub info: Option<Info>,
     pub disk_usage: Option<Arc<DiskUsage>>,
     /// Own files and root file system, by container.
-    pub sizes: HashMap<String, (u64, u64)>,
+    pub sizes: Option<HashMap<String, (u64, u64)>>,
 }
 
 /// Figures by container, with the time at which they came.
@@ -116,14 +117,14 @@ impl Watch {
 
     /// Asks for a fresh list and gives what is known: with that list if it comes at once, otherwise
     /// without.
-    pub async fn snapshot(&mut self) -> Snapshot {
+    pub async fn snapshot(&mut self, time_left: Duration) -> Snapshot {
         let well = !matches!(self.shared.inventory().engine(), Some(Err(_)));
         self.lists.mark_unchanged();
         self.shared.list_wanted.notify_one();
         let listed = async {
             while self.lists.changed().await.is_ok() && self.shared.inventory().uninspected() > 0 {}
         };
-        if well && timeout(PATIENCE, listed).await.is_err() {
+        if well && timeout(PATIENCE.min(time_left / 2), listed).await.is_err() {
             debug!("docker: the engine is slow; this run goes by what is known");
         }
         self.shared.inventory().snapshot()
@@ -208,6 +209,10 @@ impl Shared {
 
     /// Asks for one container and makes it known.
     async fn inspect(&self, id: &str) -> Option<()> {
+        // Some ids come from senders, who may write anything.
+        if !id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
+            return None;
+        }
         let _permit = self.inspections.acquire().await.ok()?;
         let asked = self.engine.object::<Inspected>(&format!("/containers/{id}/json"), &[]).await;
         let inspected = match asked {
@@ -236,6 +241,24 @@ impl Shared {
             Err(error) if error.is_absent() => self.inventory().image_named(id, None),
             Err(error) => debug!("docker: image {id}: {error}"),
         }
+    }
+
+    async fn slow_object<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+    ) -> Result<T, EngineError> {
+        let deadline = Duration::from_secs(self.config.slow_timeout);
+        self.engine.slow_object(path, query, deadline).await
+    }
+
+    async fn slow_list<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+    ) -> Result<Vec<T>, EngineError> {
+        let deadline = Duration::from_secs(self.config.slow_timeout);
+        self.engine.list(path, query, Some(deadline)).await
     }
 
     /// Waits until the engine may be asked again.
@@ -375,46 +398,64 @@ async fn count(shared: Arc<Shared>, interval: Duration) {
     }
 }
 
+/// A call that fails costs its own figures only.
 async fn count_once(shared: &Shared) -> Result<(), EngineError> {
-    let (config, engine) = (&shared.config, &shared.engine);
-    let deadline = Duration::from_secs(config.slow_timeout);
+    let config = &shared.config;
+    let mut outcomes = Vec::new();
     if config.collect_images_stats || config.collect_image_size {
-        let images = engine.list::<Image>("/images/json", &[], Some(deadline)).await?;
-        lock(&shared.counted).images = Some(images);
+        let images = shared.slow_list::<Image>("/images/json", &[]).await;
+        outcomes.push(keep(&mut lock(&shared.counted).images, images));
     }
     if config.collect_intermediate_images {
         let all = [("all", "1".to_owned())];
-        let images = engine.list::<Image>("/images/json", &all, Some(deadline)).await?;
-        lock(&shared.counted).all_images = Some(images.len());
+        let images = shared.slow_list::<Image>("/images/json", &all).await;
+        outcomes.push(keep(&mut lock(&shared.counted).all_images, images.map(|all| all.len())));
     }
     if config.collect_volume_count {
-        let mut counts = [0; 2];
-        for (count, dangling) in counts.iter_mut().zip(["false", "true"]) {
-            let filter = format!(r#"{{"dangling":["{dangling}"]}}"#);
-            let query = [("filters", filter)];
-            let volumes: Volumes = engine.slow_object("/volumes", &query, deadline).await?;
-            *count = volumes.volumes.len();
-        }
-        lock(&shared.counted).volumes = Some((counts[0], counts[1]));
+        let volumes = count_volumes(shared).await;
+        outcomes.push(keep(&mut lock(&shared.counted).volumes, volumes));
     }
     if config.collect_disk_stats {
-        let info = engine.slow_object::<Info>("/info", &[], deadline).await?;
-        lock(&shared.counted).info = Some(info);
+        let info = shared.slow_object::<Info>("/info", &[]).await;
+        outcomes.push(keep(&mut lock(&shared.counted).info, info));
     }
     if config.collect_container_size {
         let query = [("all", "1".to_owned()), ("size", "1".to_owned())];
-        let list = engine.list::<Listed>("/containers/json", &query, Some(deadline)).await?;
-        let sizes = list.into_iter().take(config.containers_max).map(|listed| {
-            let sizes = (listed.size_rw.unwrap_or(0), listed.size_root_fs.unwrap_or(0));
-            (listed.id, sizes)
-        });
-        lock(&shared.counted).sizes = sizes.collect();
+        let list = shared.slow_list::<Listed>("/containers/json", &query).await;
+        let sizes = list.map(|list| sizes(list, config.containers_max));
+        outcomes.push(keep(&mut lock(&shared.counted).sizes, sizes));
     }
     if config.collect_system_df {
-        let usage = engine.slow_object::<DiskUsage>("/system/df", &[], deadline).await?;
-        lock(&shared.counted).disk_usage = Some(Arc::new(usage));
+        let usage = shared.slow_object::<DiskUsage>("/system/df", &[]).await;
+        outcomes.push(keep(&mut lock(&shared.counted).disk_usage, usage.map(Arc::new)));
     }
-    Ok(())
+    outcomes.into_iter().collect()
+}
+
+/// Attached and dangling ones.
+async fn count_volumes(shared: &Shared) -> Result<(usize, usize), EngineError> {
+    let filter = |dangling: bool| [("filters", format!(r#"{{"dangling":["{dangling}"]}}"#))];
+    let attached: Volumes = shared.slow_object("/volumes", &filter(false)).await?;
+    let dangling: Volumes = shared.slow_object("/volumes", &filter(true)).await?;
+    Ok((attached.volumes.len(), dangling.volumes.len()))
+}
+
+/// Own files and root file system, by container.
+fn sizes(list: Vec<Listed>, containers_max: usize) -> HashMap<String, (u64, u64)> {
+    let sizes = |listed: Listed| {
+        (listed.id, (listed.size_rw.unwrap_or(0), listed.size_root_fs.unwrap_or(0)))
+    };
+    list.into_iter().take(containers_max).map(sizes).collect()
+}
+
+/// What could not be counted anew is not known any more.
+fn keep<T>(place: &mut Option<T>, found: Result<T, EngineError>) -> Result<(), EngineError> {
+    let (value, outcome) = match found {
+        Ok(value) => (Some(value), Ok(())),
+        Err(error) => (None, Err(error)),
+    };
+    *place = value;
+    outcome
 }
 
 /// Asks the stats API, for each container at the same time up to a limit.
