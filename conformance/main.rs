@@ -22,6 +22,7 @@ mod namespace;
 mod outage;
 mod outage_disk;
 mod outage_faults;
+mod page;
 mod parse_vectors;
 mod process;
 mod prometheus_scrape;
