@@ -10,6 +10,7 @@ mod clock;
 mod collectors;
 mod config_examples;
 mod corpora;
+mod dashboards;
 mod datadog_payload;
 mod dead_link;
 mod end_to_end;
