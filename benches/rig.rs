@@ -47,6 +47,7 @@ impl Rig {
         let shared = Shared {
             rules: Arc::new(Rules::new(&rules::Config::default(), &host).expect("good rules")),
             shards: Arc::new(shards),
+            origins: Arc::default(),
             telemetry: telemetry.clone(),
             distribution_prefix: None,
             log_rejects: false,

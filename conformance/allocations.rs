@@ -59,6 +59,7 @@ fn reader(dialect: Dialect, contexts_max: usize) -> (Reader, Arc<Shards>) {
     let shared = Shared {
         rules: Arc::new(Rules::new(&rules, "host").unwrap()),
         shards: Arc::new(shards),
+        origins: Arc::default(),
         telemetry: telemetry.clone(),
         distribution_prefix: None,
         log_rejects: false,
@@ -151,6 +152,8 @@ fn samples_ask_for_room_in_doubling_steps() {
     let (mut reader, _) = reader(Dialect::Datadog, 1000);
     let lines: Vec<_> = (1..20_000).map(|i| format!("a:{}|d", f64::from(i).powi(7))).collect();
     reader.datagram(b"a:1|d", false, START);
-    let used = asked(|| lines.iter().for_each(|l| reader.datagram(l.as_bytes(), false, START)));
+    let used = asked(|| {
+        lines.iter().for_each(|l| reader.datagram(l.as_bytes(), false, START));
+    });
     assert!((10..60).contains(&used), "{used} allocations");
 }

@@ -25,6 +25,7 @@ pub struct Launch {
     folder: tempfile::TempDir,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    wrapper: Vec<String>,
     stdin: Stdio,
     passed: Option<[OwnedFd; 2]>,
 }
@@ -50,6 +51,7 @@ const BASE: &str = r#"
 intake: {port: 0, socket: ""}
 status: {listen: "127.0.0.1:0"}
 flush: {interval: 1}
+collectors: {docker: {enabled: off}}
 "#;
 
 impl Launch {
@@ -63,8 +65,14 @@ impl Launch {
         let folder = tempfile::tempdir().unwrap();
         // Most tests compare everything that is delivered.
         let environment = vec![("TALLYD_TELEMETRY__SERIES".to_owned(), "false".to_owned())];
-        let launch =
-            Self { folder, arguments: Vec::new(), environment, stdin: Stdio::null(), passed: None };
+        let launch = Self {
+            folder,
+            arguments: Vec::new(),
+            environment,
+            wrapper: Vec::new(),
+            stdin: Stdio::null(),
+            passed: None,
+        };
         std::fs::write(launch.path("tallyd.yaml"), text).unwrap();
         std::fs::write(launch.path("datadog.yaml"), "").unwrap();
         launch
@@ -104,6 +112,12 @@ impl Launch {
 
     fn in_folder(&self, value: &str) -> String {
         value.replace("{folder}", self.folder.path().to_str().unwrap())
+    }
+
+    /// By way of a program that starts it, such as `unshare`.
+    pub fn within(mut self, program: &str, arguments: &[&str]) -> Self {
+        self.wrapper = [program].iter().chain(arguments).map(|s| (*s).to_owned()).collect();
+        self
     }
 
     pub fn piped_stdin(mut self) -> Self {
@@ -149,8 +163,12 @@ impl Launch {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tallyd"));
+        let mut words = self.wrapper.iter().map(String::as_str);
+        let program = env!("CARGO_BIN_EXE_tallyd");
+        let mut command = Command::new(words.next().unwrap_or(program));
         command
+            .args(words)
+            .args((!self.wrapper.is_empty()).then_some(program))
             .args(arguments)
             .arg("--config")
             .arg(self.path("tallyd.yaml"))
@@ -264,6 +282,11 @@ impl Tallyd {
         self.folder.path().join(name)
     }
 
+    /// Of its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn stdin(&mut self) -> ChildStdin {
         self.child.stdin.take().unwrap()
     }
@@ -274,11 +297,6 @@ impl Tallyd {
         let status = std::fs::read_to_string(status).unwrap();
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
         peak.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
-    }
-
-    /// Its number among processes.
-    pub fn id(&self) -> u32 {
-        self.child.id()
     }
 
     /// Sends it a signal, by name.

@@ -44,6 +44,7 @@ impl World {
         let shared = Shared {
             rules: Arc::clone(&rules),
             shards: Arc::clone(&shards),
+            origins: Arc::default(),
             telemetry: Arc::clone(&telemetry),
             distribution_prefix: config
                 .value

@@ -15,6 +15,7 @@ mod stdin;
 mod streams;
 
 use std::net::UdpSocket;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -24,12 +25,14 @@ use mio::{Poll, Token, Waker};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::origin;
 use crate::parse;
 use crate::reader::{Reader, Shared};
 use crate::sample::Dialect;
+use crate::sys::Senders;
 
 pub use activation::Passed;
-pub use listen::{Opened, Socket, open};
+pub use listen::{Listens, Opened, Socket, listeners, open, receive_buffer};
 pub use socket_file::SocketFile;
 
 /// Where samples come in.
@@ -70,8 +73,7 @@ pub struct Config {
     pub receive_buffer: usize,
     /// Simultaneous stream connections per listener; one more is closed and counted.
     pub connections_max: usize,
-    /// Read the client's origin fields `c:`, `e:` and `card:`. Nothing comes of them in this
-    /// version: tags by origin are to come.
+    /// Read the client's origin fields `c:`, `e:` and `card:`, which choose the tags of `origin`.
     pub origin_fields: bool,
     /// Treat samples with a timestamp as finished points; otherwise the timestamp is ignored.
     pub timestamps: bool,
@@ -115,7 +117,7 @@ impl Default for Config {
             buffer_size: 8192,
             receive_buffer: 0,
             connections_max: 1024,
-            origin_fields: false,
+            origin_fields: true,
             timestamps: true,
             forward_host: String::new(),
             forward_port: 0,
@@ -176,19 +178,22 @@ impl Intake {
         for (number, one) in opened.into_iter().enumerate() {
             let options = config.options(one.dialect);
             let reader = Reader::new(shared.clone(), one.listener, options, one.eol_required);
+            let reader = reader.patient();
             intake.files.extend(one.file);
             // The queue of a Unix socket is short, and its senders drop when it is full.
             let pace = matches!(one.socket, Socket::Udp(_)).then(pace::Pace::default);
             match one.socket {
                 Socket::Udp(socket) | Socket::UnixDatagram(socket) => {
                     let forward = forward_socket(config)?;
-                    let size = config.buffer_size;
+                    let origins = shared.origins.config();
+                    let senders = senders(&socket, origins);
+                    let receiver = reader.receiver(config.buffer_size, senders);
                     let mut run = datagrams::Datagrams::new(
                         socket,
                         reader,
                         forward,
                         pace,
-                        size,
+                        receiver,
                         one.former_drops,
                     );
                     intake.spawn(&format!("intake-{number}"), move |poll, stopping| {
@@ -245,6 +250,16 @@ impl Intake {
             // A reader that panicked has said so already.
             let _ = thread.join();
         }
+    }
+}
+
+/// What is to be asked of the kernel: on a Unix socket always for the process, on a UDP socket for
+/// the address if it may be that of a container.
+fn senders(socket: &OwnedFd, origins: &origin::Config) -> Senders {
+    match socket2::SockRef::from(socket).local_addr().map(|bound| bound.as_socket()) {
+        Ok(Some(bound)) if origins.addresses && !bound.ip().is_loopback() => Senders::addresses(),
+        Ok(Some(_)) | Err(_) => Senders::Unasked,
+        Ok(None) => Senders::processes(),
     }
 }
 
@@ -317,6 +332,7 @@ mod tests {
             let shared = Shared {
                 rules: Arc::new(Rules::new(&rules::Config::default(), "").expect("rules")),
                 shards: Arc::new(shards),
+                origins: Arc::default(),
                 telemetry: Arc::clone(&telemetry),
                 distribution_prefix: None,
                 log_rejects: false,

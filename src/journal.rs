@@ -936,7 +936,8 @@ mod tests {
         }
 
         fn append(&mut self, text: &str, now: Time) {
-            let datagram = Datagram { bytes: text.as_bytes(), truncated: false };
+            let datagram =
+                Datagram { bytes: text.as_bytes(), truncated: false, sender: sys::Sender::Unknown };
             let window = self.shards.window(now);
             self.writer.append(&[datagram], 0, window.generation(), now);
         }
@@ -1092,7 +1093,7 @@ mod tests {
         let generation = Generation { number: found.next, start: 1010, end: 1020 };
         world.writer = journal.writer(world.writer.source.clone());
         let append = |writer: &mut Writer, text: &[u8], generation| {
-            let datagram = Datagram { bytes: text, truncated: false };
+            let datagram = Datagram { bytes: text, truncated: false, sender: sys::Sender::Unknown };
             writer.append(&[datagram], 0, &generation, Time::from_seconds(1011));
         };
         append(&mut world.writer, b"b", generation);

@@ -9,18 +9,24 @@
 //! cache fetches their places in the table; all are looked up while it fetches their cells; then
 //! they are added.
 
+mod held;
+
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use self::held::{Held, Item, What};
 use crate::journal::{self, Journal};
+use crate::origin::{Claims, Found, Key, Origin, Origins};
 use crate::parse;
-use crate::rules::{Outcome, Rules};
-use crate::sample::{Dialect, Kind, Message, Reject, Sample, Values};
+use crate::rules::{OriginHints, Outcome, Rules, sorted};
+use crate::sample::{
+    CheckLine, Dialect, EventLine, Kind, Message, OriginFields, Reject, Sample, Values,
+};
 use crate::shard::{Handle, Shards, Window};
 use crate::spellings::{Print, Series, Spellings};
 use crate::stream::{FrameError, Framer};
-use crate::sys::{BATCH, Datagram, Receiver};
+use crate::sys::{BATCH, Datagram, Receiver, Sender, Senders};
 use crate::telemetry::tap::Probe;
 use crate::telemetry::{Listener, Telemetry, excerpt};
 use crate::time::Time;
@@ -37,6 +43,7 @@ const WINDOW: usize = BATCH;
 pub struct Shared {
     pub rules: Arc<Rules>,
     pub shards: Arc<Shards>,
+    pub origins: Arc<Origins>,
     pub telemetry: Arc<Telemetry>,
     /// Histograms and timers are added a second time as distributions, under this prefix.
     pub distribution_prefix: Option<String>,
@@ -57,13 +64,46 @@ pub struct Reader {
     options: parse::Options,
     eol_required: bool,
     spellings: Spellings,
+    /// What waits for the tags of its sender.
+    held: Held,
+    /// The time of what is being taken in is up: it waits for nothing more.
+    late: bool,
     probe: Probe,
     journal: Option<journal::Writer>,
+}
+
+/// Of what is being taken in: what it goes into, who sent it, and when it arrived.
+#[derive(Clone, Copy)]
+struct Arrival<'a> {
+    window: &'a Window<'a>,
+    sent: Origin,
+    now: Time,
+}
+
+/// What becomes of something whose sender is not known.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    Waits,
+    /// Goes without tags; `asked` tells that there will soon be an answer.
+    Goes {
+        asked: bool,
+    },
+}
+
+/// What stood in a datagram.
+#[derive(Default)]
+struct Counts {
+    lines: u64,
+    samples: u64,
+    events: u64,
+    checks: u64,
+    fields_ignored: u64,
 }
 
 /// A sample on its way to its series.
 struct Pending<'a> {
     sample: Sample<'a>,
+    line: &'a [u8],
     print: Print,
     /// Known after the look-up.
     series: Series,
@@ -81,33 +121,42 @@ impl Reader {
         eol_required: bool,
     ) -> Self {
         let spellings = Spellings::new(shared.spellings_max);
+        let held = Held::new(0);
         let name = listener.name.clone();
         let source = journal::Source { name, dialect: options.dialect, eol_required };
         let journal = shared.journal.as_ref().map(|journal| journal.writer(source));
-        let probe = Probe::default();
-        Self { shared, listener, options, eol_required, spellings, probe, journal }
+        let (late, probe) = (false, Probe::default());
+        Self { shared, listener, options, eol_required, spellings, held, late, probe, journal }
+    }
+
+    /// Lets samples of new senders wait for their tags, if the settings say so. Whoever wants that
+    /// has to call [`Reader::release`] often.
+    pub fn patient(mut self) -> Self {
+        let config = self.shared.origins.config();
+        self.held = Held::new(if config.wait { config.wait_bytes_max } else { 0 });
+        self
     }
 
     pub fn listener(&self) -> &Arc<Listener> {
         &self.listener
     }
 
-    /// Takes in one datagram, frame or run of text lines that arrived at `now`. `truncated` says
-    /// that its end is missing.
+    /// Takes in one datagram, frame or run of text lines of an unknown sender that arrived at `now`.
+    /// `truncated` says that its end is missing.
     pub fn datagram(&mut self, bytes: &[u8], truncated: bool, now: Time) {
-        self.datagrams(&[Datagram { bytes, truncated }], now);
+        self.datagrams(&[Datagram { bytes, truncated, sender: Sender::Unknown }], now);
     }
 
-    /// Takes in what arrived at `now`.
+    /// Takes in what arrived at `now`, or lets it wait until its sender is known.
     pub fn datagrams(&mut self, datagrams: &[Datagram<'_>], now: Time) {
         self.batch(datagrams, 0, now);
     }
 
     /// What is to receive datagrams for this reader: they are the journal's, if there is one, from
     /// the moment that the kernel gives them away.
-    pub fn receiver(&self, buffer_size: usize) -> Receiver {
+    pub fn receiver(&self, buffer_size: usize, senders: Senders) -> Receiver {
         let landing = self.journal.as_ref().and_then(|journal| journal.landing(buffer_size));
-        landing.unwrap_or_else(|| Receiver::new(buffer_size))
+        landing.unwrap_or_else(|| Receiver::new(buffer_size)).asking(senders)
     }
 
     /// Takes in what a receiver got at `now`, as the batch of this number.
@@ -119,19 +168,34 @@ impl Reader {
                 journal.append(some, number, window.generation(), now);
             }
             for datagram in some {
-                self.take_in(datagram, &window, now);
+                self.receive(datagram, &window, now);
             }
         }
     }
 
-    fn take_in(&mut self, datagram: &Datagram<'_>, window: &Window<'_>, now: Time) {
-        let Datagram { bytes, truncated } = *datagram;
+    fn receive(&mut self, datagram: &Datagram<'_>, window: &Window<'_>, now: Time) {
+        let Datagram { bytes, truncated, sender } = *datagram;
+        if self.shared.telemetry.recorder.is_on() {
+            self.shared.telemetry.recorder.record(bytes, sender.pid(), now);
+        }
+        let waits = |key: &Key| self.held.waits_for(key);
+        let sent = match self.shared.origins.of(sender, now, waits) {
+            Ok(origin) => origin,
+            Err(key) => {
+                let arrival = Arrival { window, sent: Origin::NONE, now };
+                if self.hold(&[key], bytes, What::Datagram { truncated }, arrival) == Hold::Waits {
+                    return;
+                }
+                Origin::NONE
+            }
+        };
+        self.take_in(bytes, truncated, Arrival { window, sent, now });
+    }
+
+    fn take_in(&mut self, bytes: &[u8], truncated: bool, arrival: Arrival<'_>) {
         self.listener.datagrams.add(1);
         self.listener.bytes.add(bytes.len() as u64);
         self.listener.truncated.add(truncated.into());
-        if self.shared.telemetry.recorder.is_on() {
-            self.shared.telemetry.recorder.record(bytes, 0, now);
-        }
         // Only a datagram that may lack its end is searched from there: that touches cold memory.
         let reason = if truncated {
             Some(Reject::Truncated)
@@ -145,49 +209,66 @@ impl Reader {
                 (cut.complete, cut.tail.map(|tail| (reason, tail)))
             }
         };
+        let counts = self.lines(text, arrival);
+        self.count(&counts);
+        if let Some((reason, line)) = refused {
+            self.refuse(reason, line, arrival.now);
+        }
+    }
+
+    fn lines(&mut self, text: &[u8], arrival: Arrival<'_>) -> Counts {
         let mut run = Run::new();
-        let (mut lines, mut samples, mut events, mut checks) = (0, 0, 0, 0);
+        let mut counts = Counts::default();
         for line in parse::lines(text) {
             // Only a body posted by HTTP can hold such a line.
             if line.len() > self.shared.line_max {
-                lines += 1;
-                self.reject(Reject::Truncated, line, now);
+                counts.lines += 1;
+                self.reject(Reject::Truncated, line, arrival.now);
                 continue;
             }
             let (options, mut messages) = (self.options, 0);
             parse::messages(line, options, |message| {
                 messages += 1;
                 match message {
-                    Ok(Message::Metric(sample)) => {
-                        samples += 1;
-                        self.queue(sample, &mut run);
-                        if run.len() == RUN {
-                            self.take(&mut run, window, now);
-                        }
-                    }
-                    Ok(Message::Event(event)) => {
-                        events += 1;
-                        self.shared.telemetry.fields_ignored.add(event.ignored.into());
-                        window.event(self.shared.rules.event(&event, now.seconds()));
-                    }
-                    Ok(Message::Check(check)) => {
-                        checks += 1;
-                        self.shared.telemetry.fields_ignored.add(check.ignored.into());
-                        window.check(self.shared.rules.check(&check, now.seconds()));
-                    }
-                    Err(reason) => self.reject(reason, line, now),
+                    Ok(message) => self.message(message, line, arrival, &mut run, &mut counts),
+                    Err(reason) => self.reject(reason, line, arrival.now),
                 }
             });
             // A line without any outcome shows as a difference in the ledger.
-            lines += u64::max(messages, 1);
+            counts.lines += u64::max(messages, 1);
         }
-        self.take(&mut run, window, now);
-        self.listener.lines.add(lines);
-        self.listener.samples.add(samples);
-        self.listener.events.add(events);
-        self.listener.checks.add(checks);
-        if let Some((reason, line)) = refused {
-            self.refuse(reason, line, now);
+        self.take(&mut run, arrival);
+        counts
+    }
+
+    /// Puts a sample into the run, and takes in anything else.
+    #[inline]
+    fn message<'a>(
+        &mut self,
+        message: Message<'a>,
+        line: &'a [u8],
+        arrival: Arrival<'_>,
+        run: &mut Run<'a>,
+        counts: &mut Counts,
+    ) {
+        match message {
+            Message::Metric(sample) => {
+                counts.samples += 1;
+                self.queue(sample, line, arrival.sent, run);
+                if run.len() == RUN {
+                    self.take(run, arrival);
+                }
+            }
+            Message::Event(event) => {
+                counts.events += 1;
+                counts.fields_ignored += u64::from(event.ignored);
+                self.event(&event, line, arrival);
+            }
+            Message::Check(check) => {
+                counts.checks += 1;
+                counts.fields_ignored += u64::from(check.ignored);
+                self.check(&check, line, arrival);
+            }
         }
     }
 
@@ -195,39 +276,166 @@ impl Reader {
     /// sent is measured anew.
     pub fn messages<'a>(&mut self, messages: impl Iterator<Item = Message<'a>>, now: Time) {
         let shards = Arc::clone(&self.shared.shards);
-        let window = shards.window(now);
+        let arrival = Arrival { window: &shards.window(now), sent: Origin::NONE, now };
         let mut run = Run::new();
+        let mut counts = Counts::default();
         for message in messages {
-            self.listener.lines.add(1);
-            match message {
-                Message::Metric(sample) => {
-                    self.listener.samples.add(1);
-                    self.queue(sample, &mut run);
-                    if run.len() == RUN {
-                        self.take(&mut run, &window, now);
-                    }
-                }
-                Message::Event(event) => {
-                    self.listener.events.add(1);
-                    window.event(self.shared.rules.event(&event, now.seconds()));
-                }
-                Message::Check(check) => {
-                    self.listener.checks.add(1);
-                    window.check(self.shared.rules.check(&check, now.seconds()));
-                }
+            counts.lines += 1;
+            self.message(message, b"", arrival, &mut run, &mut counts);
+        }
+        self.take(&mut run, arrival);
+        self.count(&counts);
+    }
+
+    fn count(&self, counts: &Counts) {
+        self.listener.lines.add(counts.lines);
+        self.listener.samples.add(counts.samples);
+        self.listener.events.add(counts.events);
+        self.listener.checks.add(counts.checks);
+        self.shared.telemetry.fields_ignored.add(counts.fields_ignored);
+    }
+
+    fn event(&mut self, line: &EventLine<'_>, text: &[u8], arrival: Arrival<'_>) {
+        let (mut event, hints) = self.shared.rules.event(line, arrival.now.seconds());
+        let Some(found) = self.origin_tags(line.origin, &hints, text, arrival) else { return };
+        event.tags.extend(found.tags);
+        event.tags = sorted(event.tags);
+        arrival.window.event(event);
+    }
+
+    fn check(&mut self, line: &CheckLine<'_>, text: &[u8], arrival: Arrival<'_>) {
+        let (mut check, hints) = self.shared.rules.check(line, arrival.now.seconds());
+        let Some(found) = self.origin_tags(line.origin, &hints, text, arrival) else { return };
+        check.tags.extend(found.tags);
+        check.tags = sorted(check.tags);
+        arrival.window.check(check);
+    }
+
+    /// The tags that a line gets by its origin, or `None` when it waits for them.
+    fn origin_tags(
+        &mut self,
+        fields: OriginFields<'_>,
+        hints: &OriginHints,
+        line: &[u8],
+        arrival: Arrival<'_>,
+    ) -> Option<Found> {
+        let Arrival { sent, now, .. } = arrival;
+        let claims = Claims { sent, fields, hints };
+        let mut found = self.shared.origins.tags(&claims, now, |key| self.held.waits_for(key));
+        if !found.unknown.is_empty() {
+            match self.hold(&found.unknown, line, What::Line { sent }, arrival) {
+                Hold::Waits => return None,
+                Hold::Goes { asked } => found.asked = asked,
             }
         }
-        self.take(&mut run, &window, now);
+        Some(found)
+    }
+
+    /// Has the senders behind keys found out, and lets something wait for it, if it may.
+    fn hold(&mut self, keys: &[Key], bytes: &[u8], what: What, arrival: Arrival<'_>) -> Hold {
+        let mut asked = None;
+        for key in keys {
+            // It is answered in the order of the questions, as a rule.
+            asked = self.shared.origins.ask(key, arrival.now).then_some(key).or(asked);
+        }
+        // A line of the original statsd may be several messages, of which some have gone ahead.
+        let parts = self.options.dialect == Dialect::Statsd && matches!(what, What::Line { .. });
+        match asked {
+            Some(key) if !self.late && !parts && self.held.has_room(bytes.len()) => {
+                self.held.push(Item {
+                    bytes: bytes.into(),
+                    what,
+                    key: key.clone(),
+                    arrived: arrival.now,
+                    generation: arrival.window.generation().number,
+                });
+                Hold::Waits
+            }
+            _ => {
+                self.shared.telemetry.origin_untagged.add(1);
+                Hold::Goes { asked: asked.is_some() }
+            }
+        }
+    }
+
+    /// Whether anything waits to be released.
+    pub fn holds(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Takes in what has waited and is known by now, or whose time is up.
+    pub fn release(&mut self, now: Time) {
+        if self.held.is_empty() {
+            return;
+        }
+        let origins = Arc::clone(&self.shared.origins);
+        let interval = self.shared.shards.interval();
+        let known = |key: &Key| origins.origin(key, now).is_some();
+        for (item, in_time) in self.held.take(now, interval, origins.news(), known) {
+            self.take_held(&item, !in_time, now);
+        }
+    }
+
+    /// Takes in all that waits, with what is known by now.
+    pub fn release_all(&mut self, now: Time) {
+        for item in self.held.take_all() {
+            self.take_held(&item, true, now);
+        }
+    }
+
+    fn take_held(&mut self, item: &Item, late: bool, now: Time) {
+        let shards = Arc::clone(&self.shared.shards);
+        let window = shards.window(item.arrived);
+        self.append_again(item, &window);
+        let arrival = |sent| Arrival { window: &window, sent, now: item.arrived };
+        self.late = late;
+        match (item.what, self.shared.origins.origin(&item.key, now)) {
+            (What::Datagram { truncated }, Some(origin)) => {
+                self.shared.telemetry.origin_waited.add(1);
+                self.take_in(&item.bytes, truncated, arrival(origin));
+            }
+            (What::Datagram { truncated }, None) => {
+                self.shared.telemetry.origin_untagged.add(1);
+                self.take_in(&item.bytes, truncated, arrival(Origin::NONE));
+            }
+            (What::Line { sent }, known) => {
+                // One that goes without counts itself.
+                self.shared.telemetry.origin_waited.add(known.is_some().into());
+                self.lines(&item.bytes, arrival(sent));
+            }
+        }
+        self.late = false;
+    }
+
+    /// What has waited goes into this generation: it has to be in the journal as long as that is.
+    fn append_again(&mut self, item: &Item, window: &Window<'_>) {
+        let Some(journal) = &mut self.journal else { return };
+        if item.generation == window.generation().number {
+            return;
+        }
+        let sender = Sender::Unknown;
+        match item.what {
+            What::Datagram { truncated } => {
+                let whole = Datagram { bytes: &item.bytes, truncated, sender };
+                journal.append(&[whole], 0, window.generation(), item.arrived);
+            }
+            What::Line { .. } => {
+                // With its end, which the listener may require.
+                let bytes = &[&item.bytes, &b"\n"[..]].concat();
+                let line = Datagram { bytes, truncated: false, sender };
+                journal.append(&[line], 0, window.generation(), item.arrived);
+            }
+        }
     }
 
     /// Takes in every payload that a stream has complete. Returns false when the stream cannot be
     /// read any further.
-    pub fn payloads(&mut self, framer: &mut Framer, now: Time) -> bool {
+    pub fn payloads(&mut self, framer: &mut Framer, sender: Sender, now: Time) -> bool {
         let mut complete = SmallVec::<[Datagram<'_>; WINDOW]>::new();
         let mut readable = true;
         for payload in framer.payloads() {
             match payload {
-                Ok(bytes) => complete.push(Datagram { bytes, truncated: false }),
+                Ok(bytes) => complete.push(Datagram { bytes, truncated: false, sender }),
                 Err(FrameError::LineTooLong) => {
                     self.listener.truncated.add(1);
                     self.refuse(Reject::Truncated, b"(longer than intake.buffer_size)", now);
@@ -244,70 +452,90 @@ impl Reader {
     }
 
     /// Puts a sample into the run, unless it has no value.
-    fn queue<'a>(&self, sample: Sample<'a>, run: &mut Run<'a>) {
+    fn queue<'a>(&self, sample: Sample<'a>, line: &'a [u8], sent: Origin, run: &mut Run<'a>) {
         if let Values::One(value) | Values::Delta(value) = sample.values
             && !value.is_finite()
         {
             return self.shared.telemetry.non_finite.add(1);
         }
-        let print = self.spellings.print(&sample, self.options.dialect);
+        let print = self.spellings.print(&sample, self.options.dialect, sent);
         self.spellings.prefetch(print);
-        run.push(Pending { sample, print, series: Series::default(), used: 0 });
+        run.push(Pending { sample, line, print, series: Series::default(), used: 0 });
     }
 
     /// Takes the samples of a run to their series.
-    fn take(&mut self, run: &mut Run<'_>, window: &Window<'_>, now: Time) {
-        self.look_up(run, window);
-        self.apply(run, window);
-        self.probe.pick(run.iter().map(|one| &one.sample), &self.shared.telemetry.tap, now);
+    fn take(&mut self, run: &mut Run<'_>, arrival: Arrival<'_>) {
+        self.look_up(run, arrival);
+        self.apply(run, arrival);
+        let samples = run.iter().map(|one| &one.sample);
+        self.probe.pick(samples, &self.shared.telemetry.tap, arrival.now);
         run.clear();
     }
 
-    fn look_up(&mut self, run: &mut Run<'_>, window: &Window<'_>) {
-        let epoch = window.epoch();
+    /// Finds the series of each sample; those that have to wait leave the run.
+    fn look_up(&mut self, run: &mut Run<'_>, arrival: Arrival<'_>) {
+        let epoch = arrival.window.epoch();
         let (mut overflow, mut blocked, mut rate_out_of_range) = (0, 0, 0);
-        for pending in run {
-            let Pending { sample, print, .. } = pending;
-            let known = self.spellings.find(*print, epoch, window);
-            let (series, used) = known.unwrap_or_else(|| {
-                let series = self.resolve(sample, window);
-                self.spellings.insert(*print, series, epoch);
-                (series, epoch)
-            });
+        run.retain(|pending| {
+            let Pending { sample, line, print, .. } = pending;
+            let (series, used) = match self.spellings.find(*print, epoch, arrival.window) {
+                Some(known) => known,
+                None => {
+                    let Some((series, lasts)) = self.resolve(sample, line, arrival) else {
+                        return false;
+                    };
+                    if lasts {
+                        self.spellings.insert(*print, series, epoch);
+                    }
+                    (series, epoch)
+                }
+            };
             overflow += u64::from(series.overflow);
             blocked += u64::from(series.handle.is_none());
             rate_out_of_range += u64::from(sample.rate != 1.0 && out_of_range(sample));
             (pending.series, pending.used) = (series, used);
-        }
+            true
+        });
         self.shared.telemetry.overflow.add(overflow);
         self.shared.telemetry.blocked.add(blocked);
         self.shared.telemetry.rate_out_of_range.add(rate_out_of_range);
     }
 
-    /// The slow way from a spelling to its series, taken once per spelling while it is in use.
-    fn resolve(&self, sample: &Sample<'_>, window: &Window<'_>) -> Series {
-        let Shared { rules, telemetry, .. } = &self.shared;
+    /// The slow way from a spelling to its series, taken once per spelling while it is in use, or
+    /// once per epoch if the sample names its own origin; and whether to remember it, for it may
+    /// soon be another. `None` when the line waits.
+    fn resolve(
+        &mut self,
+        sample: &Sample<'_>,
+        line: &[u8],
+        arrival: Arrival<'_>,
+    ) -> Option<(Series, bool)> {
         let dialect = self.options.dialect;
-        let (context, invalid_utf8) = match rules.context(sample, dialect) {
-            Outcome::Blocked => return Series::default(),
-            Outcome::Keep { context, invalid_utf8, .. } => (context, invalid_utf8),
+        let (mut draft, hints, invalid_utf8) = match self.shared.rules.context(sample, dialect) {
+            Outcome::Blocked => return Some((Series::default(), true)),
+            Outcome::Keep { series, origin, invalid_utf8 } => (series, origin, invalid_utf8),
         };
-        telemetry.invalid_utf8.add(invalid_utf8.into());
+        let found = self.origin_tags(sample.origin, &hints, line, arrival)?;
+        draft.tags.extend(found.tags);
+        let context = draft.context();
+        self.shared.telemetry.invalid_utf8.add(invalid_utf8.into());
         let copied = matches!(context.kind(), Kind::Histogram | Kind::Timer);
         let prefix = self.shared.distribution_prefix.as_ref().filter(|_| copied);
         let copy = prefix.map(|prefix| context.renamed(prefix, Kind::Distribution));
         let deltas = dialect == Dialect::Statsd && context.kind() == Kind::Gauge;
-        let series = window.intern(context, deltas);
-        let copy = copy.map(|context| window.intern(context, false));
-        Series {
+        let series = arrival.window.intern(context, deltas);
+        let copy = copy.map(|context| arrival.window.intern(context, false));
+        let series = Series {
             handle: Some(series.handle),
             copy: copy.map(|copy| copy.handle),
             overflow: series.overflow || copy.is_some_and(|copy| copy.overflow),
-        }
+            named: found.named,
+        };
+        Some((series, !found.asked))
     }
 
     /// Adds a run of samples, shard by shard and within each in the order of arrival.
-    fn apply(&mut self, run: &Run<'_>, window: &Window<'_>) {
+    fn apply(&mut self, run: &Run<'_>, arrival: Arrival<'_>) {
         let mut again = SmallVec::<[(usize, Kind); 4]>::new();
         for number in 0..self.shared.shards.len() {
             let mut none = true;
@@ -315,7 +543,7 @@ impl Reader {
             if none {
                 continue;
             }
-            let mut shard = window.lock(number);
+            let mut shard = arrival.window.lock(number);
             each_in(number, run, |_, handle, _| shard.prefetch(handle));
             let mut stale = false;
             each_in(number, run, |i, handle, kind| {
@@ -328,22 +556,25 @@ impl Reader {
             });
         }
         for (i, kind) in again {
-            self.add_again(&run[i], kind, window);
+            self.add_again(&run[i], kind, arrival);
         }
     }
 
     /// The series of this kind expired between its look-up and its shard's lock, while this thread
     /// was held up for two flushes: looks it up anew, as often as that happens.
-    fn add_again(&mut self, pending: &Pending<'_>, kind: Kind, window: &Window<'_>) {
+    fn add_again(&mut self, pending: &Pending<'_>, kind: Kind, arrival: Arrival<'_>) {
         let sample = &pending.sample;
         loop {
-            let epoch = window.epoch();
-            let series = self.resolve(sample, window);
-            self.spellings.insert(pending.print, series, epoch);
+            let epoch = arrival.window.epoch();
+            let resolved = self.resolve(sample, pending.line, arrival);
+            let Some((series, lasts)) = resolved else { return };
+            if lasts {
+                self.spellings.insert(pending.print, series, epoch);
+            }
             let Some((handle, _)) = series.handles(sample.kind).find(|(_, k)| *k == kind) else {
                 return;
             };
-            let mut shard = window.lock(handle.shard());
+            let mut shard = arrival.window.lock(handle.shard());
             if shard.add(handle, epoch, kind, sample).is_ok() {
                 return;
             }

@@ -164,6 +164,7 @@ mod tests {
                 log_rejects: false,
                 line_max: 8192,
                 spellings_max: 1000,
+                origins: Arc::default(),
                 journal: Some(Arc::clone(&journal)),
             };
             replay(found, &journal, &shared, options, now);

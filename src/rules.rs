@@ -128,13 +128,31 @@ pub struct Rules {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
     Keep {
-        context: Context,
+        series: Draft,
         origin: OriginHints,
         /// Some of the name or tags was not UTF-8 and was replaced by U+FFFD.
         invalid_utf8: bool,
     },
     /// The name is on the blocklist.
     Blocked,
+}
+
+/// A series to be, which may still get the tags of its origin.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Draft {
+    name: String,
+    kind: Kind,
+    host: String,
+    /// In any order.
+    pub tags: Vec<String>,
+    source: Source,
+}
+
+impl Draft {
+    /// The series, once it has all its tags.
+    pub fn context(self) -> Context {
+        Context::new(&self.name, self.kind, &self.host, self.tags, self.source)
+    }
 }
 
 /// What magic tags say about the sender.
@@ -171,7 +189,7 @@ impl Rules {
         Arc::clone(&self.blocklist)
     }
 
-    /// The series of a sample, by the Agent's rules in the Agent's order: mapper on the raw name,
+    /// The series of a sample but for the tags of its origin, by the Agent's rules in the Agent's order: mapper on the raw name,
     /// magic tags, namespace, blocklist, own tags. The name of a `statsd` sample is sanitised
     /// before all that, since the original does so while parsing.
     ///
@@ -197,9 +215,9 @@ impl Rules {
             return Outcome::Blocked;
         }
         tags.extend_from_slice(&self.tags);
-        let host = magic.host.as_deref().unwrap_or(&self.hostname);
+        let host = magic.host.unwrap_or_else(|| self.hostname.clone());
         Outcome::Keep {
-            context: Context::new(&name, sample.kind, host, tags, magic.source),
+            series: Draft { name, kind: sample.kind, host, tags, source: magic.source },
             origin: magic.origin,
             invalid_utf8: decoder.replaced,
         }
@@ -212,9 +230,9 @@ impl Rules {
     }
 
     /// An event with its title and text unescaped, and with host, tags and time filled in.
-    pub fn event(&self, line: &EventLine, arrival_seconds: i64) -> Event {
-        let (host, tags) = self.host_and_tags(line.host, line.tags);
-        Event {
+    pub fn event(&self, line: &EventLine, arrival_seconds: i64) -> (Event, OriginHints) {
+        let (host, tags, origin) = self.host_and_tags(line.host, line.tags);
+        let event = Event {
             title: text(&parse::unescape(line.title)).into_owned(),
             text: text(&parse::unescape(line.text)).into_owned(),
             timestamp: time_or(line.timestamp, arrival_seconds),
@@ -224,25 +242,27 @@ impl Rules {
             priority: line.priority,
             alert_type: line.alert_type,
             tags,
-        }
+        };
+        (event, origin)
     }
 
     /// A service check with host, tags and time filled in. Its message is not unescaped, as in the
     /// Agent.
-    pub fn check(&self, line: &CheckLine, arrival_seconds: i64) -> ServiceCheck {
-        let (host, tags) = self.host_and_tags(line.host, line.tags);
-        ServiceCheck {
+    pub fn check(&self, line: &CheckLine, arrival_seconds: i64) -> (ServiceCheck, OriginHints) {
+        let (host, tags, origin) = self.host_and_tags(line.host, line.tags);
+        let check = ServiceCheck {
             name: text(line.name).into_owned(),
             status: line.status,
             timestamp: time_or(line.timestamp, arrival_seconds),
             host,
             message: text(line.message).into_owned(),
             tags,
-        }
+        };
+        (check, origin)
     }
 
     /// An `h:` field wins over a `host:` tag, and that over the own host name.
-    fn host_and_tags(&self, host: &[u8], tags: &[u8]) -> (String, Vec<String>) {
+    fn host_and_tags(&self, host: &[u8], tags: &[u8]) -> (String, Vec<String>, OriginHints) {
         let mut tags: Vec<_> = split_tags(tags).map(|tag| text(tag).into_owned()).collect();
         let magic = Magic::take(&mut tags);
         tags.extend_from_slice(&self.tags);
@@ -251,7 +271,7 @@ impl Rules {
         } else {
             text(host).into_owned()
         };
-        (host, sorted(tags))
+        (host, sorted(tags), magic.origin)
     }
 
     fn in_namespace(&self, name: String) -> String {
@@ -338,7 +358,8 @@ fn time_or(timestamp: i64, arrival_seconds: i64) -> i64 {
     if timestamp == 0 { arrival_seconds } else { timestamp }
 }
 
-fn sorted(mut tags: Vec<String>) -> Vec<String> {
+/// As the tags of events and service checks are kept.
+pub fn sorted(mut tags: Vec<String>) -> Vec<String> {
     tags.sort_unstable();
     tags.dedup();
     tags
@@ -383,7 +404,7 @@ mod tests {
 
     fn keep(rules: &Rules, line: &str) -> (Context, OriginHints) {
         match rules.context(&sample(line.as_bytes()), Dialect::Datadog) {
-            Outcome::Keep { context, origin, .. } => (context, origin),
+            Outcome::Keep { series, origin, .. } => (series.context(), origin),
             Outcome::Blocked => panic!("{line} was blocked"),
         }
     }
@@ -531,11 +552,12 @@ mod tests {
             (b"a:1|c|#t\xc3", "a", "t\u{fffd}", true),
             ("é:1|c|#\u{fffd}".as_bytes(), "é", "\u{fffd}", false),
         ] {
-            let Outcome::Keep { context, invalid_utf8, .. } =
+            let Outcome::Keep { series, invalid_utf8, .. } =
                 rules.context(&sample(line), Dialect::Datadog)
             else {
                 panic!("blocked")
             };
+            let context = series.context();
             assert_eq!((context.name(), tags_of(&context)), (name, vec![tag]));
             assert_eq!(invalid_utf8, invalid, "{name}");
         }
@@ -555,11 +577,11 @@ mod tests {
             for (dialect, want, tag) in
                 [(Dialect::Statsd, statsd, "k:v_w"), (Dialect::Datadog, sent, "k:v w")]
             {
-                let Outcome::Keep { context, .. } =
-                    rules.context(&sample(line.as_bytes()), dialect)
+                let Outcome::Keep { series, .. } = rules.context(&sample(line.as_bytes()), dialect)
                 else {
                     panic!("blocked")
                 };
+                let context = series.context();
                 assert_eq!(context.name(), want);
                 assert_eq!(tags_of(&context), [tag]);
             }
@@ -597,7 +619,7 @@ mod tests {
             ("", "host:", "", &["env:dev"]),
             ("h", "x,a,x,env:dev,dd.internal.card:low", "h", &["a", "env:dev", "x"]),
         ] {
-            let event = rules.event(&event_line(host, tags, 0), 77);
+            let (event, _) = rules.event(&event_line(host, tags, 0), 77);
             assert_eq!((event.host.as_str(), &event.tags[..]), (want_host, &strs(want_tags)[..]));
             assert_eq!(event.timestamp, 77);
             let check = CheckLine {
@@ -610,12 +632,13 @@ mod tests {
                 origin: OriginFields::default(),
                 ignored: 0,
             };
-            let check = rules.check(&check, 77);
+            let (check, origin) = rules.check(&check, 77);
+            assert_eq!(origin.cardinality.is_some(), tags.ends_with(":low"));
             assert_eq!((check.host.as_str(), &check.tags[..]), (want_host, &strs(want_tags)[..]));
             assert_eq!((check.name.as_str(), check.timestamp), ("up", 5));
             assert_eq!((check.message.as_str(), check.status), (r"a\nb", Status::Critical));
         }
-        let event = rules.event(&event_line("", "", -1), 77);
+        let (event, _) = rules.event(&event_line("", "", -1), 77);
         assert_eq!((event.title.as_str(), event.text.as_str()), ("one\ntwo\\t", "\\\n"));
         assert_eq!((event.aggregation_key.as_str(), event.source_type.as_str()), ("key", "src"));
         assert_eq!((event.priority, event.alert_type), (Priority::Low, AlertType::Error));

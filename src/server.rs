@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::batch::{Batch, Value};
+use crate::cgroup::roots::Roots;
 use crate::collectors::{self, Collectors};
 use crate::config::Config;
 use crate::flush::own::OwnSeries;
@@ -19,7 +20,7 @@ use crate::flush::{Flush, Ticker};
 use crate::intake::{self, Intake, Opened, Passed, Untouched};
 use crate::journal::{Found, Journal, Keeper};
 use crate::ledger::Ledger;
-use crate::origin;
+use crate::origin::{self, Directory, Origins, resolver};
 use crate::profile::{self, Profile};
 use crate::reader::{Reader, Shared};
 use crate::replay;
@@ -59,6 +60,7 @@ pub struct Server {
     runtime: Runtime,
     profiler: Option<profile::Thread>,
     intake: Intake,
+    resolver: resolver::Running,
     ticker: Ticker,
     flush: Arc<Flush>,
     outputs: Arc<Outputs>,
@@ -151,11 +153,18 @@ impl Server {
             now,
         );
         let shards = Arc::new(shards);
+        let directory = Arc::new(Directory::new(Arc::clone(&telemetry)));
+        let origins = Arc::new(Origins::new(
+            config.origin.clone(),
+            Arc::clone(&directory),
+            Arc::clone(&telemetry),
+        ));
         let own =
             OwnSeries::new(config.telemetry.clone(), Arc::clone(&rules), Arc::clone(&telemetry));
         let shared = Shared {
             rules,
             shards: Arc::clone(&shards),
+            origins: Arc::clone(&origins),
             telemetry: Arc::clone(&telemetry),
             distribution_prefix: config
                 .value
@@ -226,10 +235,13 @@ impl Server {
         let stdin_ends = move || {
             ended.send_replace(true);
         };
+        let roots = config.collectors.roots(|name| std::env::var(name).ok());
+        let resolver = resolver::start(origins, &roots, i64::from(interval) * 1000)
+            .context("cannot start the thread that looks up senders")?;
         let intake = Intake::start(opened, &config.intake, &shared, stdin_ends)?;
         let collectors = {
             let _runtime = runtime.enter();
-            start_collectors(config, shared)
+            start_collectors(config, shared, &roots, &hostname, &directory)?
         };
         let profiler = profile
             .map(|profile| profile::Thread::start(profile, config.logging.format))
@@ -239,6 +251,7 @@ impl Server {
             runtime,
             profiler,
             intake,
+            resolver,
             ticker,
             flush,
             outputs,
@@ -283,6 +296,7 @@ impl Server {
     /// Takes what waits in the sockets, flushes, and lets the sinks deliver for a while.
     pub fn stop(self) {
         self.intake.stop();
+        self.resolver.stop();
         self.runtime.block_on(self.servers.stop(Instant::now() + PAGES_GRACE));
         // A post that is still under way is refused rather than left out of the last flush.
         self.outputs.status.close();
@@ -471,16 +485,28 @@ fn hostname(config: &origin::Config) -> anyhow::Result<String> {
 }
 
 /// Starts the collectors on the current runtime.
-fn start_collectors(config: &Config, shared: Shared) -> Collectors {
+fn start_collectors(
+    config: &Config,
+    shared: Shared,
+    roots: &Roots,
+    hostname: &str,
+    directory: &Arc<Directory>,
+) -> anyhow::Result<Collectors> {
     let telemetry = Arc::clone(&shared.telemetry);
-    let roots = config.collectors.roots(|name| std::env::var(name).ok());
-    let planned = collectors::all(&config.collectors, &roots, config.flush.interval);
+    let around = collectors::Surroundings {
+        roots,
+        flush: config.flush.interval,
+        hostname,
+        directory,
+        telemetry: &telemetry,
+    };
+    let planned = collectors::all(&config.collectors, &around)?;
     if planned.is_empty() {
-        return Collectors::default();
+        return Ok(Collectors::default());
     }
     let listener = telemetry.listener("collectors".to_owned());
     let options = config.intake.options(Dialect::Datadog);
-    Collectors::start(planned, Reader::new(shared, listener, options, false), &telemetry)
+    Ok(Collectors::start(planned, Reader::new(shared, listener, options, false), &telemetry))
 }
 
 /// Starts, runs until told to stop, and stops.

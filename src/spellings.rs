@@ -1,7 +1,7 @@
 //! A reader's memory of spellings: where the samples go whose bytes were seen before.
 //!
 //! A spelling is everything of a sample that decides which series it belongs to, as it was sent:
-//! kind, name, tags in their order. It is known by 128 bits alone, made by two hashes of 64 bits
+//! kind, name, tags in their order, and where it came from. It is known by 128 bits alone, made by two hashes of 64 bits
 //! under keys drawn at random at the start, so that a client can neither guess nor choose them.
 //! ARCHITECTURE.md says what the chance of a mistake is.
 //!
@@ -12,7 +12,8 @@ use ahash::RandomState;
 use hashbrown::HashMap;
 
 use crate::hash::{Hash, Keys};
-use crate::sample::{Dialect, Kind, Sample};
+use crate::origin::Origin;
+use crate::sample::{Dialect, Kind, OriginFields, Sample};
 use crate::shard::{Handle, Window};
 use crate::sys;
 
@@ -29,6 +30,8 @@ pub struct Series {
     /// There was no room for one of them, so it is the overflow series: for this epoch only, since
     /// there may be room later.
     pub overflow: bool,
+    /// The sample names its own origin, whose tags may be others later: for this epoch only.
+    pub named: bool,
 }
 
 impl Series {
@@ -71,6 +74,8 @@ enum State {
     Empty,
     Blocked,
     Overflow,
+    /// Kept for this epoch, with or without a copy.
+    Named,
     Kept,
     /// Kept, with a copy.
     Copied,
@@ -92,15 +97,25 @@ impl Spellings {
         }
     }
 
-    /// Hashes everything of a sample that decides which series it belongs to.
-    pub fn print(&self, sample: &Sample<'_>, dialect: Dialect) -> Print {
-        let kind = (sample.kind as u64) << 8 | dialect as u64;
+    /// Hashes everything of a sample that decides which series it belongs to: `sent` is the origin
+    /// of its datagram.
+    pub fn print(&self, sample: &Sample<'_>, dialect: Dialect, sent: Origin) -> Print {
+        let OriginFields { local, external, cardinality } = sample.origin;
+        let named = !(local.is_empty() && external.is_empty() && cardinality.is_empty());
+        let kind = (sample.kind as u64) << 8 | u64::from(named) << 1 | dialect as u64;
         // The lengths keep name and tags apart, and the tails of both from their padding.
         let lengths = (sample.name.len() as u64) << 32 ^ sample.tags.len() as u64;
         let mut hash = Hash::new(&self.keys);
-        hash.block(kind, lengths);
+        hash.block(u64::from(sent.0) << 32 | kind, lengths);
         hash.bytes(sample.name);
         hash.bytes(sample.tags);
+        if named {
+            let lengths = (local.len() as u64) << 32 ^ external.len() as u64;
+            hash.block(cardinality.len() as u64, lengths);
+            hash.bytes(local);
+            hash.bytes(external);
+            hash.bytes(cardinality);
+        }
         hash.finish()
     }
 
@@ -115,19 +130,26 @@ impl Spellings {
     pub fn find(&mut self, print: Print, epoch: u32, window: &Window<'_>) -> Option<(Series, u32)> {
         let at = self.position(print).ok()?;
         let slot = &mut self.slots[at];
+        let age = epoch.wrapping_sub(slot.used);
+        if slot.state == State::Named && age > 0 {
+            return None;
+        }
         let used = std::mem::replace(&mut slot.used, epoch);
-        let (age, handle, state) = (epoch.wrapping_sub(used), slot.handle, slot.state);
+        let (handle, state) = (slot.handle, slot.state);
         if age > IDLE_EPOCHS {
             // Generations are few: one that old may have come round.
             return None;
         }
-        let copy = (state == State::Copied).then(|| self.copies.get(&print).copied()).flatten();
+        let copied = matches!(state, State::Copied | State::Named);
+        let copy = copied.then(|| self.copies.get(&print).copied()).flatten();
+        let series = Series { handle: Some(handle), copy, ..Series::default() };
         let series = match state {
             State::Empty => return None,
             State::Blocked => return Some((Series::default(), epoch)),
             State::Overflow if age > 0 => return None,
-            State::Overflow => Series { handle: Some(handle), copy, overflow: true },
-            State::Kept | State::Copied => Series { handle: Some(handle), copy, overflow: false },
+            State::Overflow => Series { overflow: true, ..series },
+            State::Named => Series { named: true, ..series },
+            State::Kept | State::Copied => series,
         };
         if age <= 1 {
             return Some((series, used));
@@ -143,10 +165,11 @@ impl Spellings {
             // The copy of an overflow series is looked up anew in any case.
             Series { overflow: true, copy: None, .. } => State::Overflow,
             Series { overflow: true, copy: Some(_), .. } => return self.forget(print),
-            Series { copy: Some(copy), .. } => {
+            Series { copy: Some(copy), named, .. } => {
                 self.copies.insert(print, copy);
-                State::Copied
+                if named { State::Named } else { State::Copied }
             }
+            Series { named: true, .. } => State::Named,
             Series { .. } => State::Kept,
         };
         let slot =
@@ -255,8 +278,9 @@ mod tests {
     use crate::value::{self, Plan};
 
     fn print(spellings: &Spellings, line: &str, dialect: Dialect) -> Print {
-        match parse::line(line.as_bytes(), parse::Options::default()) {
-            Ok(Message::Metric(sample)) => spellings.print(&sample, dialect),
+        let options = parse::Options { origin_fields: true, ..parse::Options::default() };
+        match parse::line(line.as_bytes(), options) {
+            Ok(Message::Metric(sample)) => spellings.print(&sample, dialect, Origin::NONE),
             other => panic!("{line}: {other:?}"),
         }
     }
@@ -287,6 +311,13 @@ mod tests {
             ("a:1|c|#bc", Dialect::Statsd),
             ("a:1|c|#bc\0", Dialect::Datadog),
             ("a\0:1|c|#bc", Dialect::Datadog),
+            ("a:1|c|#bc|c:d", Dialect::Datadog),
+            ("a:1|c|#bc|e:d", Dialect::Datadog),
+            ("a:1|c|#bc|card:d", Dialect::Datadog),
+            ("a:1|c|#bc|c:d|e:d", Dialect::Datadog),
+            ("a:1|c|#bc|c:dd", Dialect::Datadog),
+            ("a:1|c|#bc|c:in-1", Dialect::Datadog),
+            ("a:1|c|#bcin-1", Dialect::Datadog),
         ] {
             assert!(seen.insert(print(&spellings, line, dialect)), "{line:?}");
         }
@@ -295,6 +326,11 @@ mod tests {
             print(&spellings, "a:2:3|c|#b|T17", Dialect::Datadog),
             "values, rate and time make no series"
         );
+        let options = parse::Options::default();
+        let Ok(Message::Metric(sample)) = parse::line(b"a:1|c|#bc", options) else { panic!() };
+        for sent in [Origin(1), Origin(2), Origin(1).by_address()] {
+            assert!(seen.insert(spellings.print(&sample, Dialect::Datadog, sent)), "{sent:?}");
+        }
         let other = Spellings::new(1000);
         assert!(seen.insert(print(&other, "a:1|c|#bc", Dialect::Datadog)), "keys are random");
     }
@@ -336,8 +372,13 @@ mod tests {
             Some(window.intern(context, false).handle)
         };
         let mut spellings = Spellings::new(1000);
-        let copied = Series { handle: handle("a"), copy: handle("b"), overflow: false };
-        let overflow = Series { handle: handle("c"), copy: None, overflow: true };
+        let none = Series::default();
+        let copied = Series { handle: handle("a"), copy: handle("b"), ..none };
+        let overflow = Series { handle: handle("c"), overflow: true, ..none };
+        let named =
+            [Series { named: true, ..copied }, Series { named: true, copy: None, ..copied }];
+        spellings.insert([5, 5], named[0], 5);
+        spellings.insert([6, 6], named[1], 5);
         spellings.insert([1, 1], Series::default(), 5);
         spellings.insert([2, 2], copied, 5);
         spellings.insert([3, 3], overflow, 5);
@@ -348,5 +389,10 @@ mod tests {
         assert_eq!(spellings.find([3, 3], 5, &window), Some((overflow, 5)));
         assert_eq!(spellings.find([3, 3], 6, &window), None, "there may be room again");
         assert_eq!(spellings.find([4, 4], 5, &window), None);
+        assert_eq!(spellings.find([5, 5], 5, &window), Some((named[0], 5)));
+        assert_eq!(spellings.find([6, 6], 5, &window), Some((named[1], 5)));
+        for _ in 0..2 {
+            assert_eq!(spellings.find([5, 5], 6, &window), None, "its tags may be others");
+        }
     }
 }

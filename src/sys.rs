@@ -4,6 +4,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, IoSlice};
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ pub struct Receiver {
     buffer_size: usize,
     /// The file of the memory, removed with the receiver.
     file: Option<PathBuf>,
+    senders: Senders,
 }
 
 /// Memory that a receiver alone uses; of a file, which keeps it when the process dies, or of none.
@@ -145,7 +147,7 @@ pub fn landed(file: &[u8]) -> Option<Landed<'_>> {
         let word = |at| entry.get(at..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
         let length = (word(LENGTH)? as usize).min(size);
         let truncated = word(FLAGS)?.cast_signed() & libc::MSG_TRUNC != 0;
-        Some(Datagram { bytes: &buffer[..length], truncated })
+        Some(Datagram { bytes: &buffer[..length], truncated, sender: Sender::Unknown })
     });
     // What has no length was not received, or holds nothing.
     let datagrams = received.filter(|datagram| !datagram.bytes.is_empty()).collect();
@@ -156,19 +158,150 @@ fn number(file: &[u8], index: usize) -> Option<u64> {
     file.get(index * 8..)?.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes))
 }
 
+/// What is asked of the kernel about senders. To ask costs a little for each datagram.
+pub enum Senders {
+    Unasked,
+    /// Processes, on a Unix socket with `SO_PASSCRED`.
+    Processes(Box<[Control; BATCH]>),
+    /// Addresses, on a UDP socket.
+    Addresses(Box<[libc::sockaddr_storage; BATCH]>),
+}
+
+/// Room for the one control message that `SO_PASSCRED` brings, and for no file descriptors, which
+/// the kernel would open for us.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Control {
+    header: libc::cmsghdr,
+    credentials: libc::ucred,
+}
+
+// SAFETY: CMSG_SPACE only calculates.
+const _: () = assert!(size_of::<Control>() == unsafe { libc::CMSG_SPACE(12) } as usize);
+
+/// Who sent a datagram, as the kernel says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Sender {
+    #[default]
+    Unknown,
+    /// `pid` is 0 for a process outside of our pid namespace.
+    Process {
+        pid: u32,
+        uid: u32,
+    },
+    Address(IpAddr),
+}
+
 /// One datagram, where the kernel put it.
 #[derive(Clone, Copy, Debug)]
 pub struct Datagram<'a> {
     pub bytes: &'a [u8],
     /// It was longer than the buffer; the rest is gone.
     pub truncated: bool,
+    pub sender: Sender,
+}
+
+impl Senders {
+    pub fn processes() -> Self {
+        let header = libc::cmsghdr { cmsg_len: 0, cmsg_level: 0, cmsg_type: 0 };
+        let credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
+        Self::Processes(Box::new([Control { header, credentials }; BATCH]))
+    }
+
+    pub fn addresses() -> Self {
+        // SAFETY: sockaddr_storage is plain data for which all zeroes is a valid value.
+        Self::Addresses(Box::new([unsafe { std::mem::zeroed() }; BATCH]))
+    }
+
+    /// Has the answers for datagram `i` put here.
+    fn ask(&mut self, i: usize, header: &mut libc::msghdr) {
+        match self {
+            Self::Unasked => {}
+            Self::Processes(controls) => {
+                header.msg_control = (&raw mut controls[i]).cast();
+                header.msg_controllen = size_of::<Control>() as _;
+            }
+            Self::Addresses(addresses) => {
+                header.msg_name = (&raw mut addresses[i]).cast();
+                header.msg_namelen = size_of::<libc::sockaddr_storage>() as _;
+            }
+        }
+    }
+
+    /// What the kernel said of datagram `i`.
+    fn answer(&self, i: usize, header: &libc::msghdr) -> Sender {
+        match self {
+            Self::Processes(controls) if header.msg_controllen > 0 => controls[i].sender(),
+            Self::Addresses(addresses) if header.msg_namelen > 0 => address(&addresses[i]),
+            Self::Unasked | Self::Processes(_) | Self::Addresses(_) => Sender::Unknown,
+        }
+    }
+}
+
+impl Control {
+    fn sender(&self) -> Sender {
+        let Self { header, credentials } = self;
+        if (header.cmsg_level, header.cmsg_type) != (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) {
+            return Sender::Unknown;
+        }
+        Sender::of(credentials)
+    }
+}
+
+impl Sender {
+    /// 0 where no process of our pid namespace is known.
+    pub const fn pid(self) -> u32 {
+        match self {
+            Self::Process { pid, .. } => pid,
+            Self::Unknown | Self::Address(_) => 0,
+        }
+    }
+
+    const fn of(credentials: &libc::ucred) -> Self {
+        Self::Process { pid: credentials.pid.cast_unsigned(), uid: credentials.uid }
+    }
+}
+
+/// An IPv4 address that an IPv6 socket shows in its own form is an IPv4 address.
+fn address(storage: &libc::sockaddr_storage) -> Sender {
+    let place: *const libc::sockaddr_storage = storage;
+    match libc::c_int::from(storage.ss_family) {
+        // SAFETY: the kernel wrote a sockaddr_in here, which the storage has room and alignment for.
+        libc::AF_INET => Sender::Address(IpAddr::V4(
+            u32::from_be(unsafe { (*place.cast::<libc::sockaddr_in>()).sin_addr.s_addr }).into(),
+        )),
+        // SAFETY: as above, a sockaddr_in6.
+        libc::AF_INET6 => Sender::Address(
+            IpAddr::from(unsafe { (*place.cast::<libc::sockaddr_in6>()).sin6_addr.s6_addr })
+                .to_canonical(),
+        ),
+        _ => Sender::Unknown,
+    }
+}
+
+/// The process at the other end of a Unix stream, as it was when it connected.
+pub fn peer(stream: BorrowedFd<'_>) -> Sender {
+    let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut length = size_of_val(&credentials) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes into `credentials`, which is that long.
+    let result = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut credentials).cast(),
+            &raw mut length,
+        )
+    };
+    if result < 0 { Sender::Unknown } else { Sender::of(&credentials) }
 }
 
 impl Receiver {
     /// Takes [`BATCH`] times `buffer_size` bytes.
     pub fn new(buffer_size: usize) -> Self {
         let memory = Memory::new(BUFFERS + BATCH * buffer_size, None);
-        Self { memory: memory.expect("memory for buffers"), buffer_size, file: None }
+        let senders = Senders::Unasked;
+        Self { memory: memory.expect("memory for buffers"), buffer_size, file: None, senders }
     }
 
     /// One whose buffers are those of a file, an empty one of its own in memory: what it receives
@@ -188,12 +321,18 @@ impl Receiver {
         numbers[SAFE].store(first, Ordering::Release);
         numbers[BUFFER_SIZE].store(buffer_size as u64, Ordering::Release);
         numbers[0].store(MARK, Ordering::Release);
-        Ok(Self { memory, buffer_size, file: None })
+        Ok(Self { memory, buffer_size, file: None, senders: Senders::Unasked })
     }
 
     /// Removes this file when the receiver is dropped: nothing is left in it then.
     pub fn removing(mut self, file: PathBuf) -> Self {
         self.file = Some(file);
+        self
+    }
+
+    /// Asks the kernel this about the senders of what is received from now on.
+    pub fn asking(mut self, senders: Senders) -> Self {
+        self.senders = senders;
         self
     }
 
@@ -228,32 +367,37 @@ impl Receiver {
         });
         // SAFETY: mmsghdr is plain data for which all zeroes is a valid value.
         *headers = unsafe { std::mem::zeroed() };
-        for (header, slice) in headers.iter_mut().zip(&mut slices) {
+        for (i, (header, slice)) in headers.iter_mut().zip(&mut slices).enumerate() {
             header.msg_hdr.msg_iov = slice;
             header.msg_hdr.msg_iovlen = 1;
+            self.senders.ask(i, &mut header.msg_hdr);
         }
         // From here on lengths in the table are those of this batch.
         numbers[RECEIVED].fetch_add(1, Ordering::Release);
         // SAFETY: each of the BATCH headers holds one slice, a part of `buffers` of the stated
-        // length. The pointers were made just now, and neither `buffers` nor `slices` is touched
-        // otherwise until the call is over.
+        // length, and at most one place for an answer, of the stated length as well. The pointers
+        // were made just now, and neither `buffers`, `slices` nor `senders` is touched otherwise
+        // until the call is over.
         let count = unsafe {
             libc::recvmmsg(
                 socket.as_raw_fd(),
                 headers.as_mut_ptr(),
                 BATCH as libc::c_uint,
-                libc::MSG_DONTWAIT,
+                libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC,
                 std::ptr::null_mut(),
             )
         };
         if count < 0 {
             return Err(io::Error::last_os_error());
         }
-        let buffers = buffers.chunks_exact(size);
+        let senders = &self.senders;
+        let buffers = buffers.chunks_exact(size).enumerate();
         // Only what was received by this very call: older datagrams still lie in later buffers.
-        Ok(headers.iter().zip(buffers).take(count as usize).map(move |(header, buffer)| Datagram {
+        let received = headers.iter().zip(buffers).take(count as usize);
+        Ok(received.map(move |(header, (i, buffer))| Datagram {
             bytes: &buffer[..(header.msg_len as usize).min(size)],
             truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
+            sender: senders.answer(i, &header.msg_hdr),
         }))
     }
 }
@@ -655,6 +799,94 @@ mod tests {
         assert_eq!(write_at(&file, &slices, 4).expect("write"), 3);
         assert_eq!(std::fs::read(&path).expect("read"), b"0123abc789");
         assert!(write_at(&file, &slices, u64::MAX).is_err());
+    }
+
+    #[test]
+    fn a_unix_socket_says_which_process_sent() {
+        let me = Sender::Process { pid: std::process::id(), uid: effective_uid() };
+        let (sender, receiver) = UnixDatagram::pair().expect("socket pair");
+        socket2::SockRef::from(&receiver).set_passcred(true).expect("SO_PASSCRED");
+        let mut batch = Receiver::new(8).asking(Senders::processes());
+        sender.send(b"a").expect("send");
+        sender.send(b"too long for it").expect("send");
+        let got: Vec<_> = batch.receive(receiver.as_fd()).expect("receive").collect();
+        let seen: Vec<_> = got.iter().map(|d| (d.bytes.len(), d.truncated, d.sender)).collect();
+        assert_eq!(seen, [(1, false, me), (8, true, me)]);
+
+        let shell = std::process::Command::new("sh")
+            .args(["-c", "echo x >&0"])
+            .stdin(OwnedFd::from(sender))
+            .spawn();
+        let mut shell = shell.expect("a shell");
+        let pid = shell.id();
+        assert!(shell.wait().expect("its end").success());
+        let got: Vec<_> = batch.receive(receiver.as_fd()).expect("receive").collect();
+        assert_eq!(got[0].sender, Sender::Process { pid, uid: effective_uid() });
+
+        let (one, other) = std::os::unix::net::UnixStream::pair().expect("socket pair");
+        assert_eq!((peer(one.as_fd()), peer(other.as_fd())), (me, me));
+        assert_eq!(peer(receiver.as_fd()), me);
+        let udp = UdpSocket::bind("127.0.0.1:0").expect("bind");
+        assert_ne!(peer(udp.as_fd()), me);
+    }
+
+    /// As the system tells it in a file.
+    fn effective_uid() -> u32 {
+        let status = std::fs::read_to_string("/proc/self/status").expect("status");
+        let uids = status.lines().find_map(|l| l.strip_prefix("Uid:")).expect("uids");
+        uids.split_whitespace().nth(1).expect("effective").parse().expect("a number")
+    }
+
+    #[test]
+    fn file_descriptors_that_come_along_are_not_taken() {
+        let (sender, receiver) = UnixDatagram::pair().expect("socket pair");
+        socket2::SockRef::from(&receiver).set_passcred(true).expect("SO_PASSCRED");
+        let script = "import socket, os\n\
+                      s = socket.socket(fileno=0)\n\
+                      socket.send_fds(s, [b'with files'], [1, 2])";
+        let status = std::process::Command::new("python3")
+            .args(["-c", script])
+            .stdin(OwnedFd::from(sender))
+            .status();
+        if !status.is_ok_and(|status| status.success()) {
+            println!("SKIP file_descriptors_that_come_along_are_not_taken: no python3");
+            return;
+        }
+        let open = || std::fs::read_dir("/proc/self/fd").expect("a folder");
+        let pipes = |entries: std::fs::ReadDir| {
+            let links = entries.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+            links.filter(|link| *link == std::fs::read_link("/proc/self/fd/1").expect("it")).count()
+        };
+        let before = pipes(open());
+        let mut batch = Receiver::new(16).asking(Senders::processes());
+        let got: Vec<_> = batch.receive(receiver.as_fd()).expect("receive").collect();
+        assert_eq!(got[0].bytes, b"with files");
+        assert!(matches!(got[0].sender, Sender::Process { .. }));
+        assert_eq!(pipes(open()), before);
+    }
+
+    #[test]
+    fn a_udp_socket_says_which_address_sent() {
+        for (bind, from) in [("127.0.0.1:0", "127.0.0.9"), ("[::1]:0", "::1")] {
+            let Ok(receiver) = UdpSocket::bind(bind) else {
+                println!("SKIP a_udp_socket_says_which_address_sent: cannot bind {bind}");
+                continue;
+            };
+            let from: IpAddr = from.parse().expect("an address");
+            let sender = UdpSocket::bind((from, 0)).expect("bind");
+            sender.send_to(b"x", receiver.local_addr().expect("address")).expect("send");
+            let mut batch = Receiver::new(8).asking(Senders::addresses());
+            let got: Vec<_> = batch.receive(receiver.as_fd()).expect("receive").collect();
+            assert_eq!(got[0].sender, Sender::Address(from));
+        }
+        // One socket for both shows IPv4 as what it is.
+        let Ok(receiver) = UdpSocket::bind("[::]:0") else { return };
+        let port = receiver.local_addr().expect("address").port();
+        let sender = UdpSocket::bind("127.0.0.1:0").expect("bind");
+        sender.send_to(b"x", ("127.0.0.1", port)).expect("send");
+        let mut batch = Receiver::new(8).asking(Senders::addresses());
+        let got: Vec<_> = batch.receive(receiver.as_fd()).expect("receive").collect();
+        assert_eq!(got[0].sender, Sender::Address("127.0.0.1".parse().expect("an address")));
     }
 
     #[test]

@@ -85,6 +85,28 @@ pub struct Telemetry {
     pub timed_dropped: Counter,
     /// Events and service checks beyond `shard.events_max`.
     pub events_dropped: Counter,
+    /// Calls of a container engine that failed for the engine as a whole.
+    pub docker_engine_errors: Counter,
+    /// Events of an engine that could not be read.
+    pub docker_events_unread: Counter,
+    /// Times that events of an engine were missed.
+    pub docker_event_gaps: Counter,
+    /// Events of an engine beyond those that wait for a run.
+    pub docker_events_dropped: Counter,
+    /// Containers beyond `collectors.docker.containers_max`, in the list of last.
+    pub docker_containers_left_out: AtomicU64,
+    /// Senders remembered now.
+    pub origin_senders: AtomicU64,
+    /// Datagrams and lines that waited until the tags of their sender were known.
+    pub origin_waited: Counter,
+    /// Datagrams and lines that went without the tags of a new sender.
+    pub origin_untagged: Counter,
+    /// Questions for senders beyond those remembered.
+    pub origin_senders_refused: Counter,
+    /// Datagrams of processes in another pid namespace.
+    pub origin_foreign: Counter,
+    /// Containers for which the directory of origins had no room.
+    pub origin_containers_refused: Counter,
     /// Points of series for which the Prometheus page had no room.
     pub page_left_out: Counter,
     /// Points of counts below zero, which no counter of that page can take.
@@ -453,6 +475,61 @@ pub const OWN: &[Own] = &[
         "events_dropped_total",
         "DATA LOSS. Events and checks beyond shard.events_max.",
         Read::Process(|t| t.events_dropped.get()),
+    ),
+    gauge(
+        "origin_senders",
+        "Processes and inodes remembered now, with the containers they belong to.",
+        Read::Process(|t| t.origin_senders.load(Relaxed)),
+    ),
+    counter(
+        "origin_waited_total",
+        "Datagrams and lines of new senders that waited until their tags were known (origin.wait).",
+        Read::Process(|t| t.origin_waited.get()),
+    ),
+    counter(
+        "origin_untagged_total",
+        "Datagrams and lines of new senders that went without tags: not to wait, for want of room, or because the tags came too late.",
+        Read::Process(|t| t.origin_untagged.get()),
+    ),
+    counter(
+        "origin_senders_refused_total",
+        "Times that a sender was not looked up because 65 536 of them are remembered.",
+        Read::Process(|t| t.origin_senders_refused.get()),
+    ),
+    counter(
+        "origin_foreign_total",
+        "Datagrams of processes outside of our pid namespace, whose containers cannot be found.",
+        Read::Process(|t| t.origin_foreign.get()),
+    ),
+    counter(
+        "docker_engine_errors_total",
+        "Calls of the container engine that failed.",
+        Read::Process(|t| t.docker_engine_errors.get()),
+    ),
+    counter(
+        "docker_events_unread_total",
+        "Events of the container engine that could not be understood.",
+        Read::Process(|t| t.docker_events_unread.get()),
+    ),
+    counter(
+        "docker_event_gaps_total",
+        "Times that events of the container engine were missed, so that its list was read anew.",
+        Read::Process(|t| t.docker_event_gaps.get()),
+    ),
+    counter(
+        "docker_events_dropped_total",
+        "DATA LOSS. Events of the container engine beyond 5000 between two runs.",
+        Read::Process(|t| t.docker_events_dropped.get()),
+    ),
+    gauge(
+        "docker_containers_left_out",
+        "Containers that are not measured because of collectors.docker.containers_max.",
+        Read::Process(|t| t.docker_containers_left_out.load(Relaxed)),
+    ),
+    counter(
+        "origin_containers_refused_total",
+        "Containers beyond the 50 000 whose tags are remembered: their samples go without.",
+        Read::Process(|t| t.origin_containers_refused.get()),
     ),
     counter(
         "page_left_out_total",

@@ -84,10 +84,10 @@ impl Reading {
         let mut found = Vec::new();
         parse::messages(line, self.options, |message| {
             if let Ok(Message::Metric(sample)) = message
-                && let Outcome::Keep { context, .. } =
+                && let Outcome::Keep { series, .. } =
                     self.rules.context(&sample, self.options.dialect)
             {
-                found.push(context);
+                found.push(series.context());
             }
         });
         found

@@ -4,6 +4,7 @@ mod capture;
 mod check;
 mod client;
 pub mod config;
+mod doctor;
 mod dry_run;
 mod health;
 mod names;
@@ -66,6 +67,13 @@ enum Command {
         #[arg(long, conflicts_with = "json")]
         agent_keys: bool,
     },
+    /// Say what is found of sockets, mounts, namespaces, cgroups and engine, and which flag is
+    /// missing: exit code 0 or 1.
+    Doctor {
+        /// Print JSON instead of lines.
+        #[arg(long)]
+        json: bool,
+    },
     Top(top::Top),
     Stats(stats::Stats),
     Tap(tap::Tap),
@@ -116,6 +124,9 @@ pub fn main() -> ExitCode {
         }
         Command::Config { json, .. } => {
             config::run(&sources, json, &mut io::stdout(), &mut io::stderr()).map_err(Into::into)
+        }
+        Command::Doctor { json } => {
+            doctor::run(&sources, json, &mut io::stdout()).map_err(Into::into)
         }
         Command::Top(top) => top.run(&sources),
         Command::Stats(stats) => stats.run(&sources),

@@ -227,6 +227,7 @@ mod tests {
         Shared {
             rules: Arc::new(Rules::new(&Default::default(), "host").expect("rules")),
             shards: Arc::new(shards),
+            origins: Arc::default(),
             telemetry,
             distribution_prefix: None,
             log_rejects: false,

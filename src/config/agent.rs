@@ -10,6 +10,7 @@ use std::fmt::Write;
 use super::convert::{Manner, quoted, truth};
 use super::load::{Assignment, ConfigError, Source};
 use super::tree::{Entry, Node, Shape};
+use crate::parse::Cardinality;
 use crate::secrets;
 use crate::value::{Aggregate, parse_percentile};
 
@@ -311,21 +312,51 @@ static KEYS: &[Key] = &[
         },
         "on all addresses; 0 closes it",
     ),
+    // Origins.
+    Key {
+        name: "dogstatsd_origin_detection",
+        effect: Effect::Sets("origin.detection"),
+        remark: "off in the Agent",
+    },
+    Key {
+        name: "dogstatsd_origin_detection_client",
+        effect: Effect::Sets("intake.origin_fields"),
+        remark: "off in the Agent",
+    },
+    sets("origin_detection_unified", "origin.unified"),
+    sets("dogstatsd_entity_id_precedence", "origin.entity_id_precedence"),
+    converts(
+        "dogstatsd_tag_cardinality",
+        &["origin.cardinality"],
+        |node, _| {
+            let text = scalar(node)?;
+            let expected = "expected none, low, orchestrator or high, found";
+            let cardinality = Cardinality::parse(text.trim().as_bytes());
+            let word = cardinality.map(Cardinality::word);
+            let word = word.ok_or_else(|| format!("{expected} {}", quoted(text)))?;
+            Ok(vec![("origin.cardinality", Node::text(word))])
+        },
+        "",
+    ),
+    nothing("dogstatsd_origin_optout_enabled", "the cardinality none never brings tags"),
+    // Containers.
+    sets("docker_labels_as_tags", "collectors.docker.labels_as_tags"),
+    sets("container_labels_as_tags", "collectors.docker.labels_as_tags"),
+    sets("docker_env_as_tags", "collectors.docker.env_as_tags"),
+    sets("container_env_as_tags", "collectors.docker.env_as_tags"),
+    sets("docker_query_timeout", "collectors.docker.timeout"),
+    sets("ac_include", "collectors.docker.include"),
+    sets("container_include", "collectors.docker.include"),
+    sets("container_include_metrics", "collectors.docker.include"),
+    sets("ac_exclude", "collectors.docker.exclude"),
+    sets("container_exclude", "collectors.docker.exclude"),
+    sets("container_exclude_metrics", "collectors.docker.exclude"),
+    sets("exclude_pause_container", "collectors.docker.exclude_pause_container"),
+    nothing("container_include_logs", OTHER),
+    nothing("container_exclude_logs", OTHER),
     // What this version does not do.
-    not_yet("dogstatsd_origin_detection", ORIGIN),
-    not_yet("dogstatsd_origin_detection_client", ORIGIN),
-    not_yet("origin_detection_unified", ORIGIN),
-    not_yet("dogstatsd_origin_optout_enabled", ORIGIN),
-    not_yet("dogstatsd_tag_cardinality", ORIGIN),
     not_yet("checks_tag_cardinality", ORIGIN),
-    not_yet("dogstatsd_entity_id_precedence", ORIGIN),
-    not_yet("docker_labels_as_tags", ORIGIN),
-    not_yet("docker_env_as_tags", ORIGIN),
-    not_yet("container_labels_as_tags", ORIGIN),
-    not_yet("container_env_as_tags", ORIGIN),
     not_yet("kubernetes_*", ORIGIN),
-    not_yet("container_include*", ORIGIN),
-    not_yet("container_exclude*", ORIGIN),
     not_yet("ecs_*", ORIGIN),
     not_yet("secret_*", "other ways to secrets"),
     not_yet("dogstatsd_capture_*", "capture of traffic"),
@@ -850,6 +881,11 @@ mod tests {
         ("min_tls_version", "TLSv1.3", "sinks.datadog.http.min_tls_version", "\"tlsv1.3\""),
         ("min_tls_version", "tlsv1.0", "sinks.datadog.http.min_tls_version", "\"tlsv1.2\""),
         ("hostname", "web-1", "origin.hostname", "\"web-1\""),
+        ("dogstatsd_origin_detection", "false", "origin.detection", "false"),
+        ("dogstatsd_origin_detection_client", "false", "intake.origin_fields", "false"),
+        ("origin_detection_unified", "true", "origin.unified", "true"),
+        ("dogstatsd_entity_id_precedence", "true", "origin.entity_id_precedence", "true"),
+        ("dogstatsd_tag_cardinality", "Orch", "origin.cardinality", "\"orchestrator\""),
         ("hostname_file", "/a/b", "origin.hostname_file", "\"/a/b\""),
         ("secret_backend_command", "/a/b", "secrets.command", "\"/a/b\""),
         ("secret_backend_arguments", "[\"a\", \"b\"]", "secrets.arguments", "[\"a\", \"b\"]"),
@@ -925,6 +961,43 @@ mod tests {
         ("syslog_rfc", "true", "logging.syslog_rfc5424", "true"),
         ("health_port", "5555", "status.health_listen", "\"0.0.0.0:5555\""),
         ("health_port", "0", "status.health_listen", "\"\""),
+        (
+            "docker_labels_as_tags",
+            r#"{"app.team": "team"}"#,
+            "collectors.docker.labels_as_tags",
+            r#"{"app.team": "team"}"#,
+        ),
+        (
+            "container_labels_as_tags",
+            r#"{"a": "+b"}"#,
+            "collectors.docker.labels_as_tags",
+            r#"{"a": "+b"}"#,
+        ),
+        (
+            "docker_env_as_tags",
+            r#"{"STAGE": "stage"}"#,
+            "collectors.docker.env_as_tags",
+            r#"{"STAGE": "stage"}"#,
+        ),
+        (
+            "container_env_as_tags",
+            r#"{"A": "b"}"#,
+            "collectors.docker.env_as_tags",
+            r#"{"A": "b"}"#,
+        ),
+        ("docker_query_timeout", "7", "collectors.docker.timeout", "7"),
+        ("ac_include", "[\"name:a\"]", "collectors.docker.include", "[\"name:a\"]"),
+        ("container_include", "[\"name:a\"]", "collectors.docker.include", "[\"name:a\"]"),
+        ("container_include_metrics", "[\"name:a\"]", "collectors.docker.include", "[\"name:a\"]"),
+        ("ac_exclude", "[\"image:a\"]", "collectors.docker.exclude", "[\"image:a\"]"),
+        ("container_exclude", "[\"image:a\"]", "collectors.docker.exclude", "[\"image:a\"]"),
+        (
+            "container_exclude_metrics",
+            "[\"image:a\"]",
+            "collectors.docker.exclude",
+            "[\"image:a\"]",
+        ),
+        ("exclude_pause_container", "false", "collectors.docker.exclude_pause_container", "false"),
     ];
 
     #[test]
@@ -1038,11 +1111,11 @@ mod tests {
         let loaded = agent_from_text(
             "datadog.yaml",
             "dogstatsd_queue_size: 5\nlogs_config: {a: 1, b: {c: 2}}\nsyslog_pem: /x\n\
-             dogstatsd_origin_detection: false\nmy_own: 1\nproxy: {ftp: x}\ntags: [a]\nenv: b\n\
+             kubernetes_pod: false\nmy_own: 1\nproxy: {ftp: x}\ntags: [a]\nenv: b\n\
              min_tls_version: tlsv1.1\nhistogram_percentiles: [95]\ntelemetry: {enabled: true}\n",
             &[
                 ("DD_QUUX".to_owned(), "1".to_owned()),
-                ("DD_DOGSTATSD_TAG_CARDINALITY".to_owned(), "high".to_owned()),
+                ("DD_CHECKS_TAG_CARDINALITY".to_owned(), "high".to_owned()),
                 ("DD_AGENT_HOST".to_owned(), "x".to_owned()),
                 ("DD_TRACE_DEBUG".to_owned(), "x".to_owned()),
                 ("DD_QUEUE".to_owned(), String::new()),
@@ -1060,7 +1133,7 @@ mod tests {
                 "settings of the Agent that have no effect in tallyd: dogstatsd_queue_size, \
                  logs_config, proxy.ftp, telemetry.enabled",
                 "settings of the Agent that are not effective in this version: \
-                 DD_DOGSTATSD_TAG_CARDINALITY, syslog_pem",
+                 DD_CHECKS_TAG_CARDINALITY, syslog_pem",
                 "settings that tallyd does not know and ignores: DD_QUEUE, DD_QUUX, my_own",
             ]
         );
@@ -1072,6 +1145,11 @@ mod tests {
             (
                 "\ndogstatsd_port: __random__",
                 "d:2: dogstatsd_port: a random port is not supported: give a number",
+            ),
+            (
+                "dogstatsd_tag_cardinality: all",
+                "d:1: dogstatsd_tag_cardinality: expected none, low, orchestrator or high, found \
+                 \"all\"",
             ),
             ("health_port: x", "d:1: health_port: expected a port, found \"x\""),
             ("log_format_json: x", "d:1: log_format_json: expected true or false, found \"x\""),

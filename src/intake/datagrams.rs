@@ -19,6 +19,9 @@ use crate::time::Time;
 /// How long a thread sleeps at most, so that the kernel's drops are noticed on a quiet socket too.
 const POLL: Duration = Duration::from_secs(1);
 
+/// The same while datagrams wait for the tags of their senders.
+pub(super) const SHORT_POLL: Duration = Duration::from_millis(20);
+
 /// Batches taken at the stop, so that a sender who does not stop cannot prevent it.
 const LAST_BATCHES: usize = 1024;
 
@@ -45,10 +48,9 @@ impl Datagrams {
         reader: Reader,
         forward: Option<UdpSocket>,
         pace: Option<Pace>,
-        buffer_size: usize,
+        receiver: Receiver,
         drops: u32,
     ) -> Self {
-        let receiver = reader.receiver(buffer_size);
         Self { socket, reader, receiver, forward, pace, drops, drops_read: 0, drops_logged: 0 }
     }
 
@@ -58,7 +60,8 @@ impl Datagrams {
         poll.registry().register(&mut SourceFd(&fd), Token(0), Interest::READABLE)?;
         let mut events = Events::with_capacity(8);
         while !stopping.load(Ordering::Acquire) {
-            match poll.poll(&mut events, Some(POLL)) {
+            let patience = if self.reader.holds() { SHORT_POLL } else { POLL };
+            match poll.poll(&mut events, Some(patience)) {
                 Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
@@ -72,6 +75,7 @@ impl Datagrams {
                 break;
             }
         }
+        self.reader.release_all(Time::now());
         Ok(())
     }
 
@@ -93,6 +97,7 @@ impl Datagrams {
     fn take_batch(&mut self, now: Time) -> usize {
         let begun = Instant::now();
         let mut count = 0;
+        self.reader.release(now);
         let number = self.receiver.expect(now.0);
         match self.receiver.receive(self.socket.as_fd()) {
             Ok(datagrams) => {

@@ -51,6 +51,63 @@ pub enum Socket {
     Stream(Listening),
 }
 
+/// What a listener listens on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listens {
+    /// HOST:PORT.
+    Udp(String),
+    Tcp,
+    /// The first of these paths where a socket can be made.
+    Unix(Vec<PathBuf>),
+}
+
+/// The listeners that the configuration asks for, each with the beginning of its name: the whole,
+/// but for the path of a Unix socket.
+pub fn listeners(config: &Config) -> Vec<(String, Listens)> {
+    let mut found = Vec::new();
+    let udp = |address: String| (format!("udp://{address}"), Listens::Udp(address));
+    let tcp = |address: String| (format!("tcp://{address}"), Listens::Tcp);
+    let unix = |scheme: &str, paths| (format!("{scheme}://"), Listens::Unix(paths));
+    if config.port != 0 {
+        found.push(udp(format!("{}:{}", bind_host(config), config.port)));
+    }
+    match config.socket.as_str() {
+        "" => {}
+        "auto" => found.push(unix("unixgram", auto_paths())),
+        path => found.push(unix("unixgram", vec![PathBuf::from(path)])),
+    }
+    if !config.stream_socket.is_empty() {
+        found.push(unix("unixstream", vec![PathBuf::from(&config.stream_socket)]));
+    }
+    if config.tcp_port != 0 {
+        found.push(tcp(format!("{}:{}", bind_host(config), config.tcp_port)));
+    }
+    // Wrong addresses were refused with the configuration.
+    found.extend(config.listeners.iter().filter_map(|listener| {
+        Some(match listener.address.parse().ok()? {
+            ListenAddress::Udp(address) => udp(address),
+            ListenAddress::Tcp(address) => tcp(address),
+            ListenAddress::UnixDatagram(path) => unix("unixgram", vec![path]),
+            ListenAddress::UnixStream(path) => unix("unixstream", vec![path]),
+        })
+    }));
+    found
+}
+
+/// Bytes of receive buffer that are asked for.
+pub const fn receive_buffer(config: &Config) -> usize {
+    if config.receive_buffer == 0 { RECEIVE_BUFFER } else { config.receive_buffer }
+}
+
+/// The Agent's path, and those below runtime directories.
+fn auto_paths() -> Vec<PathBuf> {
+    let mut paths = vec![PathBuf::from(AGENT_SOCKET)];
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    paths.extend(runtime.map(|folder| folder.join("tallyd/dsd.socket")));
+    paths.push(std::env::temp_dir().join("tallyd/dsd.socket"));
+    paths
+}
+
 /// Opens every listener of the configuration, on a socket that was passed where one fits, and says
 /// so in the log. What nobody asked for may fail with a warning, as long as something is left to
 /// read.
@@ -221,10 +278,7 @@ impl Opening<'_> {
 
     /// The Agent's path, or the first one below a runtime directory that works.
     fn auto_socket(&mut self, eol: bool) -> anyhow::Result<()> {
-        let mut candidates = vec![PathBuf::from(AGENT_SOCKET)];
-        let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-        candidates.extend(runtime.map(|folder| folder.join("tallyd/dsd.socket")));
-        candidates.push(std::env::temp_dir().join("tallyd/dsd.socket"));
+        let mut candidates = auto_paths();
         // One that was passed before one that could be made.
         candidates.sort_by_key(|path| !self.passed.has(&Place::UnixDatagram(path.clone())));
         let mut failures = Vec::new();
@@ -243,11 +297,15 @@ impl Opening<'_> {
     fn unix_datagram(&mut self, path: &Path, dialect: Dialect, eol: bool) -> anyhow::Result<()> {
         let mut open = || {
             if let Some(socket) = self.passed.take(&Place::UnixDatagram(path.to_owned())) {
-                return Ok((None, OwnedFd::from(self.take_over(socket)?)));
+                let socket = self.take_over(socket)?;
+                socket2::SockRef::from(&socket).set_passcred(true)?;
+                return Ok((None, OwnedFd::from(socket)));
             }
             make_way(path, || UnixDatagram::unbound()?.connect(path))?;
             let socket = UnixDatagram::bind(path)?;
             let file = SocketFile::new(path)?;
+            // Each datagram then comes with the process that sent it.
+            socket2::SockRef::from(&socket).set_passcred(true)?;
             socket.set_nonblocking(true)?;
             self.size_buffer(&socket2::SockRef::from(&socket))?;
             self.set_mode(path)?;

@@ -4,6 +4,7 @@ use std::io::{self, ErrorKind, Read};
 
 use crate::reader::Reader;
 use crate::stream::Framer;
+use crate::sys::Sender;
 use crate::time::Time;
 
 /// Starts the thread. It is never joined: a read of standard input cannot be interrupted.
@@ -25,10 +26,10 @@ pub(super) fn start(
                     break;
                 }
             }
-            reader.payloads(&mut framer, Time::now());
+            reader.payloads(&mut framer, Sender::Unknown, Time::now());
         }
         framer.end();
-        reader.payloads(&mut framer, Time::now());
+        reader.payloads(&mut framer, Sender::Unknown, Time::now());
         ended();
     };
     std::thread::Builder::new().name("intake-stdin".to_owned()).spawn(run).map(drop)

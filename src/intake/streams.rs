@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -9,9 +10,11 @@ use mio::event::Source;
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::{Events, Interest, Poll, Registry, Token};
 
+use super::datagrams::SHORT_POLL;
 use crate::reader::Reader;
 use crate::sample::Reject;
 use crate::stream::Framer;
+use crate::sys::{self, Sender};
 use crate::time::Time;
 
 /// Reads of one connection before the others get their turn.
@@ -40,6 +43,7 @@ enum Stream {
 
 struct Connection {
     stream: Stream,
+    sender: Sender,
     framer: Framer,
     /// Index of its listener.
     listener: usize,
@@ -110,6 +114,8 @@ impl Streams {
                     self.accept(number, poll.registry());
                 }
             }
+            let now = Time::now();
+            self.listeners.iter_mut().for_each(|listener| listener.reader.release(now));
             let mut turn = std::mem::take(&mut self.unfinished);
             for event in &events {
                 match event.token() {
@@ -133,6 +139,8 @@ impl Streams {
             Duration::ZERO
         } else if self.accept_again {
             ACCEPT_PAUSE
+        } else if self.listeners.iter().any(|listener| listener.reader.holds()) {
+            SHORT_POLL
         } else {
             POLL
         }
@@ -153,6 +161,9 @@ impl Streams {
                 break;
             }
         }
+        for listener in &mut self.listeners {
+            listener.reader.release_all(Time::now());
+        }
         for connection in self.connections.values_mut() {
             connection.cut(&self.listeners[connection.listener].reader);
         }
@@ -162,8 +173,8 @@ impl Streams {
         loop {
             let Listener { listening, reader, open } = &mut self.listeners[number];
             let listener = reader.listener();
-            let mut stream = match listening.accept() {
-                Ok(stream) => stream,
+            let (mut stream, sender) = match listening.accept() {
+                Ok(accepted) => accepted,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(_) => {
@@ -188,7 +199,7 @@ impl Streams {
             }
             listener.connections.add(1);
             *open += 1;
-            self.connections.insert(token, Connection { stream, framer, listener: number });
+            self.connections.insert(token, Connection { stream, sender, framer, listener: number });
         }
     }
 
@@ -216,7 +227,7 @@ impl Connection {
                 Ok(0) => self.framer.end(),
                 Ok(bytes) => {
                     self.framer.filled(bytes);
-                    if reader.payloads(&mut self.framer, Time::now()) {
+                    if reader.payloads(&mut self.framer, self.sender, Time::now()) {
                         continue;
                     }
                     return Turn::Over;
@@ -228,7 +239,7 @@ impl Connection {
                     self.framer.end();
                 }
             }
-            reader.payloads(&mut self.framer, Time::now());
+            reader.payloads(&mut self.framer, self.sender, Time::now());
             return Turn::Over;
         }
         Turn::Unfinished
@@ -245,10 +256,17 @@ impl Connection {
 }
 
 impl Listening {
-    fn accept(&self) -> io::Result<Stream> {
+    fn accept(&self) -> io::Result<(Stream, Sender)> {
         match self {
-            Self::Tcp(listener) => listener.accept().map(|(stream, _)| Stream::Tcp(stream)),
-            Self::Unix(listener) => listener.accept().map(|(stream, _)| Stream::Unix(stream)),
+            Self::Tcp(listener) => {
+                let (stream, from) = listener.accept()?;
+                Ok((Stream::Tcp(stream), Sender::Address(from.ip().to_canonical())))
+            }
+            Self::Unix(listener) => {
+                let (stream, _) = listener.accept()?;
+                let sender = sys::peer(stream.as_fd());
+                Ok((Stream::Unix(stream), sender))
+            }
         }
     }
 

@@ -22,7 +22,7 @@ use std::ops::Range;
 
 use crate::sample::Dialect;
 use crate::shard::Generation;
-use crate::sys::Datagram;
+use crate::sys::{Datagram, Sender};
 use crate::time::Time;
 
 const SEGMENT_MAGIC: &[u8; 8] = b"tallyd\0J";
@@ -228,7 +228,7 @@ impl<'a> Records<'a> {
                 while let (Some(length), Some(_origin)) = (table.u32(), table.u32()) {
                     let truncated = length & TRUNCATED != 0;
                     let bytes = bytes.take((length & !TRUNCATED) as usize)?;
-                    record.datagrams.push(Datagram { bytes, truncated });
+                    record.datagrams.push(Datagram { bytes, truncated, sender: Sender::Unknown });
                 }
             }
             KIND_ORIGIN => {}
@@ -390,7 +390,11 @@ mod tests {
         for (arrival, batch) in batches {
             let datagrams: Vec<_> = batch
                 .iter()
-                .map(|(bytes, truncated)| Datagram { bytes, truncated: *truncated })
+                .map(|(bytes, truncated)| Datagram {
+                    bytes,
+                    truncated: *truncated,
+                    sender: Sender::Unknown,
+                })
                 .collect();
             let before = bytes.len();
             write_record_head(seed, Time(*arrival), 9, &datagrams, &mut head);

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::format::{Header, Source};
 use crate::shard::Generation;
-use crate::sys::{self, Datagram, Receiver};
+use crate::sys::{self, Datagram, Receiver, Sender};
 use crate::time::Time;
 
 const FOLDER: &str = "/dev/shm";
@@ -45,7 +45,13 @@ impl Landing {
     /// None, if the batch was appended.
     pub fn datagrams(&self) -> Vec<Datagram<'_>> {
         let datagrams = self.datagrams.iter();
-        datagrams.map(|(bytes, truncated)| Datagram { bytes, truncated: *truncated }).collect()
+        datagrams
+            .map(|(bytes, truncated)| Datagram {
+                bytes,
+                truncated: *truncated,
+                sender: Sender::Unknown,
+            })
+            .collect()
     }
 
     /// Once the batch is safe.

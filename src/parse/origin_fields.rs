@@ -1,6 +1,8 @@
 //! What stands inside the fields `c:`, `e:` and `card:`. Nothing here can refuse a message: a part
 //! that cannot be read counts as absent, as in the Agent.
 
+use serde::{Deserialize, Serialize};
+
 /// Local data, `c:`: what the client knows of its container.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LocalData<'a> {
@@ -22,27 +24,41 @@ pub struct ExternalData<'a> {
 }
 
 /// How many tags the origin of a sample should bring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
 pub enum Cardinality {
+    /// None at all.
     None,
+    /// Those that all copies of a service share.
     Low,
+    /// And those of the pod or task.
+    #[serde(alias = "orch")]
     Orchestrator,
+    /// And those of the single container.
     High,
 }
 
 impl Cardinality {
+    /// The word used in settings.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Low => "low",
+            Self::Orchestrator => "orchestrator",
+            Self::High => "high",
+        }
+    }
+
     /// Reads the word of `card:` or of the tag `dd.internal.card:`, in any case. `None` means the
     /// configured default.
     pub fn parse(text: &[u8]) -> Option<Self> {
-        [
-            ("none", Self::None),
-            ("low", Self::Low),
-            ("orch", Self::Orchestrator),
-            ("orchestrator", Self::Orchestrator),
-            ("high", Self::High),
-        ]
-        .into_iter()
-        .find_map(|(word, level)| text.eq_ignore_ascii_case(word.as_bytes()).then_some(level))
+        let is = |word: &str| text.eq_ignore_ascii_case(word.as_bytes());
+        let all = [Self::None, Self::Low, Self::Orchestrator, Self::High];
+        all.into_iter()
+            .find(|level| is(level.word()))
+            .or_else(|| is("orch").then_some(Self::Orchestrator))
     }
 }
 

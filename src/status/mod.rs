@@ -360,6 +360,7 @@ mod tests {
         let shared = Shared {
             rules: Arc::new(Rules::new(&rules::Config::default(), "own").unwrap()),
             shards: Arc::new(shards),
+            origins: Arc::default(),
             telemetry: Arc::clone(&telemetry),
             distribution_prefix: None,
             log_rejects: false,
