@@ -67,6 +67,8 @@ pub struct Telemetry {
     collectors: RwLock<Vec<Arc<CollectorFigures>>>,
     /// Number of series held now.
     pub contexts: AtomicU64,
+    /// Series that may be held.
+    pub contexts_max: AtomicU64,
     /// Lines folded into the overflow series because `shard.contexts_max` was reached.
     pub overflow: Counter,
     /// Samples dropped by `rules.metric_blocklist`.
@@ -429,6 +431,11 @@ pub const OWN: &[Own] = &[
         Read::Collector(|c| c.micros.load(Relaxed) as f64 / 1e6),
     ),
     gauge("contexts", "Series held now.", Read::Process(|t| t.contexts.load(Relaxed))),
+    gauge(
+        "contexts_max",
+        "Series that may be held: shard.contexts_max.",
+        Read::Process(|t| t.contexts_max.load(Relaxed)),
+    ),
     counter(
         "overflow_total",
         "Lines folded into the overflow series because shard.contexts_max was reached.",
