@@ -119,9 +119,9 @@ const CASES: [Case; 16] = [
     Case { name: "timers-at-5m", via: Via::Udp, mix: TIMERS, series: 1_000, size: 1432, rate: Some(5_000_000) },
 ];
 
-/// A case without a load, and what measures it.
+/// A case of another form, and what measures it.
 type Quiet = (&'static str, fn() -> Result<()>);
-const QUIET: [Quiet; 2] = [("idle", idle), ("start", start)];
+const QUIET: [Quiet; 3] = [("journal", journal), ("idle", idle), ("start", start)];
 
 fn main() -> Result<ExitCode> {
     if cfg!(debug_assertions) {
@@ -180,14 +180,7 @@ fn print_machine(seconds: u64) -> Result<()> {
 impl Case {
     /// Measures the server, then the bare loop, and prints the row.
     fn run(&self, seconds: u64) -> Result<()> {
-        let rounds = (LINES / self.series).max(ROUNDS_MIN);
-        let datagrams = match self.mix {
-            Mix::Tagged => lines::datagrams(self.series, rounds, self.size),
-            Mix::Plain(kinds) => {
-                let line = |series, random: &mut _| lines::plain_line(kinds, series, random);
-                lines::rounds_of(line, self.series, rounds, self.size)
-            }
-        };
+        let datagrams = self.datagrams();
         let folder = TempDir::new()?;
         let address = match self.via {
             Via::Udp => "udp://127.0.0.1:0".to_owned(),
@@ -206,6 +199,17 @@ impl Case {
             server.cpu / bare.cpu
         );
         Ok(())
+    }
+
+    fn datagrams(&self) -> Vec<Datagram> {
+        let rounds = (LINES / self.series).max(ROUNDS_MIN);
+        match self.mix {
+            Mix::Tagged => lines::datagrams(self.series, rounds, self.size),
+            Mix::Plain(kinds) => {
+                let line = |series, random: &mut _| lines::plain_line(kinds, series, random);
+                lines::rounds_of(line, self.series, rounds, self.size)
+            }
+        }
     }
 
     /// Sends this case's load to a process that has just started.
@@ -399,6 +403,10 @@ struct Process {
 
 /// tallyd with its defaults, but for the addresses and the table on standard output.
 fn server(addresses: &[&str]) -> Result<Process> {
+    server_with(addresses, &[])
+}
+
+fn server_with(addresses: &[&str], settings: &[String]) -> Result<Process> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tallyd"));
     let listeners: Vec<_> =
         addresses.iter().map(|address| format!(r#"{{"address": "{address}"}}"#)).collect();
@@ -409,6 +417,9 @@ fn server(addresses: &[&str]) -> Result<Process> {
         "status.listen=127.0.0.1:0",
         "sinks.console.enabled=off",
     ] {
+        command.args(["--set", setting]);
+    }
+    for setting in settings {
         command.args(["--set", setting]);
     }
     // Nothing of the machine's own settings.
@@ -619,7 +630,7 @@ fn receive_only(address: &str) -> Result<ExitCode> {
     let mut poll = Poll::new()?;
     poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), Token(0), Interest::READABLE)?;
     let mut events = Events::with_capacity(8);
-    let mut receiver = sys::Receiver::new(config.buffer_size, sys::Senders::Unasked);
+    let mut receiver = sys::Receiver::new(config.buffer_size);
     eprintln!("ready");
     loop {
         poll.poll(&mut events, None)?;
@@ -637,6 +648,37 @@ fn receive_only(address: &str) -> Result<ExitCode> {
             counts[1].fetch_add(newlines, Relaxed);
         }
     }
+}
+
+/// Prints what the journal costs: the same load with and without it in turn. The second rate is one
+/// at which the journal need not be replaced by checkpoints all the time.
+fn journal() -> Result<()> {
+    const ROUNDS: usize = 3;
+    for rate in [None, Some(500_000)] {
+        let case = CASES.iter().find(|case| case.name == "uds-8192-10k").context("the case")?;
+        let case = Case { rate, ..*case };
+        let datagrams = case.datagrams();
+        let mut cpu = [0.0; 2];
+        for _ in 0..ROUNDS {
+            for (on, sum) in cpu.iter_mut().enumerate() {
+                let folder = TempDir::new()?;
+                let address = format!("unixgram://{}/dsd.socket", folder.path().display());
+                let settings = [
+                    format!("state.run_path={}", folder.path().display()),
+                    format!("journal.enabled={}", on == 1),
+                ];
+                let process = server_with(&[&address], &settings)?;
+                *sum += case.measure(process, &datagrams, INTERVAL + 2)?.cpu;
+            }
+        }
+        let [off, on] = cpu.map(|sum| sum / ROUNDS as f64);
+        println!(
+            "journal at {} metrics/s: CPU s per million {off:.4} without, {on:.4} with: {:+.1} %",
+            rate.map_or_else(|| "all".to_owned(), |rate| rate.to_string()),
+            (on / off - 1.0) * 100.0
+        );
+    }
+    Ok(())
 }
 
 /// Prints what a server costs to which nobody sends.

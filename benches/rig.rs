@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use tallyd::batch::Batch;
 use tallyd::flush::Flush;
-use tallyd::origin::Origin;
 use tallyd::parse::Options;
 use tallyd::reader::{Reader, Shared};
 use tallyd::rules::{self, Rules};
@@ -54,6 +53,7 @@ impl Rig {
             log_rejects: false,
             line_max: usize::MAX,
             spellings_max: usize::MAX,
+            journal: None,
         };
         let blocklist = shared.rules.blocklist();
         let flush = Flush { shards: shared.shards.clone(), telemetry, aggregates, blocklist };
@@ -79,7 +79,7 @@ impl Rig {
         while fed < lines
             && let Some(datagram) = self.datagrams.get(self.at)
         {
-            self.reader.datagram(&datagram.bytes, false, Origin::NONE, self.now);
+            self.reader.datagram(&datagram.bytes, false, self.now);
             fed += datagram.lines;
             self.at += 1;
         }

@@ -5,7 +5,6 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Arc;
 
-use tallyd::origin::Origin;
 use tallyd::parse::Options;
 use tallyd::reader::{Reader, Shared};
 use tallyd::rules::{self, Rules};
@@ -66,6 +65,7 @@ fn reader(dialect: Dialect, contexts_max: usize) -> (Reader, Arc<Shards>) {
         log_rejects: false,
         line_max: usize::MAX,
         spellings_max: 1000,
+        journal: None,
     };
     let shards = shared.shards.clone();
     let options = Options { dialect, origin_fields: true, ..Options::default() };
@@ -103,13 +103,12 @@ fn known_counts_gauges_and_members_ask_for_nothing() {
     ] {
         let (mut reader, shards) = reader(dialect, contexts_max);
         let datagrams = datagrams(lines);
-        let mut feed =
-            |now| datagrams.iter().for_each(|d| reader.datagram(d, false, Origin::NONE, now));
+        let mut feed = |now| datagrams.iter().for_each(|d| reader.datagram(d, false, now));
         assert!(asked(|| feed(START)) > 0, "new series are allocated");
         for _ in 0..3 {
             assert_eq!(asked(|| feed(START)), 0, "{lines:?}");
         }
-        assert!(shards.flush(START, true).len() >= 3);
+        assert!(shards.flush(START, true).rows.len() >= 3);
     }
 }
 
@@ -119,8 +118,7 @@ fn a_new_bucket_asks_for_nothing_once_two_are_in_turn() {
     let datagrams = datagrams(&["a:1|c", "b:5|g"]);
     for bucket in 0..5 {
         let now = Time(START.0 + bucket * 10_000);
-        let used =
-            asked(|| datagrams.iter().for_each(|d| reader.datagram(d, false, Origin::NONE, now)));
+        let used = asked(|| datagrams.iter().for_each(|d| reader.datagram(d, false, now)));
         // What was closed lies in a queue, which grows once.
         assert!(bucket < 2 || used == 0, "{used} in bucket {bucket}");
         shards.flush(Time(now.0 + 10_000), false);
@@ -145,7 +143,7 @@ fn samples_ask_for_room_in_doubling_steps() {
         (format!("a:5.5|d|@0.5|#{TAGS}"), 100_000, 2),
     ] {
         let (mut reader, _) = reader(Dialect::Datadog, 1000);
-        let mut feed = || reader.datagram(line.as_bytes(), false, Origin::NONE, START);
+        let mut feed = || reader.datagram(line.as_bytes(), false, START);
         feed();
         let used = asked(|| (1..samples).for_each(|_| feed()));
         assert!(used <= most, "{used} allocations for {samples} of {line}");
@@ -153,9 +151,9 @@ fn samples_ask_for_room_in_doubling_steps() {
     // Many bins: at most 4096 of them, whose blocks get a quarter more room at a time.
     let (mut reader, _) = reader(Dialect::Datadog, 1000);
     let lines: Vec<_> = (1..20_000).map(|i| format!("a:{}|d", f64::from(i).powi(7))).collect();
-    reader.datagram(b"a:1|d", false, Origin::NONE, START);
+    reader.datagram(b"a:1|d", false, START);
     let used = asked(|| {
-        lines.iter().for_each(|l| reader.datagram(l.as_bytes(), false, Origin::NONE, START));
+        lines.iter().for_each(|l| reader.datagram(l.as_bytes(), false, START));
     });
     assert!((10..60).contains(&used), "{used} allocations");
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -208,6 +208,45 @@ fn patterns_and_levels_choose() {
     assert_eq!(chosen(|c| c.max_cgroups = 5), (5, 5));
 }
 
+/// Every machine together sends each name of the table, by its kind, and no other; but for what
+/// these kernels do not have.
+#[test]
+fn the_names_are_those_of_the_table() {
+    let config = cgroup::Config { memory_details: true, ..cgroup::Config::default() };
+    let mut sent = std::collections::BTreeSet::new();
+    for machine in ["v1", "v2_docker/round1", "v2_layouts"] {
+        let roots = Roots::of_machine(&fixtures().join(machine));
+        let (mut check, mut samples) =
+            (CgroupCheck::new(config.clone(), roots), Samples::default());
+        for second in [0, 15] {
+            run(&mut check, &mut samples, second).expect("a run");
+            sent.extend(samples.numbers().map(|(name, kind, ..)| (name.to_owned(), kind)));
+        }
+    }
+    let kind = |word| if word == "count" { Kind::Count } else { Kind::Gauge };
+    let mut listed: Vec<_> =
+        cgroup::METRICS.iter().map(|m| (m.name.to_owned(), kind(m.kind))).collect();
+    listed.sort();
+    let absent = |(name, _): &(String, Kind)| {
+        // Nor do the folders have their processes' files.
+        let none = ["container.memory.min", "container.pid.open_files"];
+        name.starts_with("container.irq") || none.contains(&name.as_str())
+    };
+    listed.retain(|row| !absent(row));
+    assert_eq!(sent.into_iter().collect::<Vec<_>>(), listed);
+}
+
+#[test]
+fn a_run_without_time_ends_with_what_it_has() {
+    let roots = Roots::of_machine(&fixtures().join("v2_layouts"));
+    let (mut check, mut samples) = (check(roots), Samples::default());
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    samples.begin(Time::default(), Duration::ZERO);
+    let outcome = runtime.block_on(check.run(&mut samples, Time::default()));
+    let error = outcome.expect_err("there was no time").to_string();
+    assert_eq!(error, "out of time after 0 of 10 cgroups");
+}
+
 /// A machine of version 2 with nothing in it.
 fn empty_machine() -> (tempfile::TempDir, PathBuf) {
     // In memory where there is such a place: some tests touch many files.
@@ -406,6 +445,7 @@ fn a_real_cgroup_under_a_quota_and_a_limit() {
     let config = cgroup::Config {
         include: vec![format!("systemd_unit:{}", cgroups.unit)],
         exclude: vec!["*".to_owned()],
+        open_files: true,
         ..cgroup::Config::default()
     };
     let roots = Roots::find("/proc", "/sys/fs/cgroup", |_| None);
@@ -437,6 +477,7 @@ fn a_real_cgroup_under_a_quota_and_a_limit() {
     assert!(busy["container.cpu.periods"] >= busy["container.cpu.throttled.periods"]);
     assert_eq!(busy["container.pid.thread_count"], 1.0);
     assert_eq!(busy["container.pid.thread_limit"], 50.0);
+    assert!(busy["container.pid.open_files"] >= 3.0, "{busy:#?}");
     assert!(!busy.contains_key("container.memory.limit"), "it has none");
     // The page cache of a file longer than the limit: it is hit, and nothing is killed.
     cgroups.children.iter_mut().for_each(|child| drop(child.kill()));
@@ -451,4 +492,76 @@ fn a_real_cgroup_under_a_quota_and_a_limit() {
     assert_eq!(limited["container.memory.limit"], 8_388_608.0);
     assert!(limited["container.memory.usage"] <= 8_388_608.0, "{limited:#?}");
     assert_eq!(limited["container.memory.oom_kills"], 0.0);
+}
+
+/// The program, told by dd-agent's file and by dd-agent's variables where to look, over a machine in
+/// a folder.
+#[test]
+fn the_program_collects_what_conf_d_asks_for() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = folder.path().join("tallyd.yaml");
+    fs::write(&config, "flush: {interval: 1}\n").expect("a file");
+    fs::create_dir(folder.path().join("conf.d")).expect("a folder");
+    let check = "init_config:\ninstances:\n  - levels: container\n    min_collection_interval: 1\n    colour: red\n";
+    fs::write(folder.path().join("conf.d/cgroup.yaml"), check).expect("a file");
+    let machine = fixtures().join("v2_docker/round1");
+    let mut tallyd = Command::new(env!("CARGO_BIN_EXE_tallyd"));
+    for setting in ["intake.socket=", "intake.port=0", "status.listen=127.0.0.1:0"] {
+        tallyd.args(["--set", setting]);
+    }
+    let mut tallyd = tallyd
+        .args(["--set", r#"intake.listeners=[{"address":"udp://127.0.0.1:0"}]"#, "--config"])
+        .arg(&config)
+        .args(["--datadog-config", "/dev/null"])
+        .env_clear()
+        .env("HOST_PROC", machine.join("proc"))
+        .env("DD_CONTAINER_CGROUP_ROOT", machine.join("sys/fs/cgroup"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("tallyd");
+    let mut said = BufReader::new(tallyd.stderr.take().expect("a pipe")).lines();
+    let mut wait_for = |part: &str| loop {
+        let line = said.next().unwrap_or_else(|| panic!("{part:?} was not said")).expect("text");
+        if let Some((_, behind)) = line.split_once(part) {
+            return behind.to_owned();
+        }
+    };
+    wait_for("cgroup.yaml:5: unknown option \"colour\"");
+    let address = wait_for("serving http://");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let page = loop {
+        let page = get(&address, "/metrics");
+        let done = |page: &String| {
+            page.contains("container_memory_rss{") && page.contains("tallyd_process_memory_rss ")
+        };
+        if done(&page) || Instant::now() > deadline {
+            break page;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    tallyd.kill().expect("it runs");
+    tallyd.wait().expect("an end");
+    let text = fs::read_to_string(fixtures().join("expected_v2_docker.json")).expect("a fixture");
+    let rounds: Value = serde_json::from_str(&text).expect("JSON");
+    for (who, container) in rounds["round1"].as_object().expect("containers") {
+        let id = container["id"].as_str().expect("an id");
+        let rss = container["gauges"]["docker.mem.rss"].to_string();
+        let of_it = |line: &&str| line.contains("container_memory_rss{") && line.contains(id);
+        let line = page.lines().find(of_it).unwrap_or_else(|| panic!("{who} is not on {page}"));
+        assert!(line.ends_with(&format!(" {rss}")), "{line}");
+    }
+    assert!(!page.contains("cgroup_level=\"slice\""), "{page}");
+    assert!(page.contains("tallyd_collector_errors_total{collector=\"cgroup\"} 0"), "{page}");
+    assert!(page.contains("tallyd_process_threads "), "{page}");
+}
+
+/// The body of a page.
+fn get(address: &str, path: &str) -> String {
+    let mut stream = std::net::TcpStream::connect(address).expect("the server");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("it listens");
+    let mut page = String::new();
+    stream.read_to_string(&mut page).expect("a page");
+    page
 }

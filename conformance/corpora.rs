@@ -6,13 +6,17 @@ use tallyd::fuzzing;
 
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 7] = [
+const TARGETS: [Target; 11] = [
     ("cell", fuzzing::cell),
+    ("cgroup", fuzzing::cgroup),
     ("check", fuzzing::check),
     ("config", fuzzing::config),
     ("datagram", fuzzing::datagram),
     ("event", fuzzing::event),
+    ("journal", fuzzing::journal),
     ("mapper", fuzzing::mapper),
+    ("mountinfo", fuzzing::mountinfo),
+    ("pressure", fuzzing::pressure),
     ("stream", fuzzing::stream),
 ];
 

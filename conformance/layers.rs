@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 /// Modules from the ground up; a module imports from its own group and from those before it.
 const LAYERS: [&[&str]; 10] = [
     &[
-        "bins", "cgroup", "compact", "hash", "logging", "sample", "secrets", "service", "state",
-        "sys", "time",
+        "bins", "cgroup", "compact", "fail", "hash", "logging", "sample", "secrets", "service",
+        "state", "sys", "time",
     ],
     &["context", "sketch", "telemetry"],
     &[
@@ -22,8 +22,8 @@ const LAYERS: [&[&str]; 10] = [
         "stream",
         "value",
     ],
-    &["capture", "encode", "shard"],
-    &["flush", "reader", "sinks", "spellings"],
+    &["capture", "encode", "journal", "shard"],
+    &["flush", "profile", "reader", "replay", "sinks", "spellings"],
     &["collectors", "intake", "status"],
     &["config"],
     &["server"],
@@ -32,11 +32,12 @@ const LAYERS: [&[&str]; 10] = [
 ];
 
 /// What only some may touch: the text looked for, and the files it may stand in.
-const RESERVED: [(&str, &[&str]); 6] = [
-    ("unsafe ", &["sys.rs"]),
+const RESERVED: [(&str, &[&str]); 7] = [
+    ("unsafe ", &["sys.rs", "profile/sampler.rs"]),
     ("nom::", &["grammar.rs"]),
     ("thread::sleep", &[]),
     ("reqwest::", &["sinks/http.rs", "sinks/datadog.rs"]),
+    ("hdrhistogram::", &["telemetry/latency.rs"]),
     // Retry-After may be a date.
     ("SystemTime::now()", &["time.rs", "sinks/datadog.rs"]),
     (
@@ -50,6 +51,8 @@ const RESERVED: [(&str, &[&str]); 6] = [
             "intake/streams.rs",
             "origin/resolver.rs",
             "status/api.rs",
+            "profile.rs",
+            "sinks/deliver.rs",
             "status/mod.rs",
             "time.rs",
         ],

@@ -18,7 +18,6 @@ use tallyd::reader::{Reader, Shared};
 use tallyd::rules::{self, Rules};
 use tallyd::sample::Dialect;
 use tallyd::shard::{self, Shards};
-use tallyd::sys::Sender;
 use tallyd::telemetry::Telemetry;
 use tallyd::time::Time;
 use tallyd::value::{self, Plan};
@@ -211,6 +210,7 @@ impl World {
             log_rejects: false,
             line_max: 8192,
             spellings_max: 1000,
+            journal: None,
         };
         let options = intake::Config::default().options(Dialect::Datadog);
         let listener = telemetry.listener("test".to_owned());
@@ -224,7 +224,7 @@ impl World {
     }
 
     fn send(&mut self, text: &str, now: Time) {
-        self.reader.receive(text.as_bytes(), false, Sender::Unknown, now);
+        self.reader.datagram(text.as_bytes(), false, now);
     }
 
     fn publish(&self, id: &str, tag: &str) {

@@ -38,7 +38,15 @@ impl World {
 
     /// The intake is up from now on.
     fn up(&self) -> Intake {
-        Intake::on(TcpListener::bind(self.address).unwrap())
+        // Meanwhile the port may have become that of some connection.
+        let begun = Instant::now();
+        loop {
+            match TcpListener::bind(self.address) {
+                Ok(listener) => return Intake::on(listener),
+                Err(error) => assert!(begun.elapsed() < DEADLINE, "{}: {error}", self.address),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// The folder of the only endpoint.

@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -22,7 +21,7 @@ use tokio::time::Instant;
 use super::ledger::{assert_conserved, balance, figure};
 use super::process::{KEY, Launch, Tallyd, UDP};
 use super::received::Received;
-use super::test_intake::Intake;
+use super::test_intake::{Intake, Request, Response};
 
 /// Takes everything, and remembers the points of each payload.
 #[derive(Default)]
@@ -239,12 +238,20 @@ fn a_disk_that_fills_up() {
         Ok(disk) => disk,
         Err(reason) => return println!("SKIP a_disk_that_fills_up: {reason}"),
     };
-    let free = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = free.local_addr().unwrap();
-    drop(free);
+    let intake = Intake::start();
+    let (up, taken) = (Arc::<AtomicBool>::default(), Arc::<Mutex<Vec<Request>>>::default());
+    let (is_up, takes) = (Arc::clone(&up), Arc::clone(&taken));
+    intake.respond_with(move |request| {
+        if is_up.load(Relaxed) {
+            takes.lock().unwrap().push(request.clone());
+            return Response::status(202);
+        }
+        let headers = vec![("retry-after", "1".to_owned())];
+        Response { headers, ..Response::status(503) }
+    });
     let tallyd = Launch::new()
         .env("DD_API_KEY", KEY)
-        .env("DD_DD_URL", &format!("http://{address}"))
+        .env("DD_DD_URL", &intake.url)
         .set("sinks.datadog.validate_key", "false")
         .set("sinks.spool.path", disk.place.path().join("spool").to_str().unwrap())
         .set("sinks.spool.max_disk_ratio", "1")
@@ -281,19 +288,16 @@ fn a_disk_that_fills_up() {
 
     fs::remove_file(disk.filler()).unwrap();
     let count = send(spooled + 1.0, false);
-    let intake = Intake::on(TcpListener::bind(address).unwrap());
-    let names = |intake: &Intake| {
-        let points = Received::of(&intake.requests()).points.into_iter();
-        let mut names: Vec<_> = points.map(|point| point.name).collect();
-        names.sort();
-        names
-    };
+    up.store(true, Relaxed);
     tallyd.wait_until("everything is delivered", |tallyd| {
         own(tallyd, "delivered_points_total") == f64::from(count)
     });
     let mut wanted: Vec<_> = (0..count).map(|n| format!("g{n}")).collect();
     wanted.sort();
-    assert_eq!(names(&intake), wanted, "each once");
+    let points = Received::of(&taken.lock().unwrap()).points.into_iter();
+    let mut names: Vec<_> = points.map(|point| point.name).collect();
+    names.sort();
+    assert_eq!(names, wanted, "each once");
     assert_conserved(&tallyd, "datadog");
     let finished = tallyd.stop();
     assert_eq!(finished.stderr.matches("payloads wait in memory").count(), 1);

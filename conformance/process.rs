@@ -210,7 +210,9 @@ impl Tallyd {
         let text = format!("listening on {scheme}://");
         let log = self.stderr.text();
         let mut found = log.lines().filter_map(|line| line.split_once(&text));
-        found.nth(number).unwrap_or_else(|| panic!("no {scheme} in\n{log}")).1.to_owned()
+        let (_, address) = found.nth(number).unwrap_or_else(|| panic!("no {scheme} in\n{log}"));
+        // A log of JSON goes on behind it.
+        address.trim_end_matches(['"', '}']).to_owned()
     }
 
     /// The address of its only listener of this scheme.
@@ -231,7 +233,7 @@ impl Tallyd {
     pub fn server(&self, number: usize) -> SocketAddr {
         let log = self.stderr.text();
         let mut found = log.lines().filter_map(|line| line.split_once("serving http://"));
-        found.nth(number).unwrap().1.parse().unwrap()
+        found.nth(number).unwrap().1.trim_end_matches(['"', '}']).parse().unwrap()
     }
 
     /// The body of a page.
@@ -291,6 +293,11 @@ impl Tallyd {
         peak.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
     }
 
+    /// Its number among processes.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends it a signal, by name.
     pub fn signal(&self, name: &str) {
         let command = format!("kill -s {name} {}", self.child.id());
@@ -303,6 +310,10 @@ impl Tallyd {
         let finished = self.wait();
         assert!(finished.status.success(), "{finished:#?}");
         finished
+    }
+
+    pub fn lives(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
     }
 
     /// Waits until it ends.

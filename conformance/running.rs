@@ -14,6 +14,7 @@ fn it_says_where_points_go_and_outlives_a_hangup() {
         "sinks.console.enabled=on",
         "sinks.stop_timeout=0",
         "sinks.spool.enabled=false",
+        "journal.enabled=false",
         "sinks.datadog.api_key=0123456789abcdef",
         "sinks.datadog.dd_url=http://127.0.0.1:9",
         "sinks.datadog.validate_key=false",

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use tallyd::batch::Batch;
 use tallyd::config::Config;
 use tallyd::flush::Flush;
-use tallyd::origin::Origin;
 use tallyd::reader::{Reader, Shared};
 use tallyd::rules::Rules;
 use tallyd::sample::Dialect;
@@ -54,6 +53,7 @@ impl World {
             log_rejects: false,
             line_max: config.intake.buffer_size,
             spellings_max: 1000,
+            journal: None,
         };
         let reader = |dialect| {
             let listener = telemetry.listener(format!("{dialect:?}"));
@@ -76,8 +76,8 @@ impl World {
 
     pub(crate) fn send(&mut self, dialect: Dialect, datagram: &[u8], now: Time) {
         match dialect {
-            Dialect::Datadog => self.datadog.datagram(datagram, false, Origin::NONE, now),
-            Dialect::Statsd => self.statsd.datagram(datagram, false, Origin::NONE, now),
+            Dialect::Datadog => self.datadog.datagram(datagram, false, now),
+            Dialect::Statsd => self.statsd.datagram(datagram, false, now),
         }
     }
 

@@ -1,6 +1,9 @@
 //! What leaves at a flush: owned, immutable, shared by every sink.
 
+use std::ops::Range;
 use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 use crate::blocklist::Blocklist;
 use crate::context::Context;
@@ -16,6 +19,8 @@ pub struct Batch {
     pub flushed_at: i64,
     /// Length of a bucket in seconds: what a count is divided by to become a rate.
     pub interval: u32,
+    /// What it was made of: see [`Generation`](crate::shard::Generation).
+    pub generations: Range<u64>,
     /// Rows of one context stand together, in the order of their time.
     pub rows: Vec<Row>,
     /// tallyd's own counters as series, for sinks that have no other way to them.
@@ -38,7 +43,7 @@ pub struct Row {
 }
 
 /// An event, unescaped and enriched.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     pub title: String,
     pub text: String,
@@ -55,7 +60,7 @@ pub struct Event {
 }
 
 /// A service check, enriched.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceCheck {
     pub name: String,
     pub status: Status,

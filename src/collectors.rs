@@ -87,6 +87,25 @@ pub fn all(config: &Config, roots: &Roots, flush: u32) -> Vec<Planned> {
     all
 }
 
+/// One row of a collector's table in COLLECTORS.md.
+pub struct Metric {
+    pub name: &'static str,
+    /// gauge, rate (a gauge of growth per second) or count.
+    pub kind: &'static str,
+    /// Empty for plain numbers.
+    pub unit: &'static str,
+    pub help: &'static str,
+}
+
+const fn metric(
+    name: &'static str,
+    kind: &'static str,
+    unit: &'static str,
+    help: &'static str,
+) -> Metric {
+    Metric { name, kind, unit, help }
+}
+
 /// Whether a collector runs; `auto` where it finds what it is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -139,6 +158,29 @@ pub fn budget(seconds: u32, flush: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_tables_of_metrics_are_current() {
+        let mut document = String::from(
+            "# What collectors measure\n\n\
+             A rate is a gauge of what a total has grown by per second since the run before. What the \
+             kernel does not say is absent, not zero.\n",
+        );
+        for (name, metrics) in [("cgroup", cgroup::METRICS), ("self", itself::METRICS)] {
+            document += &format!(
+                "\n## {name}\n\n| name | kind | unit | meaning |\n| --- | --- | --- | --- |\n"
+            );
+            for Metric { name, kind, unit, help } in metrics {
+                document += &format!("| `{name}` | {kind} | {unit} | {help} |\n");
+            }
+        }
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/COLLECTORS.md");
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write(path, &document).expect("COLLECTORS.md can be written");
+        }
+        let kept = std::fs::read_to_string(path).unwrap_or_default();
+        assert_eq!(kept, document, "UPDATE=1 cargo test writes it anew");
+    }
 
     #[test]
     fn the_interval_is_the_nearest_multiple_and_of_two_the_larger() {

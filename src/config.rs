@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 pub use load::{ConfigError, Loaded, Setting, Source, Sources, agent_from_text, from_text, load};
 
 use crate::{
-    collectors, flush, intake, logging, origin, rules, secrets, shard, sinks, state, status,
-    telemetry, value,
+    collectors, flush, intake, journal, logging, origin, profile, rules, secrets, shard, sinks,
+    state, status, telemetry, value,
 };
 
 /// Exit code of a wrong configuration, as in sysexits.h.
@@ -38,12 +38,14 @@ pub struct Config {
     pub shard: shard::Config,
     pub value: value::Config,
     pub flush: flush::Config,
+    pub journal: journal::Config,
     pub sinks: sinks::Config,
     pub state: state::Config,
     pub secrets: secrets::Config,
     pub status: status::Config,
     pub telemetry: telemetry::Config,
     pub logging: logging::Config,
+    pub self_profile: profile::Config,
 }
 
 impl Config {

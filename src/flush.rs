@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::batch::Batch;
 use crate::blocklist::Blocklist;
-use crate::shard::Shards;
+use crate::fail;
+use crate::shard::{Flushed, Shards};
 use crate::telemetry::Telemetry;
 use crate::time::Time;
 use crate::value::Aggregate;
@@ -51,11 +52,12 @@ impl Flush {
     /// Takes what has closed by `now`; with `open`, the open bucket too.
     pub fn batch(&self, now: Time, open: bool) -> Batch {
         let begun = Instant::now();
-        let rows = self.shards.flush(now, open);
-        let (events, checks) = self.shards.take_inbox();
+        fail::point("flush.begin");
+        let Flushed { generations, rows, events, checks } = self.shards.flush(now, open);
         let batch = Batch {
             flushed_at: now.seconds(),
             interval: self.shards.interval(),
+            generations,
             rows,
             own: Vec::new(),
             events,
@@ -63,10 +65,12 @@ impl Flush {
             aggregates: Arc::clone(&self.aggregates),
             blocklist: Arc::clone(&self.blocklist),
         };
+        fail::point("flush.end");
         self.telemetry.flushes.add(1);
         self.telemetry.points.add(batch.points());
-        let took = begun.elapsed().as_micros() as u64;
-        self.telemetry.flush_micros.store(took, Ordering::Relaxed);
+        let took = begun.elapsed();
+        self.telemetry.flush_micros.store(took.as_micros() as u64, Ordering::Relaxed);
+        self.telemetry.flush.record(took, now);
         batch
     }
 }

@@ -3,15 +3,21 @@
 
 use std::collections::BTreeMap;
 
+use crate::cgroup::identity::{Identity, Level, is_container_id};
+use crate::cgroup::{proc, usage};
 use crate::cli;
 use crate::config::{self, Loaded, describe, tree};
 use crate::context::Context;
+use crate::journal::checkpoint::{Checkpoint, Entry};
+use crate::journal::format::{END, Header, Records, Released};
 use crate::parse::{self, Options};
 use crate::rules::{self, MapperProfile, Mapping, Outcome, Rules};
 use crate::sample::{Dialect, Kind, Message, OriginFields, Sample, Values, split_tags};
+use crate::shard::Generation;
 use crate::stream::{FrameError, Framer};
 use crate::value::{self, Cell, Plan};
 use crate::{grammar, parse::Datagram};
+use crate::{journal, sys};
 
 /// Greatest payload of the streams under test: small, so that limits are met often.
 const LIMIT: usize = 32;
@@ -50,6 +56,56 @@ pub fn event(data: &[u8]) {
 /// What follows `_sc`.
 pub fn check(data: &[u8]) {
     agree(&[b"_sc", data].concat(), Options { origin_fields: true, ..Options::default() });
+}
+
+/// A file of a cgroup or of `/proc`, whichever it is. Numbers may be anything; ids are ids.
+pub fn cgroup(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    for line in proc::memberships(&text) {
+        let identity = Identity::of_path(line.path);
+        let Identity { level, container_id, container_name, pod_uid, .. } = &identity;
+        assert!(container_id.as_ref().is_none_or(|id| is_container_id(id)), "{identity:?}");
+        let named = container_id.is_some() || container_name.is_some();
+        assert!(*level != Level::Container || named, "{identity:?}");
+        assert!(pod_uid.as_ref().is_none_or(|uid| !uid.contains('_')), "{identity:?}");
+        // A path from anywhere within says the same, and so does one that ends in a slash.
+        assert_eq!(Identity::of_path(&format!("/..{}/", line.path)), identity);
+    }
+    let mut devices = Vec::new();
+    usage::blkio_lines(&text, &mut devices, |io| (&mut io.reads, &mut io.writes));
+    devices.sort_by_key(|io| io.device);
+    assert!(devices.windows(2).all(|pair| pair[0].device != pair[1].device));
+    assert!(usage::io_stat(&text).count() <= text.lines().count());
+    assert!(usage::processor_list(&text).is_none_or(|count| count > 0));
+    proc::interfaces(&text).for_each(drop);
+    proc::routes(&text).for_each(drop);
+    proc::block_devices(&text).for_each(drop);
+    let _ = (usage::pairs(&text).count(), usage::cpu_max(&text));
+    let _ = (proc::stat(&text), proc::status(&text), proc::process_io(&text));
+}
+
+/// A table of mounts. What was read and is written again is read as the same.
+pub fn mountinfo(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    for mount in proc::mounts(&text).chain(proc::simple_mounts(&text)) {
+        let escaped =
+            |path: &str| -> String { path.bytes().map(|byte| format!("\\{byte:03o}")).collect() };
+        let (root, point) = (escaped(&mount.root), escaped(&mount.point));
+        let (kind, options) = (mount.kind, mount.options);
+        let line = format!("1 2 0:3 {root} {point} rw shared:1 - {kind} none {options}");
+        assert_eq!(proc::mounts(&line).next().as_ref(), Some(&mount), "{line}");
+    }
+}
+
+/// A pressure file. What was read and is written again is read as the same.
+pub fn pressure(data: &[u8]) {
+    let stalls = usage::pressure(&String::from_utf8_lossy(data));
+    let mut text = String::new();
+    for (word, stall) in [("some", stalls.some), ("full", stalls.full)] {
+        let Some(usage::Stall { avg10, avg60, avg300, total_us }) = stall else { continue };
+        text += &format!("{word} avg10={avg10} avg60={avg60} avg300={avg300} total={total_us}\n");
+    }
+    assert_eq!(usage::pressure(&text), stalls, "{text}");
 }
 
 /// The first byte chooses the sizes of the pieces that the rest comes in. They change nothing.
@@ -119,6 +175,62 @@ pub fn cell(data: &[u8]) {
     }
     cell.merge(again, &plan);
     assert_eq!(cell.close(&plan).is_some(), kind.is_some());
+}
+
+/// The first byte chooses one of the journal's files. The rest is that file, or what its checksum
+/// covers: a fuzzer does not find checksums.
+pub fn journal(data: &[u8]) {
+    let Some((&choice, data)) = data.split_first() else { return };
+    match choice % 5 {
+        0 => drop(segment(data)),
+        1 => {
+            let generation = Generation { number: 1, start: 10, end: 20 };
+            let (dialect, eol_required) = (Dialect::Statsd, false);
+            let source = journal::Source { name: "x".to_owned(), dialect, eol_required };
+            let mut file = Header { seed: 7, sequence: 0, generation, source }.encode();
+            file.extend((data.len() as u32).to_le_bytes());
+            let mut checksum = crc32fast::Hasher::new_with_initial(7);
+            checksum.update(data);
+            file.extend(checksum.finalize().to_le_bytes());
+            file.extend(data);
+            file.extend(END);
+            let bytes = segment(&file).expect("its header is good");
+            assert!(bytes <= data.len());
+        }
+        2 => checkpoint(data),
+        3 => {
+            let mut file = b"tallyd\0C\x01\0\0\0".to_vec();
+            file.extend(crc32fast::hash(data).to_le_bytes());
+            file.extend(data);
+            checkpoint(&file);
+        }
+        _ => {
+            if let Some(released) = Released::decode(data) {
+                assert!(released.encode().is_some());
+            }
+            if let Some(landed) = sys::landed(data) {
+                assert!(landed.datagrams.iter().all(|d| d.bytes.len() <= data.len()));
+            }
+        }
+    }
+}
+
+/// Bytes of the datagrams in a segment.
+fn segment(file: &[u8]) -> Option<usize> {
+    let (header, rest) = Header::decode(file).ok()?;
+    let datagrams = Records::new(&header, rest).flat_map(|record| record.datagrams);
+    Some(datagrams.map(|datagram| datagram.bytes.len()).sum())
+}
+
+fn checkpoint(file: &[u8]) {
+    let Ok(mut checkpoint) = Checkpoint::decode(file) else { return };
+    let plan = Plan::from_config(&value::Config::default());
+    while let Some(entry) = checkpoint.entry() {
+        match entry {
+            Entry::Cell(_, cell) | Entry::Timed(_, _, cell) => drop(cell.close(&plan)),
+            Entry::Bucket(_) | Entry::Event(_) | Entry::Check(_) => {}
+        }
+    }
 }
 
 /// Stars of a pattern that are looked at, and characters of a name that the naive matcher takes.

@@ -36,50 +36,74 @@ impl Keys {
 
 /// Two hashes of 64 bits over the same bytes, each under keys of its own. A block of 16 bytes is
 /// multiplied into each: both halves of the product of 128 bits, one folded onto the other.
+///
+/// Each hash is two chains, of the even and of the odd blocks, which the processor runs side by
+/// side: one product has to wait for the one before in its chain.
 pub struct Hash<'a> {
-    lanes: [u64; 2],
+    even: [u64; 2],
+    odd: [u64; 2],
     keys: &'a [u64; 6],
 }
 
 impl<'a> Hash<'a> {
     #[inline]
     pub fn new(Keys(keys): &'a Keys) -> Self {
-        Self { lanes: [keys[0], keys[1]], keys }
+        Self { even: [keys[0], keys[1]], odd: [keys[4], keys[5]], keys }
     }
 
+    /// Hashes two integers.
     #[inline]
     pub fn block(&mut self, x: u64, y: u64) {
-        let [a, b] = self.lanes;
-        let k = self.keys;
-        self.lanes = [fold(x ^ k[2], y ^ a), fold(x ^ b, y ^ k[3])];
+        self.even = self.step(self.even, [x, y]);
     }
 
-    /// Their number must be hashed beforehand, so that the last ones may be taken twice or padded.
+    fn step(&self, [a, b]: [u64; 2], [x, y]: [u64; 2]) -> [u64; 2] {
+        [fold(x ^ self.keys[2], y ^ a), fold(x ^ b, y ^ self.keys[3])]
+    }
+
+    fn pair(&mut self, even: &[u8; 16], odd: &[u8; 16]) {
+        self.even = self.step(self.even, halves(even));
+        self.odd = self.step(self.odd, halves(odd));
+    }
+
+    /// Their number must be hashed beforehand, so that some may be taken twice.
     #[inline]
     pub fn bytes(&mut self, bytes: &[u8]) {
-        let (blocks, tail) = bytes.as_chunks::<16>();
-        for block in blocks {
-            let [x, y] = halves(block);
-            self.block(x, y);
+        let (pairs, tail) = bytes.as_chunks::<32>();
+        for pair in pairs {
+            let (blocks, _) = pair.as_chunks();
+            self.pair(&blocks[0], &blocks[1]);
         }
         if tail.is_empty() {
             return;
         }
-        if let Some(last) = bytes.last_chunk::<16>() {
-            let [x, y] = halves(last);
-            self.block(x, y);
+        if let Some(last) = bytes.last_chunk::<32>() {
+            let (blocks, _) = last.as_chunks();
+            self.pair(&blocks[0], &blocks[1]);
+        } else if let (Some(first), Some(last)) = (bytes.first_chunk(), bytes.last_chunk()) {
+            self.pair(first, last);
         } else {
-            let mut padded = [0; 16];
-            padded[..tail.len()].copy_from_slice(tail);
-            let [x, y] = halves(&padded);
+            let [x, y] = short(bytes);
             self.block(x, y);
         }
     }
 
     #[inline]
     pub fn finish(self) -> [u64; 2] {
-        let [a, b] = self.lanes;
-        [fold(a ^ self.keys[4], b), fold(b ^ self.keys[5], a)]
+        let Self { even: [a, b], odd: [c, d], keys } = self;
+        [fold(a ^ keys[3], c ^ keys[5]), fold(b ^ keys[2], d ^ keys[4])]
+    }
+}
+
+/// At most 15 bytes, all of them.
+fn short(bytes: &[u8]) -> [u64; 2] {
+    if let (Some(first), Some(last)) = (bytes.first_chunk(), bytes.last_chunk()) {
+        [u64::from_le_bytes(*first), u64::from_le_bytes(*last)]
+    } else if let (Some(first), Some(last)) = (bytes.first_chunk(), bytes.last_chunk()) {
+        [u32::from_le_bytes(*first).into(), u32::from_le_bytes(*last).into()]
+    } else {
+        let at = |i: usize| u64::from(bytes.get(i).copied().unwrap_or(0));
+        [at(0) | at(1) << 8, at(2)]
     }
 }
 
@@ -100,19 +124,21 @@ mod tests {
     #[test]
     fn every_bit_of_the_input_changes_half_of_the_hash() {
         let keys = Keys::random();
-        let name = *b"a.name.of.some.length.and.a.tail";
-        let of = |name: &[u8]| {
+        let text = *b"a.name.of.some.length.and.a.tail.of.three.blocks.and.some.more.bytes";
+        let of = |text: &[u8]| {
             let mut hash = Hash::new(&keys);
-            hash.bytes(name);
+            hash.bytes(text);
             hash.finish()
         };
-        let base = of(&name);
-        for bit in 0..name.len() * 8 {
-            let mut changed = name;
-            changed[bit / 8] ^= 1 << (bit % 8);
-            for (a, b) in of(&changed).into_iter().zip(base) {
-                let differing = (a ^ b).count_ones();
-                assert!((10..=54).contains(&differing), "bit {bit}: {differing} of 64 differ");
+        for length in (1..=text.len()).filter(|n| n % 5 == 1 || [3, 4, 8, 15, 16, 32].contains(n)) {
+            let base = of(&text[..length]);
+            for bit in 0..length * 8 {
+                let mut changed = text;
+                changed[bit / 8] ^= 1 << (bit % 8);
+                for (a, b) in of(&changed[..length]).into_iter().zip(base) {
+                    let differing = (a ^ b).count_ones();
+                    assert!((8..=56).contains(&differing), "{length}, {bit}: {differing} of 64");
+                }
             }
         }
     }

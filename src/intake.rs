@@ -29,7 +29,7 @@ use crate::origin;
 use crate::parse;
 use crate::reader::{Reader, Shared};
 use crate::sample::Dialect;
-use crate::sys::{Receiver, Senders};
+use crate::sys::Senders;
 
 pub use activation::Passed;
 pub use listen::{Listens, Opened, Socket, listeners, open, receive_buffer};
@@ -186,7 +186,8 @@ impl Intake {
                 Socket::Udp(socket) | Socket::UnixDatagram(socket) => {
                     let forward = forward_socket(config)?;
                     let origins = shared.origins.config();
-                    let receiver = Receiver::new(config.buffer_size, senders(&socket, origins));
+                    let receiver =
+                        reader.receiver(config.buffer_size).asking(senders(&socket, origins));
                     let mut run = datagrams::Datagrams::new(
                         socket,
                         reader,
@@ -337,6 +338,7 @@ mod tests {
                 log_rejects: false,
                 line_max: 8192,
                 spellings_max: 1000,
+                journal: None,
             };
             let untouched = Untouched { udp: false, socket: false, status: false };
             let opened = open(&config, untouched, Passed::default(), &telemetry).expect("open");

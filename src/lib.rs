@@ -20,6 +20,7 @@ pub mod time;
 
 pub mod intake;
 pub mod reader;
+pub mod replay;
 pub mod spellings;
 pub mod stream;
 
@@ -30,6 +31,7 @@ pub mod rules;
 
 pub mod batch;
 pub mod flush;
+pub mod journal;
 pub mod shard;
 pub mod sketch;
 pub mod value;
@@ -42,9 +44,11 @@ pub mod sinks;
 
 pub mod capture;
 pub mod cost;
+pub mod fail;
 pub mod ledger;
 pub mod logging;
 pub mod origin;
+pub mod profile;
 pub mod secrets;
 pub mod service;
 pub mod state;

@@ -3,6 +3,7 @@
 mod rolling;
 mod syslog;
 
+use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::Mutex;
@@ -10,8 +11,13 @@ use std::sync::Mutex;
 use anyhow::Context;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tracing::field::{Field, Visit};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::FmtContext;
+use tracing_subscriber::fmt::format::{self, FormatEvent, FormatFields, Writer, format};
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::writer::{BoxMakeWriter, MakeWriterExt};
+use tracing_subscriber::registry::LookupSpan;
 
 use rolling::Rolling;
 use syslog::Syslog;
@@ -85,7 +91,10 @@ pub fn start(config: &Config) -> anyhow::Result<()> {
         .with_ansi(false);
     let result = match config.format {
         Format::Text => builder.try_init(),
-        Format::Json => builder.json().flatten_event(true).try_init(),
+        Format::Json => {
+            let lines = format().json().flatten_event(true).with_target(false);
+            builder.json().event_format(Lines(lines)).try_init()
+        }
     };
     result.map_err(anyhow::Error::from_boxed).context("cannot start logging")
 }
@@ -105,6 +114,55 @@ fn writer(config: &Config) -> anyhow::Result<BoxMakeWriter> {
         writer = BoxMakeWriter::new(writer.and(syslog));
     }
     Ok(writer)
+}
+
+/// Events as lines of JSON. A field `document` is a JSON object already: its members become those of
+/// the line.
+struct Lines(format::Format<format::Json>);
+
+impl<S, N> FormatEvent<S, N> for Lines
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &tracing::Event<'_>,
+    ) -> fmt::Result {
+        let mut found = Document::default();
+        event.record(&mut found);
+        let Some(members) = found.document.strip_prefix('{') else {
+            return self.0.format_event(context, writer, event);
+        };
+        writer.write_str("{\"timestamp\":\"")?;
+        SystemTime.format_time(&mut writer)?;
+        let level = event.metadata().level();
+        let message = serde_json::Value::from(found.message);
+        writeln!(writer, "\",\"level\":\"{level}\",\"message\":{message},{members}")
+    }
+}
+
+/// The fields of an event that has a document.
+#[derive(Default)]
+struct Document {
+    message: String,
+    document: String,
+}
+
+impl Visit for Document {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "document" {
+            value.clone_into(&mut self.document);
+        }
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if field.name() == "message" {
+            self.message = format!("{value:?}");
+        }
+    }
 }
 
 /// An error and its causes in one line.

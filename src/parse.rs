@@ -109,6 +109,7 @@ fn metric<'a>(line: &'a [u8], options: Options) -> Result<Sample<'a>, Reject> {
     //      ^^^
     let (name, rest) = (&line[..colon], &line[colon + 1..]);
     let value = find(rest, [b'|']).ok_or(Reject::NoPipe)?;
+    let plain = number::short(rest, value);
     let (text, rest) = (&rest[..value], &rest[value + 1..]);
     if name.is_empty() || text.is_empty() {
         return Err(Reject::NameValue);
@@ -119,7 +120,10 @@ fn metric<'a>(line: &'a [u8], options: Options) -> Result<Sample<'a>, Reject> {
     let mut sample = Sample {
         name,
         kind,
-        values: values(kind, text)?,
+        values: match plain {
+            Some(value) if kind != Kind::Set => Values::One(value),
+            _ => values(kind, text)?,
+        },
         rate: 1.0,
         tags: b"",
         timestamp: None,

@@ -16,16 +16,17 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use self::held::{Held, Item, What};
+use crate::journal::{self, Journal};
 use crate::origin::{Claims, Found, Key, Origin, Origins};
 use crate::parse;
 use crate::rules::{OriginHints, Outcome, Rules, sorted};
 use crate::sample::{
     CheckLine, Dialect, EventLine, Kind, Message, OriginFields, Reject, Sample, Values,
 };
-use crate::shard::Shards;
+use crate::shard::{Handle, Shards, Window};
 use crate::spellings::{Print, Series, Spellings};
 use crate::stream::{FrameError, Framer};
-use crate::sys::Sender;
+use crate::sys::{BATCH, Datagram, Receiver, Sender};
 use crate::telemetry::tap::Probe;
 use crate::telemetry::{Listener, Telemetry, excerpt};
 use crate::time::Time;
@@ -33,6 +34,9 @@ use crate::value::WEIGHT_MAX;
 
 /// Samples of a run: enough to hide the memory's latency, few enough to stay in the cache.
 const RUN: usize = 64;
+
+/// Datagrams that are taken in before a rotation may come between.
+const WINDOW: usize = BATCH;
 
 /// What all readers share.
 #[derive(Clone)]
@@ -49,6 +53,8 @@ pub struct Shared {
     pub line_max: usize,
     /// Spellings that a reader remembers.
     pub spellings_max: usize,
+    /// What is read outlives the process by it.
+    pub journal: Option<Arc<Journal>>,
 }
 
 /// Turns what one listener received into values of series. One thread uses it at a time.
@@ -58,11 +64,12 @@ pub struct Reader {
     options: parse::Options,
     eol_required: bool,
     spellings: Spellings,
+    probe: Probe,
+    journal: Option<journal::Writer>,
     /// What waits for the tags of its sender.
     held: Held,
     /// The time of what is being taken in is up: it waits for nothing more.
     late: bool,
-    probe: Probe,
 }
 
 /// What becomes of something whose sender is not known.
@@ -106,9 +113,20 @@ impl Reader {
         eol_required: bool,
     ) -> Self {
         let spellings = Spellings::new(shared.spellings_max);
-        let held = Held::new(0);
-        let probe = Probe::default();
-        Self { shared, listener, options, eol_required, spellings, held, late: false, probe }
+        let name = listener.name.clone();
+        let source = journal::Source { name, dialect: options.dialect, eol_required };
+        let journal = shared.journal.as_ref().map(|journal| journal.writer(source));
+        Self {
+            shared,
+            listener,
+            options,
+            eol_required,
+            spellings,
+            probe: Probe::default(),
+            journal,
+            held: Held::new(0),
+            late: false,
+        }
     }
 
     /// Lets samples of new senders wait for their tags, if the settings say so. Whoever wants that
@@ -123,9 +141,41 @@ impl Reader {
         &self.listener
     }
 
-    /// Takes in what a sender has sent, as [`Reader::datagram`] does; or lets it wait until the
-    /// sender is known.
-    pub fn receive(&mut self, bytes: &[u8], truncated: bool, sender: Sender, now: Time) {
+    /// Takes in one datagram, frame or run of text lines of nobody known that arrived at `now`.
+    /// `truncated` says that its end is missing.
+    pub fn datagram(&mut self, bytes: &[u8], truncated: bool, now: Time) {
+        self.datagrams(&[Datagram { bytes, truncated, sender: Sender::Unknown }], now);
+    }
+
+    /// Takes in what arrived at `now`.
+    pub fn datagrams(&mut self, datagrams: &[Datagram<'_>], now: Time) {
+        self.batch(datagrams, 0, now);
+    }
+
+    /// What is to receive datagrams for this reader: they are the journal's, if there is one, from
+    /// the moment that the kernel gives them away.
+    pub fn receiver(&self, buffer_size: usize) -> Receiver {
+        let landing = self.journal.as_ref().and_then(|journal| journal.landing(buffer_size));
+        landing.unwrap_or_else(|| Receiver::new(buffer_size))
+    }
+
+    /// Takes in what a receiver got at `now`, as the batch of this number.
+    pub fn batch(&mut self, datagrams: &[Datagram<'_>], number: u64, now: Time) {
+        let shards = Arc::clone(&self.shared.shards);
+        for some in datagrams.chunks(WINDOW) {
+            let window = shards.window(now);
+            if let Some(journal) = &mut self.journal {
+                journal.append(some, number, window.generation(), now);
+            }
+            for datagram in some {
+                self.receive(datagram, &window, now);
+            }
+        }
+    }
+
+    /// Takes in what a sender has sent, or lets it wait until the sender is known.
+    fn receive(&mut self, datagram: &Datagram<'_>, window: &Window<'_>, now: Time) {
+        let Datagram { bytes, truncated, sender } = *datagram;
         let waits = |key: &Key| self.held.waits_for(key);
         let origin = match self.shared.origins.of(sender, now, waits) {
             Ok(origin) => origin,
@@ -136,12 +186,17 @@ impl Reader {
                 Origin::NONE
             }
         };
-        self.datagram(bytes, truncated, origin, now);
+        self.take_in(bytes, truncated, origin, window, now);
     }
 
-    /// Takes in one datagram, frame or run of text lines of this origin that arrived at `now`.
-    /// `truncated` says that its end is missing.
-    pub fn datagram(&mut self, bytes: &[u8], truncated: bool, origin: Origin, now: Time) {
+    fn take_in(
+        &mut self,
+        bytes: &[u8],
+        truncated: bool,
+        origin: Origin,
+        window: &Window<'_>,
+        now: Time,
+    ) {
         self.listener.datagrams.add(1);
         self.listener.bytes.add(bytes.len() as u64);
         self.listener.truncated.add(truncated.into());
@@ -161,14 +216,14 @@ impl Reader {
                 (cut.complete, cut.tail.map(|tail| (reason, tail)))
             }
         };
-        let counts = self.lines(text, origin, now);
+        let counts = self.lines(text, origin, window, now);
         self.count(&counts);
         if let Some((reason, line)) = refused {
             self.refuse(reason, line, now);
         }
     }
 
-    fn lines(&mut self, text: &[u8], sent: Origin, now: Time) -> Counts {
+    fn lines(&mut self, text: &[u8], sent: Origin, window: &Window<'_>, now: Time) -> Counts {
         let mut run = Run::new();
         let mut counts = Counts::default();
         for line in parse::lines(text) {
@@ -182,14 +237,16 @@ impl Reader {
             parse::messages(line, options, |message| {
                 messages += 1;
                 match message {
-                    Ok(message) => self.message(message, line, sent, &mut run, &mut counts, now),
+                    Ok(message) => {
+                        self.message(message, line, sent, &mut run, &mut counts, window, now)
+                    }
                     Err(reason) => self.reject(reason, line, now),
                 }
             });
             // A line without any outcome shows as a difference in the ledger.
             counts.lines += u64::max(messages, 1);
         }
-        self.take(&mut run, sent, now);
+        self.take(&mut run, sent, window, now);
         counts
     }
 
@@ -202,6 +259,7 @@ impl Reader {
         sent: Origin,
         run: &mut Run<'a>,
         counts: &mut Counts,
+        window: &Window<'_>,
         now: Time,
     ) {
         match message {
@@ -209,31 +267,34 @@ impl Reader {
                 counts.samples += 1;
                 self.queue(sample, line, sent, run);
                 if run.len() == RUN {
-                    self.take(run, sent, now);
+                    self.take(run, sent, window, now);
                 }
             }
             Message::Event(event) => {
                 counts.events += 1;
                 counts.fields_ignored += u64::from(event.ignored);
-                self.event(&event, line, sent, now);
+                self.event(&event, line, sent, window, now);
             }
             Message::Check(check) => {
                 counts.checks += 1;
                 counts.fields_ignored += u64::from(check.ignored);
-                self.check(&check, line, sent, now);
+                self.check(&check, line, sent, window, now);
             }
         }
     }
 
-    /// Takes in what collectors made, each message as a line.
+    /// Takes in what collectors made, each message as a line. It is not in the journal: what was not
+    /// sent is measured anew.
     pub fn messages<'a>(&mut self, messages: impl Iterator<Item = Message<'a>>, now: Time) {
+        let shards = Arc::clone(&self.shared.shards);
+        let window = shards.window(now);
         let mut run = Run::new();
         let mut counts = Counts::default();
         for message in messages {
             counts.lines += 1;
-            self.message(message, b"", Origin::NONE, &mut run, &mut counts, now);
+            self.message(message, b"", Origin::NONE, &mut run, &mut counts, &window, now);
         }
-        self.take(&mut run, Origin::NONE, now);
+        self.take(&mut run, Origin::NONE, &window, now);
         self.count(&counts);
     }
 
@@ -245,20 +306,34 @@ impl Reader {
         self.shared.telemetry.fields_ignored.add(counts.fields_ignored);
     }
 
-    fn event(&mut self, line: &EventLine<'_>, text: &[u8], sent: Origin, now: Time) {
+    fn event(
+        &mut self,
+        line: &EventLine<'_>,
+        text: &[u8],
+        sent: Origin,
+        window: &Window<'_>,
+        now: Time,
+    ) {
         let (mut event, hints) = self.shared.rules.event(line, now.seconds());
         let Some(found) = self.origin_tags(line.origin, &hints, text, sent, now) else { return };
         event.tags.extend(found.tags);
         event.tags = sorted(event.tags);
-        self.shared.shards.event(event);
+        window.event(event);
     }
 
-    fn check(&mut self, line: &CheckLine<'_>, text: &[u8], sent: Origin, now: Time) {
+    fn check(
+        &mut self,
+        line: &CheckLine<'_>,
+        text: &[u8],
+        sent: Origin,
+        window: &Window<'_>,
+        now: Time,
+    ) {
         let (mut check, hints) = self.shared.rules.check(line, now.seconds());
         let Some(found) = self.origin_tags(line.origin, &hints, text, sent, now) else { return };
         check.tags.extend(found.tags);
         check.tags = sorted(check.tags);
-        self.shared.shards.check(check);
+        window.check(check);
     }
 
     /// The tags that a line gets by its origin, or `None` when it waits for them.
@@ -316,32 +391,35 @@ impl Reader {
         let interval = self.shared.shards.interval();
         let known = |key: &Key| origins.origin(key, now).is_some();
         for (item, in_time) in self.held.take(now, interval, origins.news(), known) {
-            self.take_in(&item, !in_time, now);
+            self.release_one(&item, !in_time, now);
         }
     }
 
     /// Takes in all that waits, with what is known by now.
     pub fn release_all(&mut self, now: Time) {
         for item in self.held.take_all() {
-            self.take_in(&item, true, now);
+            self.release_one(&item, true, now);
         }
     }
 
-    fn take_in(&mut self, item: &Item, late: bool, now: Time) {
+    fn release_one(&mut self, item: &Item, late: bool, now: Time) {
+        let shards = Arc::clone(&self.shared.shards);
+        // It is in the journal since it was read.
+        let window = shards.window(now);
         self.late = late;
         match (item.what, self.shared.origins.origin(&item.key, now)) {
             (What::Datagram { truncated }, Some(origin)) => {
                 self.shared.telemetry.origin_waited.add(1);
-                self.datagram(&item.bytes, truncated, origin, item.arrived);
+                self.take_in(&item.bytes, truncated, origin, &window, item.arrived);
             }
             (What::Datagram { truncated }, None) => {
                 self.shared.telemetry.origin_untagged.add(1);
-                self.datagram(&item.bytes, truncated, Origin::NONE, item.arrived);
+                self.take_in(&item.bytes, truncated, Origin::NONE, &window, item.arrived);
             }
             (What::Line { sent }, known) => {
                 // One that goes without counts itself.
                 self.shared.telemetry.origin_waited.add(known.is_some().into());
-                self.lines(&item.bytes, sent, item.arrived);
+                self.lines(&item.bytes, sent, &window, item.arrived);
             }
         }
         self.late = false;
@@ -350,9 +428,11 @@ impl Reader {
     /// Takes in every payload that a stream has complete. Returns false when the stream cannot be
     /// read any further.
     pub fn payloads(&mut self, framer: &mut Framer, sender: Sender, now: Time) -> bool {
-        while let Some(payload) = framer.payload() {
+        let mut complete = SmallVec::<[Datagram<'_>; WINDOW]>::new();
+        let mut readable = true;
+        for payload in framer.payloads() {
             match payload {
-                Ok(bytes) => self.receive(bytes, false, sender, now),
+                Ok(bytes) => complete.push(Datagram { bytes, truncated: false, sender }),
                 Err(FrameError::LineTooLong) => {
                     self.listener.truncated.add(1);
                     self.refuse(Reject::Truncated, b"(longer than intake.buffer_size)", now);
@@ -360,11 +440,12 @@ impl Reader {
                 Err(error @ (FrameError::FrameTooLong(_) | FrameError::Unfinished(_))) => {
                     self.listener.connections_refused.add(1);
                     self.refuse(Reject::Truncated, error.to_string().as_bytes(), now);
-                    return false;
+                    readable = false;
                 }
             }
         }
-        true
+        self.datagrams(&complete, now);
+        readable
     }
 
     /// Puts a sample into the run, unless it has no value.
@@ -380,26 +461,24 @@ impl Reader {
     }
 
     /// Takes the samples of a run to their series.
-    fn take(&mut self, run: &mut Run<'_>, sent: Origin, now: Time) {
-        self.look_up(run, sent, now);
-        self.apply(run, sent, now);
+    fn take(&mut self, run: &mut Run<'_>, sent: Origin, window: &Window<'_>, now: Time) {
+        self.look_up(run, sent, window, now);
+        self.apply(run, sent, window, now);
         self.probe.pick(run.iter().map(|one| &one.sample), &self.shared.telemetry.tap, now);
         run.clear();
     }
 
     /// Finds the series of each sample; those that have to wait leave the run.
-    fn look_up(&mut self, run: &mut Run<'_>, sent: Origin, now: Time) {
-        let epoch = self.shared.shards.epoch();
+    fn look_up(&mut self, run: &mut Run<'_>, sent: Origin, window: &Window<'_>, now: Time) {
+        let epoch = window.epoch();
         let (mut overflow, mut blocked, mut rate_out_of_range) = (0, 0, 0);
         run.retain(|pending| {
             let Pending { sample, line, print, .. } = pending;
-            let (series, used) = match self.spellings.find(*print, epoch, &self.shared.shards, now)
-            {
+            let (series, used) = match self.spellings.find(*print, epoch, window) {
                 Some(known) => known,
                 None => {
-                    let Some((series, lasts)) = self.resolve(sample, line, sent, now) else {
-                        return false;
-                    };
+                    let resolved = self.resolve(sample, line, sent, window, now);
+                    let Some((series, lasts)) = resolved else { return false };
                     if lasts {
                         self.spellings.insert(*print, series, epoch);
                     }
@@ -425,6 +504,7 @@ impl Reader {
         sample: &Sample<'_>,
         line: &[u8],
         sent: Origin,
+        window: &Window<'_>,
         now: Time,
     ) -> Option<(Series, bool)> {
         let dialect = self.options.dialect;
@@ -435,14 +515,13 @@ impl Reader {
         let found = self.origin_tags(sample.origin, &hints, line, sent, now)?;
         draft.tags.extend(found.tags);
         let context = draft.context();
-        let Shared { shards, telemetry, .. } = &self.shared;
-        telemetry.invalid_utf8.add(invalid_utf8.into());
+        self.shared.telemetry.invalid_utf8.add(invalid_utf8.into());
         let copied = matches!(context.kind(), Kind::Histogram | Kind::Timer);
         let prefix = self.shared.distribution_prefix.as_ref().filter(|_| copied);
         let copy = prefix.map(|prefix| context.renamed(prefix, Kind::Distribution));
         let deltas = dialect == Dialect::Statsd && context.kind() == Kind::Gauge;
-        let series = shards.intern(context, deltas, now);
-        let copy = copy.map(|context| shards.intern(context, false, now));
+        let series = window.intern(context, deltas);
+        let copy = copy.map(|context| window.intern(context, false));
         let series = Series {
             handle: Some(series.handle),
             copy: copy.map(|copy| copy.handle),
@@ -453,43 +532,45 @@ impl Reader {
     }
 
     /// Adds a run of samples, shard by shard and within each in the order of arrival.
-    fn apply(&mut self, run: &Run<'_>, sent: Origin, now: Time) {
-        let shards = Arc::clone(&self.shared.shards);
+    fn apply(&mut self, run: &Run<'_>, sent: Origin, window: &Window<'_>, now: Time) {
         let mut again = SmallVec::<[(usize, Kind); 4]>::new();
-        for number in 0..shards.len() {
-            let here = || {
-                run.iter().enumerate().flat_map(move |(i, pending)| {
-                    let handles = pending.series.handles(pending.sample.kind);
-                    let here = handles.filter(move |(handle, _)| handle.shard() == number);
-                    here.map(move |(handle, kind)| (i, pending, handle, kind))
-                })
-            };
-            if here().next().is_none() {
+        for number in 0..self.shared.shards.len() {
+            let mut none = true;
+            each_in(number, run, |_, _, _| none = false);
+            if none {
                 continue;
             }
-            let mut shard = shards.lock(number, now);
-            here().for_each(|(.., handle, _)| shard.prefetch(handle));
+            let mut shard = window.lock(number);
+            each_in(number, run, |_, handle, _| shard.prefetch(handle));
             let mut stale = false;
-            for (i, pending, handle, kind) in here() {
+            each_in(number, run, |i, handle, kind| {
+                let pending = &run[i];
                 // Behind a sample that has to wait the others wait too: they may be of its series.
                 stale = stale || shard.add(handle, pending.used, kind, &pending.sample).is_err();
                 if stale {
                     again.push((i, kind));
                 }
-            }
+            });
         }
         for (i, kind) in again {
-            self.add_again(&run[i], kind, sent, now);
+            self.add_again(&run[i], kind, sent, window, now);
         }
     }
 
     /// The series of this kind expired between its look-up and its shard's lock, while this thread
     /// was held up for two flushes: looks it up anew, as often as that happens.
-    fn add_again(&mut self, pending: &Pending<'_>, kind: Kind, sent: Origin, now: Time) {
+    fn add_again(
+        &mut self,
+        pending: &Pending<'_>,
+        kind: Kind,
+        sent: Origin,
+        window: &Window<'_>,
+        now: Time,
+    ) {
         let sample = &pending.sample;
         loop {
-            let epoch = self.shared.shards.epoch();
-            let resolved = self.resolve(sample, pending.line, sent, now);
+            let epoch = window.epoch();
+            let resolved = self.resolve(sample, pending.line, sent, window, now);
             let Some((series, lasts)) = resolved else { return };
             if lasts {
                 self.spellings.insert(pending.print, series, epoch);
@@ -497,7 +578,7 @@ impl Reader {
             let Some((handle, _)) = series.handles(sample.kind).find(|(_, k)| *k == kind) else {
                 return;
             };
-            let mut shard = self.shared.shards.lock(handle.shard(), now);
+            let mut shard = window.lock(handle.shard());
             if shard.add(handle, epoch, kind, sample).is_ok() {
                 return;
             }
@@ -520,6 +601,19 @@ impl Reader {
                 "refused the line \"{}\"",
                 excerpt(line)
             );
+        }
+    }
+}
+
+/// Names the samples of a run that go to one shard, each with its place there and the kind of its
+/// series.
+fn each_in(number: usize, run: &Run<'_>, mut each: impl FnMut(usize, Handle, Kind)) {
+    for (i, Pending { series, sample, .. }) in run.iter().enumerate() {
+        if let Some(handle) = series.handle.filter(|handle| handle.shard() == number) {
+            each(i, handle, sample.kind);
+        }
+        if let Some(copy) = series.copy.filter(|copy| copy.shard() == number) {
+            each(i, copy, Kind::Distribution);
         }
     }
 }

@@ -160,7 +160,7 @@ pub struct CheckLine<'a> {
     pub ignored: u8,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Priority {
     #[default]
@@ -168,7 +168,7 @@ pub enum Priority {
     Low,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AlertType {
     Error,
@@ -179,7 +179,7 @@ pub enum AlertType {
 }
 
 /// The state a service check reports; the discriminants are those of the wire.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Status {
     Ok = 0,
     Warning = 1,

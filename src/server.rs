@@ -17,9 +17,12 @@ use crate::config::Config;
 use crate::flush::own::OwnSeries;
 use crate::flush::{Flush, Ticker};
 use crate::intake::{self, Intake, Opened, Passed, Untouched};
+use crate::journal::{Found, Journal, Keeper};
 use crate::ledger::Ledger;
 use crate::origin::{self, Directory, Origins, resolver};
+use crate::profile::{self, Profile};
 use crate::reader::{Reader, Shared};
+use crate::replay;
 use crate::rules::Rules;
 use crate::sample::Dialect;
 use crate::service;
@@ -54,6 +57,7 @@ const COLLECTORS_GRACE: Duration = Duration::from_millis(500);
 /// A running tallyd.
 pub struct Server {
     runtime: Runtime,
+    profiler: Option<profile::Thread>,
     intake: Intake,
     resolver: resolver::Running,
     ticker: Ticker,
@@ -66,13 +70,15 @@ pub struct Server {
     stdin_ended: watch::Receiver<bool>,
     flush_open_bucket: bool,
     stop_timeout: Duration,
+    keeper: Option<Keeper>,
     /// Held until the end.
-    _folder: Option<Folder>,
+    _folders: Vec<Folder>,
 }
 
 /// Where a batch goes.
 struct Outputs {
     deliveries: Mutex<Vec<Delivery>>,
+    journal: Option<Arc<Journal>>,
     status: Arc<Status>,
     own: Mutex<OwnSeries>,
     telemetry: Arc<Telemetry>,
@@ -91,8 +97,8 @@ impl Outputs {
         let bucket = Time::from_seconds(batch.flushed_at - 1).bucket(batch.interval);
         batch.own = self.own.lock().expect("no panic under this lock").rows(bucket);
         let batch = Arc::new(batch);
-        // Who wants to know when every sink has the batch safe holds a `Weak` of this.
-        let receipt = Receipt::default();
+        let slip = |journal: &Arc<Journal>| journal.slip(batch.generations.clone());
+        let receipt = Receipt::new(self.journal.as_ref().map(slip).unwrap_or_default());
         for delivery in self.deliveries.lock().expect("no panic under this lock").iter() {
             delivery.offer(Arc::clone(&batch), Arc::clone(&receipt));
         }
@@ -117,12 +123,26 @@ impl Server {
             signals().context("cannot receive signals")?
         };
         let telemetry = Arc::new(Telemetry::default());
+        let now = Time::now();
         let hostname = hostname(&config.origin)?;
         let rules = Arc::new(Rules::new(&config.rules, &hostname)?);
-        let plan = Plan::from_config(&config.value);
+        let mut plan = Plan::from_config(&config.value);
         let (aggregates, blocklist) = (Arc::clone(&plan.aggregates), rules.blocklist());
-        let now = Time::now();
         let interval = config.flush.interval;
+        let sinks = Sinks::new(&config.sinks, &hostname, &telemetry)?;
+        let folders = Folders::open(config, &sinks)?;
+        let journal = folders.journal.as_ref().map(|folder| {
+            Journal::open(
+                folder,
+                &config.journal,
+                Arc::clone(&telemetry),
+                Arc::new(|_| Ok(())),
+                now,
+            )
+        });
+        if let Some(keys) = journal.as_ref().and_then(|(_, found)| found.member_keys) {
+            plan.member_keys = keys;
+        }
         let shards = Shards::new(
             config.shard.clone(),
             plan,
@@ -149,28 +169,39 @@ impl Server {
             log_rejects: config.intake.log_rejects,
             line_max: config.intake.buffer_size,
             spellings_max: config.shard.contexts_max.saturating_mul(2),
+            journal: journal.as_ref().map(|(journal, ..)| Arc::clone(journal)),
         };
-        let sinks = Sinks::new(&config.sinks, &hostname, &telemetry)?;
-        let folder = spool_folder(config, &sinks)?;
-        let spool_root = folder.as_ref().map(|(_, root)| root.clone());
+        let mut replayed = false;
+        let mut keeper = None;
+        if let Some((journal, found)) = journal {
+            replayed = !found.is_empty();
+            let options = |dialect| config.intake.options(dialect);
+            replay::replay(found, &journal, &shared, options, now);
+            let started = Keeper::start(journal, Arc::clone(&shards), &config.journal);
+            keeper = Some(started.context("cannot start the thread of the journal")?);
+        } else {
+            shards.begin(replay::first_generation(&Found::default(), interval, now));
+        }
         let opened = intake::open(&config.intake, untouched, passed, &telemetry)?;
         let hint = hint(opened.iter().filter(|o| o.dialect == Dialect::Datadog));
         let proxy = telemetry.listener("http".to_owned());
         let options = config.intake.options(Dialect::Datadog);
         let proxy = Reader::new(shared.clone(), proxy, options, false);
-        let status = Arc::new(Status::new(
+        let profile = profile(config, &telemetry);
+        let status = Status::new(
             &config.status,
             Arc::clone(&telemetry),
             sinks.prometheus.clone(),
             proxy,
             interval,
-        ));
+        );
+        let status = Arc::new(status.with_profile(profile.clone()));
         let servers =
             runtime.block_on(status::start(&config.status, untouched, Arc::clone(&status)))?;
         announce(&sinks, servers.address, hint);
         let deliveries = {
             let _runtime = runtime.enter();
-            let spools = spool_root.as_ref().map(|root| Spools {
+            let spools = folders.spool.as_ref().map(|root| Spools {
                 root,
                 config: &config.sinks.spool,
                 gate: Arc::new(|_| Ok(())),
@@ -179,6 +210,7 @@ impl Server {
         };
         let outputs = Arc::new(Outputs {
             deliveries: Mutex::new(deliveries),
+            journal: shared.journal.clone(),
             status,
             own: Mutex::new(own),
             telemetry: Arc::clone(&telemetry),
@@ -189,6 +221,9 @@ impl Server {
 
         let flush =
             Arc::new(Flush { shards, telemetry: Arc::clone(&telemetry), aggregates, blocklist });
+        if replayed {
+            outputs.offer(flush.batch(now, false));
+        }
         let deliver = Arc::clone(&outputs);
         let ticker = Ticker::start(Arc::clone(&flush), move |batch| deliver.offer(batch))
             .context("cannot start the thread that flushes")?;
@@ -204,8 +239,13 @@ impl Server {
             let _runtime = runtime.enter();
             start_collectors(config, shared)
         };
+        let profiler = profile
+            .map(|profile| profile::Thread::start(profile, config.logging.format))
+            .transpose()
+            .context("cannot start the thread of the profile")?;
         Ok(Self {
             runtime,
+            profiler,
             intake,
             resolver,
             ticker,
@@ -218,7 +258,8 @@ impl Server {
             stdin_ended,
             flush_open_bucket: config.flush.incomplete_buckets,
             stop_timeout: Duration::from_secs(config.sinks.stop_timeout),
-            _folder: folder.map(|(folder, _)| folder),
+            keeper,
+            _folders: folders.held,
         })
     }
 
@@ -266,6 +307,12 @@ impl Server {
             deliveries.into_iter().for_each(|delivery| drop(stops.spawn(delivery.stop(deadline))));
             stops.join_all().await;
         });
+        if let Some(profiler) = self.profiler {
+            profiler.stop();
+        }
+        if let Some(keeper) = self.keeper {
+            keeper.stop();
+        }
         // Whatever still hangs in a blocking call is left behind.
         self.runtime.shutdown_background();
         tracing::info!("stopped");
@@ -353,24 +400,46 @@ fn destination(listener: &str) -> Option<String> {
     listener.starts_with("unixgram://").then(|| listener.to_owned())
 }
 
-/// The folder that outlives this process, if any sink has use for it, and that of the spools in it.
-fn spool_folder(config: &Config, sinks: &Sinks) -> anyhow::Result<Option<(Folder, PathBuf)>> {
-    let spool = &config.sinks.spool;
-    if !spool.enabled || !sinks.all.iter().any(|(sink, _)| sink.durable().is_some()) {
-        return Ok(None);
+/// The folders that outlive this process.
+#[derive(Default)]
+struct Folders {
+    held: Vec<Folder>,
+    spool: Option<PathBuf>,
+    journal: Option<PathBuf>,
+}
+
+impl Folders {
+    /// Opens those that there is use for: without a sink that sends, only what was asked for.
+    fn open(config: &Config, sinks: &Sinks) -> anyhow::Result<Self> {
+        let mut folders = Self::default();
+        let durable = sinks.all.iter().any(|(sink, _)| sink.durable().is_some());
+        let spool = config.sinks.spool.enabled && durable;
+        let journal = config.journal.enabled && (durable || !config.state.run_path.is_empty());
+        if spool && !config.sinks.spool.path.is_empty() {
+            let path = PathBuf::from(&config.sinks.spool.path);
+            folders.held.push(Folder::claim(&path).context("sinks.spool.path")?);
+            folders.spool = Some(path);
+        }
+        if (spool && folders.spool.is_none() || journal)
+            && let Some(folder) = Folder::open(&config.state, |name| std::env::var(name).ok())?
+        {
+            if spool && folders.spool.is_none() {
+                folders.spool = Some(folder.path().join("spool"));
+            }
+            folders.journal = journal.then(|| folder.path().join("journal"));
+            folders.held.push(folder);
+        }
+        if let Some(spool) = &folders.spool {
+            tracing::info!("payloads are kept in {} until they are delivered", spool.display());
+        }
+        match &folders.journal {
+            Some(journal) => {
+                tracing::info!("what is read is kept in {} until then", journal.display());
+            }
+            None => tracing::info!("no journal: a crash loses what was not flushed"),
+        }
+        Ok(folders)
     }
-    let (folder, root) = if spool.path.is_empty() {
-        let folder = Folder::open(&config.state, |name| std::env::var(name).ok())?;
-        let Some(folder) = folder else { return Ok(None) };
-        let root = folder.path().join("spool");
-        (folder, root)
-    } else {
-        let path = PathBuf::from(&spool.path);
-        let folder = Folder::claim(&path).context("sinks.spool.path")?;
-        (folder, path)
-    };
-    tracing::info!("payloads are kept in {} until they are delivered", root.display());
-    Ok(Some((folder, root)))
 }
 
 /// Says each minute what was read and lost.
@@ -385,6 +454,16 @@ async fn log_ledger(telemetry: Arc<Telemetry>) {
         }
         before = ledger;
     }
+}
+
+/// The profile of the process itself. What cannot be had is not worth a failed start.
+fn profile(config: &Config, telemetry: &Arc<Telemetry>) -> Option<Arc<Profile>> {
+    if !config.self_profile.enabled {
+        return None;
+    }
+    Profile::start(&config.self_profile, Arc::clone(telemetry))
+        .inspect_err(|error| tracing::info!("going on without self_profile: {error}"))
+        .ok()
 }
 
 /// The host that series without one of their own get.

@@ -6,12 +6,17 @@
 //! ```text
 //! Shard   index    hash -> row
 //!         states   [row] context, when it was last seen       touched at a flush
-//!         open     [row] cell of the open bucket              touched by samples
-//!         closed   [row] cells of buckets being flushed
+//!         open     [row] cell of the open generation          touched by samples
+//!         closed   [row] cells of generations being flushed
 //! ```
 //!
 //! A sample of a known series touches one cell and nothing else of its row: cells lie densely, and
 //! closing a bucket swaps the whole column for an empty one, so no reader waits for a flush.
+//!
+//! A [`Generation`] is everything between two rotations, in all shards: columns, timestamped
+//! points, events and checks, and the part of the journal that they came from. Readers share a gate
+//! for each batch of datagrams (see [`Window`]); who rotates has it alone. So a generation closes at
+//! once everywhere, and a flush takes exactly the closed ones. As a rule a bucket is one generation.
 //!
 //! Rows are reused after a series has expired. A reader remembers a [`Handle`] and the epoch (the
 //! number of flushes) in which it last used it. A row that was used in epoch `e` is not freed
@@ -19,8 +24,9 @@
 //! against the row's generation: see `Shard::holds`.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use ahash::RandomState;
 use hashbrown::{HashMap, HashTable};
@@ -29,6 +35,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::batch::{Event, Row, ServiceCheck, Value};
 use crate::context::{Context, Source};
+use crate::hash::Keys;
 use crate::parse;
 use crate::sample::{Kind, Sample, Values};
 use crate::sys;
@@ -98,7 +105,7 @@ impl Handle {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stale;
 
-/// What [`Shards::intern`] found.
+/// What [`Window::intern`] found.
 #[derive(Clone, Copy, Debug)]
 pub struct Interned {
     pub handle: Handle,
@@ -106,10 +113,25 @@ pub struct Interned {
     pub overflow: bool,
 }
 
+/// Everything between two rotations, and the bucket that it belongs to. Times are Unix seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Generation {
+    /// Later ones have higher numbers.
+    pub number: u64,
+    /// The time of the bucket's points.
+    pub start: i64,
+    /// When the bucket closes: a multiple of the interval.
+    pub end: i64,
+}
+
 /// The whole aggregate.
 pub struct Shards {
+    /// The open generation. Readers hold it shared, who rotates has it alone.
+    gate: RwLock<Generation>,
     shards: Box<[Mutex<Shard>]>,
     inbox: Mutex<Inbox>,
+    /// The first generation that was not flushed. Held while closed columns are walked.
+    unflushed: Mutex<u64>,
     epoch: AtomicU32,
     /// Timestamped points held in all shards.
     timed: AtomicUsize,
@@ -131,15 +153,47 @@ struct Settings {
 /// Events and service checks that wait for the flush.
 #[derive(Default)]
 struct Inbox {
+    open: Mail,
+    /// With the generation of each, oldest first; only those that hold anything.
+    closed: Vec<(u64, Mail)>,
+}
+
+/// Events and service checks of one generation.
+#[derive(Default)]
+struct Mail {
     events: Vec<Event>,
     checks: Vec<ServiceCheck>,
+}
+
+/// A part of what closed generations hold.
+#[derive(Debug)]
+pub enum Held<'a> {
+    /// What follows, but for events and checks, belongs to this bucket.
+    Bucket(Generation),
+    Cell(&'a Context, &'a Cell),
+    /// With a time of its own.
+    Timed(&'a Context, i64, &'a Cell),
+    Event(&'a Event),
+    Check(&'a ServiceCheck),
+}
+
+/// What a flush took.
+#[derive(Debug, Default)]
+pub struct Flushed {
+    /// The generations that it took.
+    pub generations: Range<u64>,
+    /// Rows of one context stand together, in the order of their time.
+    pub rows: Vec<Row>,
+    pub events: Vec<Event>,
+    pub checks: Vec<ServiceCheck>,
 }
 
 /// One independent part of the aggregate.
 pub struct Shard {
     /// Number of flushes that have rotated this shard.
     epoch: u32,
-    index: HashTable<(u64, u32)>,
+    /// Rows, by the hash in their state.
+    index: HashTable<u32>,
     states: Vec<State>,
     generations: Vec<u16>,
     free: Vec<u32>,
@@ -148,9 +202,6 @@ pub struct Shard {
     closed: VecDeque<Bucket>,
     /// An emptied column for the next bucket.
     spare: Vec<Cell>,
-    timed: Vec<Row>,
-    /// Timestamped samples that add up within their second: sets, histograms, distributions.
-    timed_cells: HashMap<(u32, i64), (Arc<Context>, Cell), RandomState>,
 }
 
 /// What is known of a row apart from its values. Times are Unix seconds.
@@ -195,12 +246,35 @@ impl State {
     }
 }
 
-/// An interval and the values in it.
+/// A generation's part of one shard.
 struct Bucket {
-    /// Unix seconds.
-    start: i64,
+    generation: Generation,
     /// By row; a row beyond the end is empty.
     cells: Vec<Cell>,
+    timed: Vec<Row>,
+    /// Timestamped samples that add up within their second: sets, histograms, distributions.
+    timed_cells: TimedCells,
+    /// Places under the limit of timestamped points that these took.
+    places: usize,
+}
+
+/// By row and second.
+type TimedCells = HashMap<(u32, i64), (Arc<Context>, Cell), RandomState>;
+
+impl Bucket {
+    fn new(generation: Generation, cells: Vec<Cell>) -> Self {
+        Self { generation, cells, timed: Vec::new(), timed_cells: HashMap::default(), places: 0 }
+    }
+}
+
+/// A closed bucket: the oldest generations of a shard that belong to it.
+struct Part {
+    start: i64,
+    end: i64,
+    /// How many generations.
+    count: usize,
+    /// No other closed bucket is to be flushed now.
+    is_last: bool,
 }
 
 /// A closed cell on its way to become a row, its sorting still to be done.
@@ -208,6 +282,13 @@ struct Closing {
     context: Arc<Context>,
     time: i64,
     cell: Cell,
+}
+
+impl Closing {
+    fn close(self, plan: &Plan) -> Option<Row> {
+        let value = self.cell.close(plan)?;
+        Some(Row { context: self.context, time: self.time, value })
+    }
 }
 
 impl Shards {
@@ -226,16 +307,78 @@ impl Shards {
             0 => processors.min(8),
             n => n.min(SHARDS_MAX),
         };
-        let shards = (0..count).map(|_| Mutex::new(Shard::new(now.bucket(interval)))).collect();
+        let start = now.bucket(interval);
+        let open = Generation { number: 0, start, end: start + i64::from(interval) };
         Self {
-            shards,
+            gate: RwLock::new(open),
+            shards: (0..count).map(|_| Mutex::new(Shard::new(open))).collect(),
             inbox: Mutex::default(),
+            unflushed: Mutex::new(0),
             epoch: AtomicU32::new(0),
             hasher: RandomState::new(),
             timed: AtomicUsize::new(0),
             settings: Settings { config, plan, interval, hostname },
             telemetry,
         }
+    }
+
+    /// Lets a reader in with what arrived at `now`. The bucket that is over by then is closed first.
+    pub fn window(&self, now: Time) -> Window<'_> {
+        let open = self.gate.read().expect("no panic under this lock");
+        if now.seconds() < open.end {
+            return Window { open, shards: self };
+        }
+        drop(open);
+        let mut open = self.rotating();
+        self.advance(&mut open, now);
+        Window { open: RwLockWriteGuard::downgrade(open), shards: self }
+    }
+
+    /// What flushes take begins with this generation.
+    pub fn flush_from(&self, first: u64) {
+        *self.unflushed.lock().expect("no panic under this lock") = first;
+    }
+
+    /// Closes the open generation; this one is open from now on.
+    pub fn begin(&self, generation: Generation) {
+        self.rotate(&mut self.rotating(), generation);
+    }
+
+    /// Waits for the readers that are in.
+    fn rotating(&self) -> RwLockWriteGuard<'_, Generation> {
+        self.gate.write().expect("no panic under this lock")
+    }
+
+    /// Closes the open bucket when `now` lies beyond it, and every empty one up to `now` that
+    /// could still get a zero. What is late goes into the open one.
+    fn advance(&self, open: &mut Generation, now: Time) {
+        let interval = i64::from(self.settings.interval);
+        let target = now.bucket(self.settings.interval);
+        let last_zero =
+            open.start + i64::from(self.settings.config.counter_expiry_seconds) + interval;
+        while open.end <= target.min(last_zero) {
+            self.rotate(open, self.following(open, open.end));
+        }
+        if open.end <= target {
+            self.rotate(open, self.following(open, target));
+        }
+    }
+
+    /// The generation after this one, of the bucket that begins at `start`.
+    fn following(&self, open: &Generation, start: i64) -> Generation {
+        Generation {
+            number: open.number + 1,
+            start,
+            end: start + i64::from(self.settings.interval),
+        }
+    }
+
+    fn rotate(&self, open: &mut Generation, next: Generation) {
+        let closed = std::mem::replace(open, next);
+        for shard in &self.shards {
+            shard.lock().expect("no panic under this lock").close(next);
+        }
+        self.inbox.lock().expect("no panic under this lock").close(closed.number);
     }
 
     /// Number of flushes so far, as readers see it: never ahead of a shard's own count.
@@ -256,52 +399,192 @@ impl Shards {
         self.shards.is_empty()
     }
 
+    /// Takes every bucket that has closed by `now`; with `open`, the open bucket too.
+    pub fn flush(&self, now: Time, open: bool) -> Flushed {
+        let mut unflushed = self.unflushed.lock().expect("no panic under this lock");
+        let last = self.close_for_flush(now, open);
+        let generations = std::mem::replace(&mut *unflushed, last)..last;
+        let mut flushed = Flushed { generations, ..Flushed::default() };
+        for mail in self.inbox.lock().expect("no panic under this lock").take(last) {
+            flushed.events.extend(mail.events);
+            flushed.checks.extend(mail.checks);
+        }
+        let plan = &self.settings.plan;
+        let mut closing = Vec::new();
+        let rows = &mut flushed.rows;
+        let mut timed_rows = false;
+        for shard in &self.shards {
+            let lock = || shard.lock().expect("no panic under this lock");
+            let (timed, timed_cells, places) = lock().begin_flush(last, plan);
+            timed_rows |= timed.len() + timed_cells.len() > 0;
+            self.timed.fetch_sub(places, Ordering::Relaxed);
+            rows.extend(timed);
+            closing.extend(timed_cells);
+            loop {
+                let (mut from, part) = (Some(0), lock().oldest(last));
+                let Some(part) = part else { break };
+                while let Some(row) = from {
+                    from = lock().collect(
+                        row,
+                        &part,
+                        part.is_last.then_some(now),
+                        &self.settings,
+                        &self.telemetry,
+                        &mut closing,
+                    );
+                    // Soon, so that what the cells held serves the next bucket.
+                    rows.extend(closing.drain(..).filter_map(|c: Closing| c.close(plan)));
+                }
+            }
+        }
+        rows.extend(closing.into_iter().filter_map(|c| c.close(plan)));
+        self.epoch.fetch_add(1, Ordering::Release);
+        // Of one bucket alone no context has two.
+        let unsorted = timed_rows || rows.iter().any(|row| row.time != rows[0].time);
+        if unsorted {
+            rows.sort_by_key(|row| (Arc::as_ptr(&row.context) as usize, row.time));
+        }
+        flushed
+    }
+
+    /// Closes the open generation, whose bucket goes on in the next one, and gives everything that
+    /// closed and was not flushed. Returns these generations. They stay to be flushed, each bucket
+    /// as one column.
+    pub fn hold(&self, mut each: impl FnMut(&Held<'_>)) -> Range<u64> {
+        let unflushed = self.unflushed.lock().expect("no panic under this lock");
+        let last = {
+            let mut open = self.rotating();
+            let next = Generation { number: open.number + 1, ..*open };
+            self.rotate(&mut open, next);
+            next.number
+        };
+        // All shards have the same closed generations, but for cells and points.
+        let first = || self.shards[0].lock().expect("no panic under this lock");
+        let mut bucket = 0;
+        while let Some(generation) = { first().closed_before(bucket, last) } {
+            each(&Held::Bucket(generation));
+            for shard in &self.shards {
+                let lock = || shard.lock().expect("no panic under this lock");
+                lock().hold_timed(bucket, last, &mut each);
+                let mut from = 0;
+                while let Some(next) =
+                    lock().hold_cells(bucket, last, from, &self.settings.plan, &mut each)
+                {
+                    from = next;
+                }
+            }
+            bucket += 1;
+        }
+        let inbox = self.inbox.lock().expect("no panic under this lock");
+        for (_, mail) in inbox.closed.iter().take_while(|(number, _)| *number < last) {
+            mail.events.iter().for_each(|event| each(&Held::Event(event)));
+            mail.checks.iter().for_each(|check| each(&Held::Check(check)));
+        }
+        *unflushed..last
+    }
+
+    /// Keys under which members of sets are hashed.
+    pub const fn member_keys(&self) -> Keys {
+        self.settings.plan.member_keys
+    }
+
+    /// Rotates as the clock says. Returns the generation that is open then.
+    fn close_for_flush(&self, now: Time, open: bool) -> u64 {
+        let mut current = self.rotating();
+        self.advance(&mut current, now);
+        let target = now.bucket(self.settings.interval);
+        if target < current.start - i64::from(self.settings.interval) {
+            // The clock was set back. Readers that are merely late must not do this.
+            let next = self.following(&current, target);
+            self.rotate(&mut current, next);
+        } else if open {
+            let next = self.following(&current, current.end);
+            self.rotate(&mut current, next);
+        }
+        current.number
+    }
+}
+
+impl Inbox {
+    fn has_room(&self, max: usize) -> bool {
+        let closed: usize = self.closed.iter().map(|(_, mail)| mail.len()).sum();
+        self.open.len() + closed < max
+    }
+
+    fn close(&mut self, generation: u64) {
+        if self.open.len() > 0 {
+            self.closed.push((generation, std::mem::take(&mut self.open)));
+        }
+    }
+
+    /// Takes what came before this generation.
+    fn take(&mut self, generation: u64) -> impl Iterator<Item = Mail> {
+        let older = self.closed.partition_point(|(number, _)| *number < generation);
+        self.closed.drain(..older).map(|(_, mail)| mail)
+    }
+}
+
+impl Mail {
+    const fn len(&self) -> usize {
+        self.events.len() + self.checks.len()
+    }
+}
+
+/// A reader's way in, for one batch of datagrams: nothing rotates while it is held, so a thread has
+/// at most one and does not wait under it.
+pub struct Window<'a> {
+    open: RwLockReadGuard<'a, Generation>,
+    shards: &'a Shards,
+}
+
+impl<'a> Window<'a> {
+    /// What everything goes into while this is held.
+    pub fn generation(&self) -> &Generation {
+        &self.open
+    }
+
+    /// As [`Shards::epoch`].
+    pub fn epoch(&self) -> u32 {
+        self.shards.epoch()
+    }
+
     /// Finds the series, or makes it. At `contexts_max` it is the overflow series of its kind.
     /// `deltas` tells that it is a gauge whose value later deltas will change.
-    pub fn intern(&self, context: Context, deltas: bool, now: Time) -> Interned {
+    pub fn intern(&self, context: Context, deltas: bool) -> Interned {
         let kind = context.kind();
-        let limit = self.settings.config.contexts_max;
-        if let Some(handle) = self.find_or_insert(context, deltas, now, limit) {
+        let Settings { config, hostname, .. } = &self.shards.settings;
+        if let Some(handle) = self.find_or_insert(context, deltas, config.contexts_max) {
             return Interned { handle, overflow: false };
         }
         let tags = vec![format!("kind:{}", kind.word())];
-        let host = &self.settings.hostname;
-        let overflow = Context::new("tallyd.overflow", kind, host, tags, Source::default());
-        let handle = self.find_or_insert(overflow, deltas, now, usize::MAX);
+        let overflow = Context::new("tallyd.overflow", kind, hostname, tags, Source::default());
+        let handle = self.find_or_insert(overflow, deltas, usize::MAX);
         Interned { handle: handle.expect("there is no limit"), overflow: true }
     }
 
     /// Whether the series behind a handle that was not used for long is still the same. It is kept
     /// for the epoch that begins now.
-    pub fn revive(&self, handle: Handle, now: Time) -> bool {
-        let mut shard = self.shards[handle.shard()].lock().expect("no panic under this lock");
-        shard.rotate(now, &self.settings);
+    pub fn revive(&self, handle: Handle) -> bool {
+        let mut shard = self.shard(handle.shard());
         let alive = shard.is_alive(handle);
         if alive {
-            shard.touch(handle.row, &self.settings);
+            shard.touch(handle.row);
         }
         alive
     }
 
-    fn find_or_insert(
-        &self,
-        context: Context,
-        deltas: bool,
-        now: Time,
-        limit: usize,
-    ) -> Option<Handle> {
-        let hash = self.hasher.hash_one(&context);
+    fn find_or_insert(&self, context: Context, deltas: bool, limit: usize) -> Option<Handle> {
+        let hash = self.shards.hasher.hash_one(&context);
         // The table inside the shard uses the hash's outer bits.
         let number = ((hash >> 24 & 0xffff_ffff) as usize * self.shards.len()) >> 32;
-        let mut shard = self.shards[number].lock().expect("no panic under this lock");
-        shard.rotate(now, &self.settings);
+        let mut shard = self.shard(number);
         let row = match shard.find(hash, &context) {
             Some(row) => row,
             None if self.reserve(limit) => shard.insert(hash, context),
             None => return None,
         };
         // The caller is about to use it: it must not expire between now and then.
-        shard.touch(row, &self.settings);
+        shard.touch(row);
         shard.states[row as usize].delta |= deltas;
         let generation = shard.generations[row as usize];
         Some(Handle { shard: number as u16, generation, row })
@@ -309,91 +592,60 @@ impl Shards {
 
     /// Takes a place under the limit.
     fn reserve(&self, limit: usize) -> bool {
-        let count = &self.telemetry.contexts;
+        let count = &self.shards.telemetry.contexts;
         let taken = |n| (n < limit as u64).then_some(n + 1);
         count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).is_ok()
     }
 
-    /// Locks a shard for a run of samples that arrived at `now`.
-    pub fn lock(&self, number: usize, now: Time) -> Locked<'_> {
-        let mut shard = self.shards[number].lock().expect("no panic under this lock");
-        shard.rotate(now, &self.settings);
-        Locked { shard, shards: self }
+    /// Locks a shard for a run of samples.
+    pub fn lock(&self, number: usize) -> Locked<'a> {
+        Locked { shard: self.shard(number), shards: self.shards }
+    }
+
+    fn shard(&self, number: usize) -> MutexGuard<'a, Shard> {
+        self.shards.shards[number].lock().expect("no panic under this lock")
+    }
+
+    /// Adds what a series held in another process, with a time of its own or in the open bucket.
+    pub fn restore(&self, context: Context, time: Option<i64>, cell: Cell) {
+        if !cell.is_of(context.kind()) {
+            return;
+        }
+        let kind = context.kind();
+        let handle = self.intern(context, false).handle;
+        let (row, mut locked) = (handle.row, self.lock(handle.shard()));
+        locked.shard.touch(row);
+        let plan = &self.shards.settings.plan;
+        match (time, kind) {
+            (None, _) => locked.shard.cell(row).merge(cell, plan),
+            (Some(time), Kind::Count | Kind::Gauge) => {
+                if let Some(value) = cell.close(plan) {
+                    locked.timed_point(row, time, value);
+                }
+            }
+            (Some(time), Kind::Set | Kind::Timer | Kind::Histogram | Kind::Distribution) => {
+                locked.timed_cell(row, time, |earlier, plan| earlier.merge(cell, plan));
+            }
+        }
     }
 
     /// Keeps an event for the next flush, or counts it as dropped.
     pub fn event(&self, event: Event) {
-        let mut inbox = self.inbox.lock().expect("no panic under this lock");
-        if inbox.has_room(self.settings.config.events_max) {
-            inbox.events.push(event);
-        } else {
-            self.telemetry.events_dropped.add(1);
-        }
+        self.mail(|mail| mail.events.push(event));
     }
 
     /// Keeps a service check for the next flush, or counts it as dropped.
     pub fn check(&self, check: ServiceCheck) {
-        let mut inbox = self.inbox.lock().expect("no panic under this lock");
-        if inbox.has_room(self.settings.config.events_max) {
-            inbox.checks.push(check);
+        self.mail(|mail| mail.checks.push(check));
+    }
+
+    fn mail(&self, put: impl FnOnce(&mut Mail)) {
+        let mut inbox = self.shards.inbox.lock().expect("no panic under this lock");
+        if inbox.has_room(self.shards.settings.config.events_max) {
+            put(&mut inbox.open);
         } else {
-            self.telemetry.events_dropped.add(1);
+            self.shards.telemetry.events_dropped.add(1);
         }
-    }
-
-    /// Takes the events and service checks that wait.
-    pub fn take_inbox(&self) -> (Vec<Event>, Vec<ServiceCheck>) {
-        let inbox = std::mem::take(&mut *self.inbox.lock().expect("no panic under this lock"));
-        (inbox.events, inbox.checks)
-    }
-
-    /// Takes every bucket that has closed by `now`, and the timestamped points; with `open`, the
-    /// open bucket too. Rows of one context stand together, in the order of their time.
-    ///
-    /// Only one thread flushes.
-    pub fn flush(&self, now: Time, open: bool) -> Vec<Row> {
-        let mut closing = Vec::new();
-        let mut rows = Vec::new();
-        let mut buckets = 0;
-        for shard in &self.shards {
-            let lock = || shard.lock().expect("no panic under this lock");
-            let (closed, timed, timed_cells) = lock().begin_flush(now, open, &self.settings);
-            self.timed.fetch_sub(timed.len() + timed_cells.len(), Ordering::Relaxed);
-            buckets = buckets.max(closed);
-            rows.extend(timed);
-            closing.extend(timed_cells);
-            for bucket in 0..closed {
-                let expire = bucket + 1 == closed;
-                let mut from = 0;
-                while let Some(next) = lock().collect(
-                    from,
-                    expire.then_some(now),
-                    &self.settings,
-                    &self.telemetry,
-                    &mut closing,
-                ) {
-                    from = next;
-                }
-            }
-        }
-        self.epoch.fetch_add(1, Ordering::Release);
-        let plan = &self.settings.plan;
-        let unsorted =
-            buckets > 1 || !rows.is_empty() || closing.iter().any(|c| c.time != closing[0].time);
-        rows.extend(closing.into_iter().filter_map(|c| {
-            let value = c.cell.close(plan)?;
-            Some(Row { context: c.context, time: c.time, value })
-        }));
-        if unsorted {
-            rows.sort_by_key(|row| (Arc::as_ptr(&row.context) as usize, row.time));
-        }
-        rows
-    }
-}
-
-impl Inbox {
-    const fn has_room(&self, max: usize) -> bool {
-        self.events.len() + self.checks.len() < max
     }
 }
 
@@ -431,7 +683,7 @@ impl Locked<'_> {
         if !matches!((sample.values, sample.timestamp), (Values::One(_) | Values::Member(_), None))
         {
             // Perhaps no cell will tell the flush that this series was used.
-            self.shard.touch(row, &self.shards.settings);
+            self.shard.touch(row);
         }
         match sample.values {
             Values::One(value) => self.add_value(row, kind, value, weight, sample.timestamp),
@@ -481,18 +733,18 @@ impl Locked<'_> {
     /// pipeline does not.
     fn timed_point(&mut self, row: u32, time: i64, value: Value) {
         let Some(context) = self.timed_context(row) else { return };
-        self.shard.timed.push(Row { context, time, value });
+        self.shard.open.timed.push(Row { context, time, value });
     }
 
     fn timed_cell(&mut self, row: u32, time: i64, add: impl FnOnce(&mut Cell, &Plan)) {
         let plan = &self.shards.settings.plan;
-        if let Some((_, cell)) = self.shard.timed_cells.get_mut(&(row, time)) {
+        if let Some((_, cell)) = self.shard.open.timed_cells.get_mut(&(row, time)) {
             return add(cell, plan);
         }
         let Some(context) = self.timed_context(row) else { return };
         let mut cell = Cell::Empty;
         add(&mut cell, plan);
-        self.shard.timed_cells.insert((row, time), (context, cell));
+        self.shard.open.timed_cells.insert((row, time), (context, cell));
     }
 
     /// The context of a row that gets one more timestamped point, if there is room for it.
@@ -503,31 +755,31 @@ impl Locked<'_> {
             self.shards.telemetry.timed_dropped.add(1);
             return None;
         }
+        self.shard.open.places += 1;
         self.shard.states[row as usize].context.clone()
     }
 }
 
 impl Shard {
-    fn new(start: i64) -> Self {
+    fn new(open: Generation) -> Self {
         Self {
             epoch: 0,
             index: HashTable::new(),
             states: Vec::new(),
             generations: Vec::new(),
             free: Vec::new(),
-            open: Bucket { start, cells: Vec::new() },
+            open: Bucket::new(open, Vec::new()),
             closed: VecDeque::new(),
             spare: Vec::new(),
-            timed: Vec::new(),
-            timed_cells: HashMap::default(),
         }
     }
 
     fn find(&self, hash: u64, context: &Context) -> Option<u32> {
-        let same = |&(h, row): &(u64, u32)| {
-            h == hash && self.states[row as usize].context.as_deref() == Some(context)
+        let same = |&row: &u32| {
+            let state = &self.states[row as usize];
+            state.hash == hash && state.context.as_deref() == Some(context)
         };
-        self.index.find(hash, same).map(|&(_, row)| row)
+        self.index.find(hash, same).copied()
     }
 
     fn insert(&mut self, hash: u64, context: Context) -> u32 {
@@ -547,7 +799,7 @@ impl Shard {
         } else {
             self.states[row as usize] = state;
         }
-        self.index.insert_unique(hash, (hash, row), |&(h, _)| h);
+        self.index.insert_unique(hash, row, |&row| self.states[row as usize].hash);
         row
     }
 
@@ -564,19 +816,29 @@ impl Shard {
     }
 
     /// Marks the series as used in the open bucket.
-    fn touch(&mut self, row: u32, settings: &Settings) {
+    fn touch(&mut self, row: u32) {
         let state = &mut self.states[row as usize];
-        state.used = self.open.start + i64::from(settings.interval);
+        state.used = self.open.generation.end;
         state.epoch = self.epoch;
     }
 
     fn cell(&mut self, row: u32) -> &mut Cell {
         let row = row as usize;
         if row >= self.open.cells.len() {
-            // Room for every row at once, so that this happens once per bucket.
-            self.open.cells.resize_with(self.states.len(), || Cell::Empty);
+            self.make_cells();
         }
         &mut self.open.cells[row]
+    }
+
+    /// Makes room for every row at once, so that this happens once per bucket.
+    #[cold]
+    fn make_cells(&mut self) {
+        let cells = &mut self.open.cells;
+        cells.reserve(self.states.len() - cells.len());
+        if cells.is_empty() {
+            sys::prefer_huge_pages(cells);
+        }
+        cells.resize_with(self.states.len(), || Cell::Empty);
     }
 
     /// The last value of a gauge: of the open bucket, of one being flushed, or of the past.
@@ -590,52 +852,106 @@ impl Shard {
             .unwrap_or(self.states[row as usize].gauge)
     }
 
-    /// Closes the open bucket when `now` lies beyond it, and every empty one up to `now` that
-    /// could still get a zero. What is late goes into the open one.
-    fn rotate(&mut self, now: Time, settings: &Settings) {
-        let interval = i64::from(settings.interval);
-        let target = now.bucket(settings.interval);
-        if target <= self.open.start {
-            return;
-        }
-        let last_zero =
-            self.open.start + i64::from(settings.config.counter_expiry_seconds) + interval;
-        while self.open.start < target.min(last_zero) {
-            self.close(self.open.start + interval);
-        }
-        if self.open.start < target {
-            self.close(target);
-        }
-    }
-
-    /// Closes the open bucket; the next one begins at `start`.
-    fn close(&mut self, start: i64) {
-        let next = Bucket { start, cells: std::mem::take(&mut self.spare) };
+    /// Closes the open generation.
+    fn close(&mut self, next: Generation) {
+        let next = Bucket::new(next, std::mem::take(&mut self.spare));
         self.closed.push_back(std::mem::replace(&mut self.open, next));
     }
 
-    /// Returns the number of closed buckets, and the timestamped points. Begins the next epoch.
-    fn begin_flush(
-        &mut self,
-        now: Time,
-        open: bool,
-        settings: &Settings,
-    ) -> (usize, Vec<Row>, Vec<Closing>) {
-        self.rotate(now, settings);
-        let interval = i64::from(settings.interval);
-        let target = now.bucket(settings.interval);
-        if target < self.open.start - interval {
-            // The clock was set back. Readers that are merely late must not do this.
-            self.close(target);
-        } else if open {
-            self.close(self.open.start + interval);
-        }
+    /// Takes the timestamped points of what closed before generation `last`, with the places under
+    /// their limit. Begins the next epoch.
+    fn begin_flush(&mut self, last: u64, plan: &Plan) -> (Vec<Row>, Vec<Closing>, usize) {
         self.epoch = self.epoch.wrapping_add(1);
-        let timed_cells = self.timed_cells.drain();
-        let timed_cells = timed_cells
-            .map(|((_, time), (context, cell))| Closing { context, time, cell })
-            .collect();
-        (self.closed.len(), std::mem::take(&mut self.timed), timed_cells)
+        let (mut timed, mut cells, mut places) = (Vec::new(), TimedCells::default(), 0);
+        for bucket in self.closed.iter_mut().filter(|b| b.generation.number < last) {
+            places += std::mem::take(&mut bucket.places);
+            timed.append(&mut bucket.timed);
+            merge_timed(&mut cells, &mut bucket.timed_cells, plan);
+        }
+        let cells = cells.into_iter();
+        let timed_cells =
+            cells.map(|((_, time), (context, cell))| Closing { context, time, cell }).collect();
+        (timed, timed_cells, places)
+    }
+
+    /// The oldest closed bucket, if it closed before generation `last`.
+    fn oldest(&self, last: u64) -> Option<Part> {
+        let closed = self.closed.iter().take_while(|b| b.generation.number < last);
+        let Generation { start, end, .. } = self.closed.front()?.generation;
+        let count = closed.clone().take_while(|b| b.generation.start == start).count();
+        (count > 0).then(|| Part { start, end, count, is_last: closed.count() == count })
+    }
+
+    /// A closed generation, by its place among those that closed before generation `last`.
+    fn closed_before(&self, place: usize, last: u64) -> Option<Generation> {
+        let generation = self.closed.get(place)?.generation;
+        (generation.number < last).then_some(generation)
+    }
+
+    /// Gives the timestamped points of a closed bucket.
+    fn hold_timed(&self, bucket: usize, last: u64, each: &mut impl FnMut(&Held<'_>)) {
+        let same = self.same_bucket(bucket, last);
+        let parts = self.closed.range(bucket..bucket + same);
+        for part in parts {
+            for row in &part.timed {
+                let cell = match row.value {
+                    Value::Count(sum) => Cell::Count(sum),
+                    Value::Gauge(value) => Cell::Gauge(value),
+                    // These add up within their second, and stand in the other list.
+                    Value::Set(_) | Value::Histogram(_) | Value::Distribution(_) => continue,
+                };
+                each(&Held::Timed(&row.context, row.time, &cell));
+            }
+            for ((_, time), (context, cell)) in &part.timed_cells {
+                each(&Held::Timed(context, *time, cell));
+            }
+        }
+    }
+
+    /// How many closed generations before `last`, from this one on, belong to one bucket.
+    fn same_bucket(&self, first: usize, last: u64) -> usize {
+        let start = self.closed[first].generation.start;
+        let closed = self.closed.range(first..);
+        closed.take_while(|b| b.generation.number < last && b.generation.start == start).count()
+    }
+
+    /// Gives some cells of a closed bucket, from row `from` on, and gathers them in its first column.
+    /// Returns the row to go on with, or `None` when its other columns are gone.
+    fn hold_cells(
+        &mut self,
+        bucket: usize,
+        last: u64,
+        from: usize,
+        plan: &Plan,
+        each: &mut impl FnMut(&Held<'_>),
+    ) -> Option<usize> {
+        let count = self.same_bucket(bucket, last);
+        let rows = self.closed.range(bucket..bucket + count).map(|b| b.cells.len()).max()?;
+        let to = rows.min(from + ROWS_PER_LOCK);
+        if self.closed[bucket].cells.len() < to {
+            self.closed[bucket].cells.resize_with(rows, || Cell::Empty);
+        }
+        for row in from..to {
+            let cell = taken(self.closed.range_mut(bucket..bucket + count), row, plan);
+            if let (Some(context), false) = (&self.states[row].context, matches!(cell, Cell::Empty))
+            {
+                each(&Held::Cell(context, &cell));
+            }
+            self.closed[bucket].cells[row] = cell;
+        }
+        if to < rows {
+            return Some(to);
+        }
+        for mut part in self.closed.drain(bucket + 1..bucket + count).collect::<Vec<_>>() {
+            let whole = &mut self.closed[bucket];
+            whole.places += part.places;
+            whole.timed.extend(part.timed);
+            merge_timed(&mut whole.timed_cells, &mut part.timed_cells, plan);
+            if part.cells.len() > self.spare.len() {
+                self.spare = part.cells;
+            }
+        }
+        None
     }
 
     /// Moves some rows of the oldest closed bucket, from row `from` on, to `out`. Returns the row
@@ -644,20 +960,19 @@ impl Shard {
     fn collect(
         &mut self,
         from: usize,
+        part: &Part,
         expire: Option<Time>,
         settings: &Settings,
         telemetry: &Telemetry,
         out: &mut Vec<Closing>,
     ) -> Option<usize> {
-        let bucket = self.closed.front_mut()?;
-        let start = bucket.start;
-        let end = start + i64::from(settings.interval);
-        let open_end = self.open.start + i64::from(settings.interval);
+        let Part { start, end, count, .. } = *part;
+        let open_end = self.open.generation.end;
         let to = self.states.len().min(from + ROWS_PER_LOCK);
         let mut idle = Vec::new();
         for row in from..to {
             let state = &mut self.states[row];
-            let cell = bucket.cells.get_mut(row).map_or(Cell::Empty, std::mem::take);
+            let cell = taken(self.closed.iter_mut().take(count), row, &settings.plan);
             let Some(context) = state.context.clone() else {
                 debug_assert!(matches!(cell, Cell::Empty), "a free row has no value");
                 continue;
@@ -684,7 +999,7 @@ impl Shard {
         }
         // A sample may have come since, in the open bucket or in one that waits to be flushed.
         let waits = |row: &usize| {
-            let later = self.closed.iter().skip(1).chain([&self.open]);
+            let later = self.closed.iter().skip(count).chain([&self.open]);
             later.map(|b| b.cells.get(*row)).any(|cell| !matches!(cell, None | Some(Cell::Empty)))
         };
         let freed: Vec<usize> = idle.into_iter().filter(|row| !waits(row)).collect();
@@ -694,11 +1009,11 @@ impl Shard {
         if to < self.states.len() {
             return Some(to);
         }
-        if let Some(bucket) = self.closed.pop_front()
-            && bucket.cells.len() > self.spare.len()
-        {
-            // Every cell was taken: free rows have none.
-            self.spare = bucket.cells;
+        for bucket in self.closed.drain(..count) {
+            if bucket.cells.len() > self.spare.len() {
+                // Every cell was taken: free rows have none.
+                self.spare = bucket.cells;
+            }
         }
         None
     }
@@ -706,7 +1021,7 @@ impl Shard {
     /// Frees a row; the next series in it has another generation.
     fn remove(&mut self, row: u32, telemetry: &Telemetry) {
         let state = &mut self.states[row as usize];
-        match self.index.find_entry(state.hash, |&(_, r)| r == row) {
+        match self.index.find_entry(state.hash, |&r| r == row) {
             Ok(entry) => drop(entry.remove()),
             Err(_) => unreachable!("a live row is in the index"),
         }
@@ -716,4 +1031,23 @@ impl Shard {
         self.free.push(row);
         telemetry.contexts.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// Adds what came later to what came earlier.
+fn merge_timed(whole: &mut TimedCells, later: &mut TimedCells, plan: &Plan) {
+    if whole.is_empty() {
+        return std::mem::swap(whole, later);
+    }
+    for (key, (context, cell)) in later.drain() {
+        whole.entry(key).or_insert((context, Cell::Empty)).1.merge(cell, plan);
+    }
+}
+
+/// Takes what a row holds in the generations of a bucket.
+fn taken<'a>(generations: impl Iterator<Item = &'a mut Bucket>, row: usize, plan: &Plan) -> Cell {
+    let mut whole = Cell::Empty;
+    for cell in generations.filter_map(|bucket| bucket.cells.get_mut(row)) {
+        whole.merge(std::mem::take(cell), plan);
+    }
+    whole
 }

@@ -14,9 +14,8 @@ use hashbrown::HashMap;
 use crate::hash::{Hash, Keys};
 use crate::origin::Origin;
 use crate::sample::{Dialect, Kind, OriginFields, Sample};
-use crate::shard::{Handle, Shards};
+use crate::shard::{Handle, Window};
 use crate::sys;
-use crate::time::Time;
 
 /// 128 keyed bits that stand for a spelling.
 pub type Print = [u64; 2];
@@ -128,13 +127,7 @@ impl Spellings {
     /// Where the samples of a spelling go, and the epoch in which its series was last used. A
     /// series that was not used for longer than its handle can be trusted is asked for at its
     /// shard; `None` when it has expired.
-    pub fn find(
-        &mut self,
-        print: Print,
-        epoch: u32,
-        shards: &Shards,
-        now: Time,
-    ) -> Option<(Series, u32)> {
+    pub fn find(&mut self, print: Print, epoch: u32, window: &Window<'_>) -> Option<(Series, u32)> {
         let at = self.position(print).ok()?;
         let slot = &mut self.slots[at];
         let age = epoch.wrapping_sub(slot.used);
@@ -161,7 +154,7 @@ impl Spellings {
         if age <= 1 {
             return Some((series, used));
         }
-        let alive = [Some(handle), copy].into_iter().flatten().all(|h| shards.revive(h, now));
+        let alive = [Some(handle), copy].into_iter().flatten().all(|h| window.revive(h));
         alive.then_some((series, epoch))
     }
 
@@ -279,8 +272,9 @@ mod tests {
     use crate::context::{Context, Source};
     use crate::parse;
     use crate::sample::Message;
-    use crate::shard;
+    use crate::shard::{self, Shards};
     use crate::telemetry::Telemetry;
+    use crate::time::Time;
     use crate::value::{self, Plan};
 
     fn print(spellings: &Spellings, line: &str, dialect: Dialect) -> Print {
@@ -291,11 +285,12 @@ mod tests {
         }
     }
 
+    const START: Time = Time::from_seconds(1000);
+
     fn shards() -> Shards {
         let plan = Plan::from_config(&value::Config::default());
         let telemetry = Arc::new(Telemetry::default());
-        let (config, now) = (shard::Config::default(), Time::from_seconds(1000));
-        Shards::new(config, plan, 10, "h".to_owned(), telemetry, now)
+        Shards::new(shard::Config::default(), plan, 10, "h".to_owned(), telemetry, START)
     }
 
     #[test]
@@ -343,38 +338,38 @@ mod tests {
     #[test]
     fn what_is_remembered_is_found_until_it_is_idle_or_there_is_no_room() {
         let shards = shards();
-        let now = Time::from_seconds(1000);
+        let window = shards.window(START);
         let context =
             |n: u64| Context::new(&format!("n{n}"), Kind::Count, "", Vec::new(), Source::default());
         let mut spellings = Spellings::new(5000);
         let kept = |n| Series {
-            handle: Some(shards.intern(context(n), false, now).handle),
+            handle: Some(window.intern(context(n), false).handle),
             ..Series::default()
         };
         for n in 0..3000 {
             spellings.insert([n * 7, n], kept(n), 0);
         }
         for n in 0..3000 {
-            assert_eq!(spellings.find([n * 7, n], 1, &shards, now), Some((kept(n), 0)));
-            assert_eq!(spellings.find([n * 7, n], 1, &shards, now), Some((kept(n), 1)));
+            assert_eq!(spellings.find([n * 7, n], 1, &window), Some((kept(n), 0)));
+            assert_eq!(spellings.find([n * 7, n], 1, &window), Some((kept(n), 1)));
         }
-        assert_eq!(spellings.find([1, 1], 1, &shards, now), None);
+        assert_eq!(spellings.find([1, 1], 1, &window), None);
         // Beyond the limit the oldest go, and the new ones are there.
         for n in 3000..9000 {
             spellings.insert([n * 7, n], kept(n), 50);
             assert!(spellings.len <= 5000);
         }
-        assert_eq!(spellings.find([8999 * 7, 8999], 50, &shards, now), Some((kept(8999), 50)));
-        assert_eq!(spellings.find([0, 0], 50, &shards, now), None);
+        assert_eq!(spellings.find([8999 * 7, 8999], 50, &window), Some((kept(8999), 50)));
+        assert_eq!(spellings.find([0, 0], 50, &window), None);
     }
 
     #[test]
     fn blocked_copied_and_overflowing_series_are_told_apart() {
         let shards = shards();
-        let now = Time::from_seconds(1000);
+        let window = shards.window(START);
         let handle = |name: &str| {
             let context = Context::new(name, Kind::Histogram, "", Vec::new(), Source::default());
-            Some(shards.intern(context, false, now).handle)
+            Some(window.intern(context, false).handle)
         };
         let mut spellings = Spellings::new(1000);
         let none = Series::default();
@@ -389,15 +384,15 @@ mod tests {
         spellings.insert([3, 3], overflow, 5);
         spellings.insert([4, 4], copied, 5);
         spellings.insert([4, 4], Series { overflow: true, ..copied }, 5);
-        assert_eq!(spellings.find([1, 1], 9, &shards, now), Some((Series::default(), 9)));
-        assert_eq!(spellings.find([2, 2], 6, &shards, now), Some((copied, 5)));
-        assert_eq!(spellings.find([3, 3], 5, &shards, now), Some((overflow, 5)));
-        assert_eq!(spellings.find([3, 3], 6, &shards, now), None, "there may be room again");
-        assert_eq!(spellings.find([4, 4], 5, &shards, now), None);
-        assert_eq!(spellings.find([5, 5], 5, &shards, now), Some((named[0], 5)));
-        assert_eq!(spellings.find([6, 6], 5, &shards, now), Some((named[1], 5)));
+        assert_eq!(spellings.find([1, 1], 9, &window), Some((Series::default(), 9)));
+        assert_eq!(spellings.find([2, 2], 6, &window), Some((copied, 5)));
+        assert_eq!(spellings.find([3, 3], 5, &window), Some((overflow, 5)));
+        assert_eq!(spellings.find([3, 3], 6, &window), None, "there may be room again");
+        assert_eq!(spellings.find([4, 4], 5, &window), None);
+        assert_eq!(spellings.find([5, 5], 5, &window), Some((named[0], 5)));
+        assert_eq!(spellings.find([6, 6], 5, &window), Some((named[1], 5)));
         for _ in 0..2 {
-            assert_eq!(spellings.find([5, 5], 6, &shards, now), None, "its tags may be others");
+            assert_eq!(spellings.find([5, 5], 6, &window), None, "its tags may be others");
         }
     }
 }

@@ -20,6 +20,12 @@ const HEADER: usize = 4;
 #[derive(Debug)]
 pub struct Framer {
     buffer: Box<[u8]>,
+    cut: Cut,
+}
+
+/// How far a buffer has been cut up.
+#[derive(Clone, Debug)]
+struct Cut {
     /// What has been read and not yet given out.
     unread: Range<usize>,
     limit: usize,
@@ -57,50 +63,66 @@ impl Framer {
     /// greatest length of a payload, and of a line without its newline.
     pub fn new(limit: usize) -> Self {
         let buffer = vec![0; limit.saturating_add(HEADER)].into_boxed_slice();
-        Self { buffer, unread: 0..0, limit, mode: Mode::Unknown, ended: false }
+        Self { buffer, cut: Cut { unread: 0..0, limit, mode: Mode::Unknown, ended: false } }
     }
 
     /// For TCP and standard input: always newline text.
     pub fn lines(limit: usize) -> Self {
-        Self { mode: Mode::Lines, ..Self::new(limit) }
+        let mut framer = Self::new(limit);
+        framer.cut.mode = Mode::Lines;
+        framer
     }
 
     /// Where to read the connection's next bytes to. Never empty after [`Framer::payload`] has
     /// given `None`.
     pub fn space(&mut self) -> &mut [u8] {
-        self.buffer.copy_within(self.unread.clone(), 0);
-        self.unread = 0..self.unread.len();
-        &mut self.buffer[self.unread.end..]
+        let Self { buffer, cut: Cut { unread, .. } } = self;
+        buffer.copy_within(unread.clone(), 0);
+        *unread = 0..unread.len();
+        &mut buffer[unread.end..]
     }
 
     /// Tells how many bytes have been put at the beginning of [`Framer::space`].
     pub fn filled(&mut self, bytes: usize) {
-        self.unread.end = self.unread.end.saturating_add(bytes).min(self.buffer.len());
+        let end = &mut self.cut.unread.end;
+        *end = end.saturating_add(bytes).min(self.buffer.len());
     }
 
     /// Tells that the connection has ended: what is left is a last line, or an unfinished frame.
     pub fn end(&mut self) {
-        self.ended = true;
+        self.cut.ended = true;
     }
 
     /// The next payload: the content of a frame, or as many lines as have come, each with its
     /// newline. Only the last line before the end may lack it, and is then given out alone. `None`
     /// asks for more bytes, or tells that nothing is left.
     pub fn payload(&mut self) -> Option<Result<&[u8], FrameError>> {
+        self.payloads().next()
+    }
+
+    /// Every payload that is there, as [`Framer::payload`] gives them.
+    pub fn payloads(&mut self) -> impl Iterator<Item = Result<&[u8], FrameError>> {
+        let Self { buffer, cut } = self;
+        let buffer = &**buffer;
+        std::iter::from_fn(move || Some(cut.next(buffer)?.map(|range| &buffer[range])))
+    }
+}
+
+impl Cut {
+    fn next(&mut self, buffer: &[u8]) -> Option<Result<Range<usize>, FrameError>> {
         if self.mode == Mode::Unknown {
-            self.mode = self.recognise()?;
+            self.mode = self.recognise(buffer)?;
         }
-        let found = match self.mode {
-            Mode::Frames => self.frame(),
-            Mode::Lines | Mode::Skipping => self.text(),
+        match self.mode {
+            Mode::Frames => self.frame(buffer),
+            Mode::Lines | Mode::Skipping => self.text(buffer),
             Mode::Unknown | Mode::Closed => None,
-        };
-        found.map(|found| found.map(|range| &self.buffer[range]))
+        }
     }
 
     /// Text is what could not be a length anyway.
-    fn recognise(&self) -> Option<Mode> {
-        let bytes = &self.buffer[self.unread.clone()];
+    fn recognise(&self, buffer: &[u8]) -> Option<Mode> {
+        let bytes = &buffer[self.unread.clone()];
         let text = match bytes.first_chunk::<HEADER>() {
             Some(first) => length(*first) > self.limit && is_text(first),
             None if self.ended => is_text(bytes),
@@ -109,9 +131,9 @@ impl Framer {
         Some(if text { Mode::Lines } else { Mode::Frames })
     }
 
-    fn frame(&mut self) -> Option<Result<Range<usize>, FrameError>> {
+    fn frame(&mut self, buffer: &[u8]) -> Option<Result<Range<usize>, FrameError>> {
         loop {
-            let unread = &self.buffer[self.unread.clone()];
+            let unread = &buffer[self.unread.clone()];
             let Some(header) = unread.first_chunk::<HEADER>() else { return self.unfinished() };
             let length = length(*header);
             if length > self.limit {
@@ -139,16 +161,16 @@ impl Framer {
         Some(Err(FrameError::Unfinished(left)))
     }
 
-    fn text(&mut self) -> Option<Result<Range<usize>, FrameError>> {
+    fn text(&mut self, buffer: &[u8]) -> Option<Result<Range<usize>, FrameError>> {
         if self.mode == Mode::Skipping {
-            let Some(newline) = memchr(b'\n', &self.buffer[self.unread.clone()]) else {
+            let Some(newline) = memchr(b'\n', &buffer[self.unread.clone()]) else {
                 self.unread = 0..0;
                 return None;
             };
             self.take(newline + 1);
             self.mode = Mode::Lines;
         }
-        let unread = &self.buffer[self.unread.clone()];
+        let unread = &buffer[self.unread.clone()];
         // No line that ends within so many bytes is too long.
         let within = unread.len().min(self.limit.saturating_add(1));
         match memrchr(b'\n', &unread[..within]) {
@@ -204,7 +226,7 @@ mod tests {
                 framer.filled(n);
                 piece = &piece[n..];
                 drain(&mut framer, &mut found);
-                if framer.mode == Mode::Closed {
+                if framer.cut.mode == Mode::Closed {
                     return found;
                 }
             }
@@ -218,7 +240,7 @@ mod tests {
         while let Some(payload) = framer.payload() {
             let payload = payload.map(<[u8]>::to_vec);
             match payload {
-                Ok(text) if framer.mode == Mode::Lines => {
+                Ok(text) if framer.cut.mode == Mode::Lines => {
                     found.extend(
                         text.split_inclusive(|b| *b == b'\n').map(|line| Ok(line.to_vec())),
                     );
@@ -226,7 +248,7 @@ mod tests {
                 payload => found.push(payload),
             }
         }
-        assert!(framer.mode == Mode::Closed || !framer.space().is_empty());
+        assert!(framer.cut.mode == Mode::Closed || !framer.space().is_empty());
     }
 
     fn ok(texts: &[&str]) -> Vec<Result<Vec<u8>, FrameError>> {

@@ -2,18 +2,25 @@
 #![allow(unsafe_code)]
 
 use std::ffi::CString;
-use std::io;
+use std::fs::File;
+use std::io::{self, IoSlice};
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::path::Path;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Datagrams taken by one call.
 pub const BATCH: usize = 64;
 
 /// Fixed buffers that datagrams are received into, many per system call.
 pub struct Receiver {
-    buffers: Box<[u8]>,
+    memory: Memory,
     buffer_size: usize,
+    /// The file of the memory, removed with the receiver.
+    file: Option<PathBuf>,
     senders: Senders,
 }
 
@@ -49,6 +56,141 @@ pub enum Sender {
         uid: u32,
     },
     Address(IpAddr),
+}
+
+/// Memory that a receiver alone uses; of a file, which keeps it when the process dies, or of none.
+/// First a page of numbers and of what its owner writes there, then the kernel's table of what it
+/// received, then the buffers.
+struct Memory {
+    start: NonNull<u8>,
+    length: usize,
+}
+
+// SAFETY: the memory belongs to this value, which can be used from one thread at a time.
+unsafe impl Send for Memory {}
+
+/// Where the parts of a receiver's memory begin.
+const TABLE: usize = 4096;
+const BUFFERS: usize = TABLE + 4096;
+/// Where the label begins, in the first page.
+const LABEL: usize = 64;
+const _: () = assert!(size_of::<[libc::mmsghdr; BATCH]>() <= BUFFERS - TABLE);
+
+/// The numbers at the beginning: which these are, the batch that was received last, the last one
+/// that is safe elsewhere, when it was received, and the size of a buffer.
+const MARK: u64 = u64::from_le_bytes(*b"tallyd\0L");
+const RECEIVED: usize = 1;
+const SAFE: usize = 2;
+const ARRIVAL: usize = 3;
+const BUFFER_SIZE: usize = 4;
+
+impl Memory {
+    fn new(length: usize, file: Option<&File>) -> io::Result<Self> {
+        let (descriptor, flags) = match file {
+            Some(file) => (file.as_raw_fd(), libc::MAP_SHARED),
+            None => (-1, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS),
+        };
+        if file.is_some() {
+            let length = libc::off_t::try_from(length).map_err(|_| io::ErrorKind::InvalidInput)?;
+            // All of it now: a page that cannot be had later would end the process.
+            // SAFETY: the call takes numbers only.
+            let error = unsafe { libc::posix_fallocate(descriptor, 0, length) };
+            if error != 0 {
+                return Err(io::Error::from_raw_os_error(error));
+            }
+        }
+        // SAFETY: a new mapping at a place of the kernel's choice touches no other memory.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                length,
+                libc::PROT_READ | libc::PROT_WRITE,
+                flags,
+                descriptor,
+                0,
+            )
+        };
+        let start = NonNull::new(start.cast()).filter(|_| start != libc::MAP_FAILED);
+        Ok(Self { start: start.ok_or_else(io::Error::last_os_error)?, length })
+    }
+
+    const fn numbers(&self) -> &[AtomicU64; 8] {
+        // SAFETY: a page's beginning has room and alignment for them, and any bytes are numbers.
+        unsafe { self.start.cast().as_ref() }
+    }
+
+    /// The numbers, the kernel's table and the buffers.
+    fn parts(&mut self) -> (&[AtomicU64; 8], &mut [libc::mmsghdr; BATCH], &mut [u8]) {
+        // SAFETY: all lie within the mapping and apart from each other. The table is aligned, and
+        // any bytes of it were written by us or by the kernel, or are zero.
+        unsafe {
+            let buffers = self.start.add(BUFFERS).as_ptr();
+            (
+                self.start.cast().as_ref(),
+                self.start.add(TABLE).cast().as_mut(),
+                std::slice::from_raw_parts_mut(buffers, self.length - BUFFERS),
+            )
+        }
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        if let Some(file) = &self.file {
+            let _ = std::fs::remove_file(file);
+        }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `new`, and nothing borrows from it any more.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
+    }
+}
+
+/// What a process that died had received and not yet made safe elsewhere.
+#[derive(Debug)]
+pub struct Landed<'a> {
+    /// The number of the batch: see [`Receiver::expect`].
+    pub batch: u64,
+    /// As it was told to [`Receiver::expect`].
+    pub arrival: i64,
+    pub datagrams: Vec<Datagram<'a>>,
+}
+
+/// What lies behind the label in the file of a [`Receiver::landing`]: see there. `None` when this is
+/// no such file.
+pub fn label(file: &[u8]) -> Option<&[u8]> {
+    (number(file, 0)? == MARK).then(|| file.get(LABEL..TABLE))?
+}
+
+/// The batch that a receiver left in its file, if it was not safe elsewhere.
+pub fn landed(file: &[u8]) -> Option<Landed<'_>> {
+    let (batch, arrival) = (number(file, RECEIVED)?, number(file, ARRIVAL)?.cast_signed());
+    if number(file, 0)? != MARK || number(file, SAFE)? == batch {
+        return None;
+    }
+    let size = usize::try_from(number(file, BUFFER_SIZE)?).ok().filter(|size| *size > 0)?;
+    let entries = file.get(TABLE..)?.chunks_exact(size_of::<libc::mmsghdr>()).take(BATCH);
+    let buffers = file.get(BUFFERS..)?.chunks_exact(size);
+    const LENGTH: usize = std::mem::offset_of!(libc::mmsghdr, msg_len);
+    const FLAGS: usize = std::mem::offset_of!(libc::mmsghdr, msg_hdr)
+        + std::mem::offset_of!(libc::msghdr, msg_flags);
+    let received = entries.zip(buffers).map_while(|(entry, buffer)| {
+        let word = |at| entry.get(at..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
+        let length = (word(LENGTH)? as usize).min(size);
+        let truncated = word(FLAGS)?.cast_signed() & libc::MSG_TRUNC != 0;
+        // Who sent it is not among what outlives the process.
+        Some(Datagram { bytes: &buffer[..length], truncated, sender: Sender::Unknown })
+    });
+    // What has no length was not received, or holds nothing.
+    let datagrams = received.filter(|datagram| !datagram.bytes.is_empty()).collect();
+    Some(Landed { batch, arrival, datagrams })
+}
+
+fn number(file: &[u8], index: usize) -> Option<u64> {
+    file.get(index * 8..)?.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes))
 }
 
 /// One datagram, where the kernel put it.
@@ -149,9 +291,56 @@ pub fn peer(stream: BorrowedFd<'_>) -> Sender {
 
 impl Receiver {
     /// Takes [`BATCH`] times `buffer_size` bytes.
-    pub fn new(buffer_size: usize, senders: Senders) -> Self {
-        let buffers = vec![0; BATCH * buffer_size].into_boxed_slice();
-        Self { buffers, buffer_size, senders }
+    pub fn new(buffer_size: usize) -> Self {
+        let memory = Memory::new(BUFFERS + BATCH * buffer_size, None);
+        let memory = memory.expect("memory for buffers");
+        Self { memory, buffer_size, file: None, senders: Senders::Unasked }
+    }
+
+    /// One whose buffers are those of a file, an empty one of its own in memory: what it receives
+    /// lies there from the moment that the kernel gives it away, and outlives the process. The
+    /// owner's `label` stands in the file as well. Batches are counted from `first` on.
+    ///
+    /// # Errors
+    /// When there is no such memory.
+    pub fn landing(file: &File, label: &[u8], first: u64, buffer_size: usize) -> io::Result<Self> {
+        if label.len() > TABLE - LABEL {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        file.write_all_at(label, LABEL as u64)?;
+        let memory = Memory::new(BUFFERS + BATCH * buffer_size, Some(file))?;
+        let numbers = memory.numbers();
+        numbers[RECEIVED].store(first, Ordering::Release);
+        numbers[SAFE].store(first, Ordering::Release);
+        numbers[BUFFER_SIZE].store(buffer_size as u64, Ordering::Release);
+        numbers[0].store(MARK, Ordering::Release);
+        Ok(Self { memory, buffer_size, file: None, senders: Senders::Unasked })
+    }
+
+    /// Has the kernel tell who sends.
+    pub fn asking(mut self, senders: Senders) -> Self {
+        self.senders = senders;
+        self
+    }
+
+    /// Removes this file when the receiver is dropped: nothing is left in it then.
+    pub fn removing(mut self, file: PathBuf) -> Self {
+        self.file = Some(file);
+        self
+    }
+
+    /// Tells when the next batch arrives. Returns its number.
+    pub fn expect(&mut self, arrival: i64) -> u64 {
+        let numbers = self.memory.numbers();
+        numbers[ARRIVAL].store(arrival.cast_unsigned(), Ordering::Release);
+        numbers[RECEIVED].load(Ordering::Relaxed) + 1
+    }
+
+    /// Tells that the last batch is safe elsewhere, or given up.
+    pub fn safe(&mut self) {
+        let numbers = self.memory.numbers();
+        let received = numbers[RECEIVED].load(Ordering::Relaxed);
+        numbers[SAFE].store(received, Ordering::Release);
     }
 
     /// Takes what waits in the socket, up to [`BATCH`] datagrams, without waiting for more.
@@ -163,18 +352,21 @@ impl Receiver {
         socket: BorrowedFd<'_>,
     ) -> io::Result<impl Iterator<Item = Datagram<'_>>> {
         let size = self.buffer_size;
-        let first = self.buffers.as_mut_ptr();
+        let (numbers, headers, buffers) = self.memory.parts();
+        let first = buffers.as_mut_ptr();
         let mut slices: [libc::iovec; BATCH] = std::array::from_fn(|i| libc::iovec {
             iov_base: first.wrapping_add(i * size).cast(),
             iov_len: size,
         });
         // SAFETY: mmsghdr is plain data for which all zeroes is a valid value.
-        let mut headers: [libc::mmsghdr; BATCH] = unsafe { std::mem::zeroed() };
+        *headers = unsafe { std::mem::zeroed() };
         for (i, (header, slice)) in headers.iter_mut().zip(&mut slices).enumerate() {
             header.msg_hdr.msg_iov = slice;
             header.msg_hdr.msg_iovlen = 1;
             self.senders.ask(i, &mut header.msg_hdr);
         }
+        // From here on lengths in the table are those of this batch.
+        numbers[RECEIVED].fetch_add(1, Ordering::Release);
         // SAFETY: each of the BATCH headers holds one slice, a part of `buffers` of the stated
         // length, and at most one place for an answer, of the stated length as well. The pointers
         // were made just now, and neither `buffers`, `slices` nor `senders` is touched otherwise
@@ -192,15 +384,39 @@ impl Receiver {
             return Err(io::Error::last_os_error());
         }
         let senders = &self.senders;
-        let buffers = self.buffers.chunks_exact(size).enumerate();
+        let buffers = buffers.chunks_exact(size).enumerate();
         // Only what was received by this very call: older datagrams still lie in later buffers.
-        let received = headers.into_iter().zip(buffers).take(count as usize);
+        let received = headers.iter().zip(buffers).take(count as usize);
         Ok(received.map(move |(header, (i, buffer))| Datagram {
             bytes: &buffer[..(header.msg_len as usize).min(size)],
             truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
             sender: senders.answer(i, &header.msg_hdr),
         }))
     }
+}
+
+/// Writes these slices one after another at a place in a file, and returns how many bytes were
+/// written.
+///
+/// # Errors
+/// Whatever `pwritev` says.
+pub fn write_at(file: &File, slices: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
+    let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: an IoSlice has the layout of an iovec; the kernel only reads what they point to, which
+    // is borrowed until the call is over.
+    let written = unsafe {
+        libc::pwritev(file.as_raw_fd(), slices.as_ptr().cast(), slices.len() as libc::c_int, offset)
+    };
+    if written < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(written as usize)
+}
+
+/// Ends this process as `kill -9` would.
+pub fn kill_own_process() {
+    // SAFETY: both calls only take numbers.
+    unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
 }
 
 /// Asks the processor to fetch what lies there into its cache, ahead of use.
@@ -303,6 +519,21 @@ pub fn send(socket: BorrowedFd<'_>, datagrams: &[impl AsRef<[u8]>]) -> io::Resul
         return Err(io::Error::last_os_error());
     }
     Ok(count as usize)
+}
+
+/// Bytes sent on a Unix socket that its peer has not read. For tests.
+///
+/// # Errors
+/// What `ioctl` says.
+#[doc(hidden)]
+pub fn unread(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the kernel writes one int to the place of `bytes`.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(bytes as u32)
 }
 
 /// Keeps the calling thread, and whatever it starts from now on, on this processor. For the load
@@ -457,19 +688,43 @@ pub fn disk_space(folder: &Path) -> io::Result<(u64, u64)> {
     Ok((bytes(found.f_bavail), bytes(found.f_blocks)))
 }
 
+/// Gives memory that is free back to the system, after work that needed much of it. Where the C
+/// library is not glibc, it does so by itself.
+pub fn trim_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes the allocator's own locks, and touches what nobody uses.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// CPU time that the process has used, in itself and in the kernel.
+pub fn cpu_time() -> Duration {
+    // SAFETY: rusage is plain data for which all zeroes is a valid value.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes one rusage into `usage`.
+    if unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) } != 0 {
+        return Duration::ZERO;
+    }
+    let of = |time: libc::timeval| {
+        Duration::from_secs(time.tv_sec as u64) + Duration::from_micros(time.tv_usec as u64)
+    };
+    of(usage.ru_utime) + of(usage.ru_stime)
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::UdpSocket;
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixDatagram;
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use super::*;
 
     #[test]
     fn takes_what_waits_and_nothing_older() {
         let (sender, receiver) = UnixDatagram::pair().expect("socket pair");
-        let mut batch = Receiver::new(8, Senders::Unasked);
+        let mut batch = Receiver::new(8);
         for text in ["one", "two", "a long one", ""] {
             sender.send(text.as_bytes()).expect("send");
         }
@@ -491,11 +746,60 @@ mod tests {
     }
 
     #[test]
+    fn what_a_landing_received_lies_in_its_file_until_it_is_safe() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("landing");
+        let mut options = File::options();
+        let file = options.read(true).write(true).create_new(true).open(&path).expect("file");
+        let mut batch = Receiver::landing(&file, b"of mine", 41, 8).expect("memory");
+        let (sender, receiver) = UnixDatagram::pair().expect("socket pair");
+        let left = || std::fs::read(&path).expect("the file");
+        assert_eq!(label(&left()).expect("it has one")[..8], *b"of mine\0");
+        for (number, texts) in [(42, &["one", "a long one", ""][..]), (43, &["two"])] {
+            for text in texts {
+                sender.send(text.as_bytes()).expect("send");
+            }
+            assert_eq!(batch.expect(-5), number);
+            assert_eq!(batch.receive(receiver.as_fd()).expect("receive").count(), texts.len());
+            let file = left();
+            let landed = landed(&file).expect("it is not safe");
+            assert_eq!((landed.batch, landed.arrival), (number, -5));
+            let texts = texts
+                .iter()
+                .filter(|text| !text.is_empty())
+                .map(|text| (&text.as_bytes()[..text.len().min(8)], text.len() > 8));
+            let found = landed.datagrams.iter().map(|d| (d.bytes, d.truncated));
+            assert_eq!(found.collect::<Vec<_>>(), texts.collect::<Vec<_>>());
+            batch.safe();
+            assert!(super::landed(&left()).is_none());
+        }
+        // A call that brings nothing leaves nothing of the one before.
+        batch.expect(-4);
+        assert!(batch.receive(receiver.as_fd()).is_err());
+        assert!(landed(&left()).is_none_or(|landed| landed.datagrams.is_empty()));
+        drop(batch.removing(path.clone()));
+        assert!(!path.exists());
+        assert!(label(b"short").is_none() && landed(&[0; 9000]).is_none());
+    }
+
+    #[test]
+    fn a_write_of_slices_goes_where_it_is_told() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("file");
+        std::fs::write(&path, "0123456789").expect("write");
+        let file = File::options().write(true).open(&path).expect("file");
+        let slices = [IoSlice::new(b"ab"), IoSlice::new(b""), IoSlice::new(b"c")];
+        assert_eq!(write_at(&file, &slices, 4).expect("write"), 3);
+        assert_eq!(std::fs::read(&path).expect("read"), b"0123abc789");
+        assert!(write_at(&file, &slices, u64::MAX).is_err());
+    }
+
+    #[test]
     fn a_unix_socket_says_which_process_sent() {
         let me = Sender::Process { pid: std::process::id(), uid: effective_uid() };
         let (sender, receiver) = UnixDatagram::pair().expect("socket pair");
         socket2::SockRef::from(&receiver).set_passcred(true).expect("SO_PASSCRED");
-        let mut batch = Receiver::new(8, Senders::processes());
+        let mut batch = Receiver::new(8).asking(Senders::processes());
         sender.send(b"a").expect("send");
         sender.send(b"too long for it").expect("send");
         let got: Vec<_> = batch.receive(receiver.as_fd()).expect("receive").collect();
@@ -547,7 +851,7 @@ mod tests {
             links.filter(|link| *link == std::fs::read_link("/proc/self/fd/1").expect("it")).count()
         };
         let before = pipes(open());
-        let mut batch = Receiver::new(16, Senders::processes());
+        let mut batch = Receiver::new(16).asking(Senders::processes());
         let got: Vec<_> = batch.receive(receiver.as_fd()).expect("receive").collect();
         assert_eq!(got[0].bytes, b"with files");
         assert!(matches!(got[0].sender, Sender::Process { .. }));
@@ -564,7 +868,7 @@ mod tests {
             let from: IpAddr = from.parse().expect("an address");
             let sender = UdpSocket::bind((from, 0)).expect("bind");
             sender.send_to(b"x", receiver.local_addr().expect("address")).expect("send");
-            let mut batch = Receiver::new(8, Senders::addresses());
+            let mut batch = Receiver::new(8).asking(Senders::addresses());
             let got: Vec<_> = batch.receive(receiver.as_fd()).expect("receive").collect();
             assert_eq!(got[0].sender, Sender::Address(from));
         }
@@ -573,7 +877,7 @@ mod tests {
         let port = receiver.local_addr().expect("address").port();
         let sender = UdpSocket::bind("127.0.0.1:0").expect("bind");
         sender.send_to(b"x", ("127.0.0.1", port)).expect("send");
-        let mut batch = Receiver::new(8, Senders::addresses());
+        let mut batch = Receiver::new(8).asking(Senders::addresses());
         let got: Vec<_> = batch.receive(receiver.as_fd()).expect("receive").collect();
         assert_eq!(got[0].sender, Sender::Address("127.0.0.1".parse().expect("an address")));
     }
@@ -591,7 +895,7 @@ mod tests {
         }
         let full = buffer(receiver.as_fd()).expect("SO_MEMINFO");
         assert!(full.fill > full.capacity / 2, "{full:?}");
-        let mut batch = Receiver::new(1024, Senders::Unasked);
+        let mut batch = Receiver::new(1024);
         let mut received = 0;
         let deadline = Instant::now() + Duration::from_secs(5);
         while Instant::now() < deadline {
@@ -611,7 +915,7 @@ mod tests {
         let none: [&[u8]; 0] = [];
         assert_eq!(send(sender.as_fd(), &none).expect("nothing to do"), 0);
         assert_eq!(send(sender.as_fd(), &["one", "", "three"]).expect("send"), 3);
-        let mut batch = Receiver::new(8, Senders::Unasked);
+        let mut batch = Receiver::new(8);
         let mut received = || -> Vec<Vec<u8>> {
             let datagrams = batch.receive(receiver.as_fd()).expect("receive");
             datagrams.map(|d| d.bytes.to_vec()).collect()

@@ -3,6 +3,7 @@
 //! There is one [`Telemetry`] per process, made at the start and handed to whoever counts. A
 //! counter is a relaxed atomic; readers add to it once per batch of datagrams, not per line.
 
+pub mod latency;
 pub mod recorder;
 pub mod tap;
 
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::sample::Reject;
 use crate::time::Time;
+use latency::Latency;
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -105,8 +107,14 @@ pub struct Telemetry {
     pub flushes: Counter,
     /// Points that flushes handed to the sinks.
     pub points: Counter,
+    /// Samples of the process's own CPU time, and those there was no room for.
+    pub profile_samples: Counter,
+    pub profile_lost: Counter,
     /// Microseconds that the last flush took.
     pub flush_micros: AtomicU64,
+    /// How long flushes take.
+    pub flush: Latency,
+    pub journal: Journal,
     /// When a reject of each reason was last logged, in Unix seconds.
     logged: [AtomicI64; Reject::ALL.len()],
 }
@@ -136,10 +144,33 @@ pub struct Listener {
     /// Raw copies that could not be forwarded.
     pub forward_errors: Counter,
     pub rejects: Rejects,
+    /// How long it takes to read datagrams and add their values.
+    pub batch: Latency,
 }
 
 /// Longest part of a refused line that is shown.
 const EXCERPT: usize = 120;
+/// What the journal did.
+#[derive(Debug, Default)]
+pub struct Journal {
+    /// Bytes appended.
+    pub bytes: Counter,
+    /// Datagrams that could not be appended, and their bytes.
+    pub unprotected_datagrams: Counter,
+    pub unprotected_bytes: Counter,
+    /// File operations that failed.
+    pub errors: Counter,
+    /// What is read now cannot be appended.
+    pub failing: AtomicBool,
+    /// Datagrams of an earlier process that were taken in again.
+    pub replayed_datagrams: Counter,
+    /// Times that segments were replaced by what they came to.
+    pub checkpoints: Counter,
+    /// Segments of an earlier process that end in a record which is not whole.
+    pub torn: Counter,
+    /// Files that could not be read and were set aside.
+    pub set_aside: Counter,
+}
 
 /// Refused lines by reason.
 #[derive(Debug, Default)]
@@ -192,6 +223,10 @@ pub struct Endpoint {
     pub sink: &'static str,
     /// Never holds a key.
     pub name: String,
+    /// How long encoding a batch takes, sending a payload, and how old one is when delivered.
+    pub encode: Latency,
+    pub send: Latency,
+    pub age: Latency,
     pub offered: Counter,
     pub delivered: Counter,
     /// Sends that failed and were tried again, in payloads.
@@ -481,7 +516,62 @@ pub const OWN: &[Own] = &[
     ),
     counter("flushes_total", "Flushes.", Read::Process(|t| t.flushes.get())),
     counter("points_total", "Points handed to the sinks.", Read::Process(|t| t.points.get())),
+    counter(
+        "journal_bytes_total",
+        "Bytes appended to the journal.",
+        Read::Process(|t| t.journal.bytes.get()),
+    ),
+    counter(
+        "journal_unprotected_datagrams_total",
+        "Datagrams that could not be appended to the journal: a crash before their flush would lose them.",
+        Read::Process(|t| t.journal.unprotected_datagrams.get()),
+    ),
+    counter(
+        "journal_unprotected_bytes_total",
+        "Bytes of such datagrams.",
+        Read::Process(|t| t.journal.unprotected_bytes.get()),
+    ),
+    counter(
+        "journal_errors_total",
+        "File operations of the journal that failed.",
+        Read::Process(|t| t.journal.errors.get()),
+    ),
+    gauge(
+        "journal_failing",
+        "1 while what is read cannot be appended to the journal.",
+        Read::Process(|t| u64::from(t.journal.failing.load(Relaxed))),
+    ),
+    counter(
+        "journal_replayed_datagrams_total",
+        "Datagrams of an earlier process that were taken in again at the start; their lines are those of the listener `journal`.",
+        Read::Process(|t| t.journal.replayed_datagrams.get()),
+    ),
+    counter(
+        "journal_checkpoints_total",
+        "Times that the journal reached half of journal.max_bytes and was replaced by the aggregates.",
+        Read::Process(|t| t.journal.checkpoints.get()),
+    ),
+    counter(
+        "journal_torn_total",
+        "DATA LOSS. Files of the journal that ended within a record, at the start.",
+        Read::Process(|t| t.journal.torn.get()),
+    ),
+    counter(
+        "journal_set_aside_total",
+        "DATA LOSS. Files of the journal that could not be read and were set aside.",
+        Read::Process(|t| t.journal.set_aside.get()),
+    ),
     gauge("flush_seconds", "Duration of the last flush.", Read::Seconds(|t| &t.flush_micros)),
+    counter(
+        "profile_samples_total",
+        "Samples of tallyd's own CPU time (self_profile).",
+        Read::Process(|t| t.profile_samples.get()),
+    ),
+    counter(
+        "profile_lost_total",
+        "Samples of tallyd's own CPU time that there was no room for.",
+        Read::Process(|t| t.profile_lost.get()),
+    ),
     counter(
         "sink_offered_points_total",
         "Points offered, by sink and endpoint.",
@@ -731,6 +821,9 @@ mod tests {
         for own in OWN {
             let kind = if own.counter { "counter" } else { "gauge" };
             document += &format!("| `tallyd_{}` | {kind} | {} |\n", own.name, own.help);
+        }
+        for timed in latency::TIMED {
+            document += &format!("| `tallyd_{}` | summary | {} |\n", timed.name, timed.help);
         }
         if std::env::var_os("UPDATE").is_some() {
             std::fs::write("METRICS.md", &document).expect("METRICS.md can be written");

@@ -1,8 +1,9 @@
 //! Where cgroups are: one tree (version 2), one for each controller (version 1), or both beside
 //! each other (hybrid).
 //!
-//! A cgroup is named by its path in the *base* hierarchy: that of the memory controller on version
-//! 1, as containers' libraries take it, and the only one on version 2.
+//! A cgroup is named by its path in the *base* hierarchy, below the point where that is mounted: the
+//! hierarchy of the memory controller on version 1, as clients' libraries take it, and the only one
+//! on version 2.
 
 use std::collections::HashMap;
 use std::collections::VecDeque;
@@ -50,20 +51,29 @@ struct Tree {
 }
 
 impl Tree {
-    /// The folder of a cgroup, unless it lies outside of what is seen.
+    /// The folder of a cgroup, unless its path leads out of what is seen.
     fn directory(&self, path: &str) -> Option<PathBuf> {
-        let below = match self.root.as_str() {
-            "/" => path,
-            // Another cgroup namespace: the path is relative to the reader's own, which has as many
-            // folders above it as the root has steps upwards.
-            root if root.starts_with("/..") => path.strip_prefix(root)?,
-            root => path.strip_prefix(root).unwrap_or(path),
-        };
-        let below = below.trim_matches('/');
-        if below.split('/').any(|name| name == "..") {
+        let path = path.trim_matches('/');
+        if path.split('/').any(|name| name == "..") {
             return None;
         }
-        Some(if below.is_empty() { self.point.clone() } else { self.point.join(below) })
+        Some(if path.is_empty() { self.point.clone() } else { self.point.join(path) })
+    }
+
+    /// The path below the point of what a process says of itself; `None` when that is outside. In
+    /// another cgroup namespace both root and path begin with steps upwards from the reader's own
+    /// cgroup, whose name is not known: they meet only if there are as many.
+    fn seen<'a>(&self, membership: &'a str) -> Option<&'a str> {
+        if self.root == "/" {
+            return (!membership.starts_with("/../")).then_some(membership);
+        }
+        let below = membership.strip_prefix(self.root.as_str())?;
+        let whole = below.is_empty() || below.starts_with('/');
+        whole.then_some(if below.is_empty() { "/" } else { below })
+    }
+
+    fn shows_more_than(&self, other: &Self) -> bool {
+        self.root.len() < other.root.len()
     }
 }
 
@@ -98,6 +108,9 @@ impl Default for Bounds {
         Self { depth: 6, visits: 20_000 }
     }
 }
+
+/// Cgroups within one whose processes are looked for.
+const GROUPS_MAX: usize = 1000;
 
 /// One cgroup met on a walk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -269,6 +282,9 @@ impl Hierarchy {
             |what, kernel_argument: String| missing.push(Missing { what, kernel_argument });
         for what in ["cpu", "memory", "blkio", "pids"] {
             if self.has(what) {
+                if !self.hands_down(what) {
+                    add(what, "none: cgroup.subtree_control of the root lacks it".to_owned());
+                }
                 continue;
             }
             add(
@@ -296,8 +312,19 @@ impl Hierarchy {
         }
         let Some(unified) = &self.unified else { return false };
         let controllers = super::read(&unified.point.join("cgroup.controllers"));
-        let name = if controller == "blkio" { "io" } else { controller };
+        let name = unified_name(controller);
         controllers.is_ok_and(|list| list.split_ascii_whitespace().any(|known| known == name))
+    }
+
+    /// Whether cgroups below the root have a controller that is there, which on version 2 is for
+    /// whoever manages them to say.
+    fn hands_down(&self, controller: &str) -> bool {
+        let Some(unified) = self.unified.as_ref().filter(|_| self.separate.is_empty()) else {
+            return true;
+        };
+        let handed = super::read(&unified.point.join("cgroup.subtree_control"));
+        let name = unified_name(controller);
+        handed.map_or(true, |list| list.split_ascii_whitespace().any(|known| known == name))
     }
 
     /// Version 2 shows it in cgroups below the root only, of which there may be none.
@@ -308,8 +335,8 @@ impl Hierarchy {
 
     /// The path of the cgroup that a process is in.
     ///
-    /// Seen from another cgroup namespace, a path may begin with steps upwards; it then serves for
-    /// its [`Identity`] and for [`Hierarchy::same_as`], but has no folder of its own.
+    /// Where that is outside of what is seen, as from another cgroup namespace, it is as the process
+    /// says it: good for its [`Identity`], by whose container [`Index`] may know the folder.
     ///
     /// # Errors
     /// When the process has ended.
@@ -335,7 +362,9 @@ impl Hierarchy {
             .or_else(|| lines().find(names_container))
             .or_else(|| lines().find(is_base))
             .or_else(|| lines().find(Membership::is_unified));
-        line.map(|line| line.path.to_owned())
+        let path = line?.path;
+        let seen = self.base().and_then(|tree| tree.seen(path));
+        Some(seen.unwrap_or(path).to_owned())
     }
 
     /// Visits the cgroups below the root, the outer ones first; `visit` says whether to go further
@@ -391,19 +420,34 @@ impl Hierarchy {
     /// processes of other pid namespaces, are left out.
     pub fn pids(&self, path: &str) -> Vec<u32> {
         let Some(folder) = self.directory(path) else { return Vec::new() };
-        let text = super::read(&folder.join("cgroup.procs")).unwrap_or_default();
-        text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid != 0).collect()
+        pids_in(&folder)
     }
-}
 
-impl Hierarchy {
+    /// The same with those of the cgroups in it; at most a thousand of them are looked into.
+    pub fn pids_within(&self, path: &str) -> Vec<u32> {
+        let mut folders = Vec::from_iter(self.directory(path));
+        let mut next = 0;
+        while let Some(folder) = folders.get(next) {
+            let inner = folder.read_dir().into_iter().flatten().flatten();
+            let inner = inner.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+            let room = GROUPS_MAX.saturating_sub(folders.len());
+            let inner: Vec<_> = inner.map(|entry| entry.path()).take(room).collect();
+            folders.extend(inner);
+            next += 1;
+        }
+        folders.iter().flat_map(|folder| pids_in(folder)).collect()
+    }
+
     /// What the processes of a cgroup have moved to and from storage, over all devices: for kernels
     /// that count block I/O of version 1 only where there is a rule about it. Takes the right to
     /// trace the processes; `None` where that is lacking for all, or there are none.
     pub fn process_io(&self, proc: &Proc, path: &str) -> Option<DeviceIo> {
         let text = |pid| proc.of(pid, "io").ok();
-        let all: Vec<ProcessIo> =
-            self.pids(path).into_iter().filter_map(|pid| proc::process_io(&text(pid)?)).collect();
+        let all: Vec<ProcessIo> = self
+            .pids_within(path)
+            .into_iter()
+            .filter_map(|pid| proc::process_io(&text(pid)?))
+            .collect();
         let sum = |of: fn(&ProcessIo) -> u64| all.iter().map(of).fold(0, u64::saturating_add);
         (!all.is_empty()).then(|| DeviceIo {
             device: DeviceIo::UNKNOWN,
@@ -415,8 +459,54 @@ impl Hierarchy {
     }
 }
 
-impl Tree {
-    fn shows_more_than(&self, other: &Self) -> bool {
-        self.root.len() < other.root.len()
+fn pids_in(folder: &Path) -> Vec<u32> {
+    let text = super::read(&folder.join("cgroup.procs")).unwrap_or_default();
+    text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid != 0).collect()
+}
+
+/// The name on version 2 of a controller of version 1.
+fn unified_name(controller: &str) -> &str {
+    if controller == "blkio" { "io" } else { controller }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_process_says_becomes_what_is_seen() {
+        for (root, membership, seen) in [
+            ("/", "/docker/a", Some("/docker/a")),
+            ("/", "/", Some("/")),
+            ("/", "/../a", None),
+            ("/", "/..a", Some("/..a")),
+            ("/docker", "/docker/a", Some("/a")),
+            ("/docker", "/docker", Some("/")),
+            ("/docker", "/dockers/a", None),
+            ("/docker", "/system.slice", None),
+            ("/../..", "/../../system.slice/a", Some("/system.slice/a")),
+            ("/../..", "/../a", None),
+            ("/..", "/../a", Some("/a")),
+        ] {
+            let tree = Tree { point: PathBuf::from("/c"), root: root.to_owned() };
+            assert_eq!(tree.seen(membership), seen, "{membership} below {root}");
+        }
+    }
+
+    #[test]
+    fn no_path_leads_out_of_the_tree() {
+        let tree = Tree { point: PathBuf::from("/c"), root: "/".to_owned() };
+        for (path, folder) in [
+            ("/a/b", Some("/c/a/b")),
+            ("a/b/", Some("/c/a/b")),
+            ("/", Some("/c")),
+            ("", Some("/c")),
+            ("//etc", Some("/c/etc")),
+            ("/../etc", None),
+            ("/a/../../etc", None),
+            ("/a/..b", Some("/c/a/..b")),
+        ] {
+            assert_eq!(tree.directory(path), folder.map(PathBuf::from), "{path}");
+        }
     }
 }

@@ -359,3 +359,138 @@ pub fn processors(text: &str) -> Option<u32> {
     let count = text.lines().filter(is_processor).count();
     u32::try_from(count).ok().filter(|count| *count > 0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn memberships_of_both_versions() {
+        let text = "12:name=systemd:/a\n3:cpu,cpuacct:/b:c\n0::/d e (deleted)\n";
+        let found: Vec<_> = memberships(text).map(|m| (m.controllers, m.path)).collect();
+        assert_eq!(found, [("name=systemd", "/a"), ("cpu,cpuacct", "/b:c"), ("", "/d e")]);
+        let line = memberships("3:cpu,cpuacct:/").next().expect("a line");
+        assert!(line.has("cpuacct") && !line.has("cpua") && !line.is_unified());
+        for broken in ["", "x::/", "0:", "0::", "0::a", "::/a", "-1::/"] {
+            assert_eq!(memberships(broken).next(), None, "{broken}");
+        }
+    }
+
+    #[test]
+    fn mounts_with_any_number_of_optional_fields_and_escapes() {
+        let text = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755\n\
+                    32 31 0:29 /a\\040b /mnt/\\134x\\011\\012 rw shared:1 master:2 - cgroup none rw,cpu\n\
+                    33 31 0:30 / /c rw - cgroup2 none\n";
+        let found: Vec<_> = mounts(text).collect();
+        let mount = |root, point, kind, options| Mount {
+            root: Cow::Borrowed(root),
+            point: Cow::Borrowed(point),
+            kind,
+            options,
+        };
+        assert_eq!(
+            found,
+            [
+                mount("/", "/sys/fs/cgroup", "tmpfs", "rw,mode=755"),
+                mount("/a b", "/mnt/\\x\t\n", "cgroup", "rw,cpu"),
+                mount("/", "/c", "cgroup2", ""),
+            ]
+        );
+        for broken in ["", "1 2 3", "1 2 3 / /x rw cgroup none rw", "1 2 3 / - a b c", " - "] {
+            assert_eq!(mounts(broken).next(), None, "{broken}");
+        }
+        let simple = simple_mounts("none /a\\040b cgroup rw,memory 0 0\nbroken\n").next();
+        assert_eq!(simple, Some(mount("/", "/a b", "cgroup", "rw,memory")));
+    }
+
+    #[test]
+    fn escapes_are_undone_and_nothing_else() {
+        for (text, plain) in [
+            (r"a\040b", "a b"),
+            (r"\101\102", "AB"),
+            (r"\303\244", "ä"),
+            (r"\04", r"\04"),
+            (r"\0", r"\0"),
+            (r"\", r"\"),
+            (r"\089", r"\089"),
+            (r"\777", r"\777"),
+            (r"ä\040", "ä "),
+        ] {
+            assert_eq!(unescaped(text), plain, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_name_of_a_process_may_hold_anything() {
+        let rest = " S 1 1 1 0 -1 4194560 1065 0 1 0 12 34 0 0 20 0 3 0 68718 2322432 366 18446744073709551615";
+        for name in ["sh", "a) S (b", ") 1 2 (", "", "a\nb"] {
+            let found = stat(&format!("7 ({name}){rest}")).expect("its form");
+            assert_eq!((found.name.as_str(), found.state, found.parent), (name, 'S', 1));
+            assert_eq!((found.user_ticks, found.system_ticks, found.threads), (12, 34, 3));
+            assert_eq!((found.started_ticks, found.resident_pages), (68718, 366));
+        }
+        for broken in ["", "7 (sh", ")(", "7 (sh) S", "7 (sh) S 1 x"] {
+            assert_eq!(stat(broken), None, "{broken}");
+        }
+    }
+
+    #[test]
+    fn interfaces_of_old_and_new_kernels() {
+        let text = "Inter-|   Receive  |  Transmit\n face |bytes packets errs\n\
+                    eth0:10884 134 1 2 0 0 0 0 12322 121 3 4 0 0 0 0\n\
+                    eth0.7@x: 1 2 3 4 5 6 7 8 18446744073709551615 10 11 12 13 14 15 16\n\
+                    broken: 1 2\n";
+        let found: Vec<_> = interfaces(text).collect();
+        let traffic = |bytes, packets, errors, dropped| Traffic { bytes, packets, errors, dropped };
+        assert_eq!(
+            found,
+            [
+                Interface {
+                    name: "eth0",
+                    received: traffic(10884, 134, 1, 2),
+                    sent: traffic(12322, 121, 3, 4)
+                },
+                Interface {
+                    name: "eth0.7@x",
+                    received: traffic(1, 2, 3, 4),
+                    sent: traffic(u64::MAX, 10, 11, 12)
+                },
+            ]
+        );
+    }
+
+    #[test]
+    fn processors_are_counted() {
+        assert_eq!(processors("cpu  1 2\ncpu0 1\ncpu11 2\ncpufreq 3\nintr 1\n"), Some(2));
+        assert_eq!(processors("cpu  1 2\n"), None);
+        assert_eq!(processors(""), None);
+    }
+
+    #[test]
+    fn files_of_the_own_process_make_sense() {
+        let proc = Proc::new("/proc");
+        let pid = std::process::id();
+        let own = stat(&proc.of(pid, "stat").expect("stat")).expect("its form");
+        let status = status(&proc.of(pid, "status").expect("status"));
+        assert!(status.pids.contains(&pid) && status.resident_bytes > Some(100_000));
+        assert!(own.threads > 0 && own.started_ticks > 0);
+        assert!(proc.open_files(pid).expect("fd") > 2);
+        assert!(proc.pids().expect("processes").any(|known| known == pid));
+        assert_eq!(proc.network(pid).expect("net"), proc.network(pid).expect("net"));
+        assert!(proc.processors() > Some(0));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in "[ :/0-9a-z()\\n\\\\-]{0,200}") {
+            memberships(&text).for_each(drop);
+            mounts(&text).for_each(drop);
+            simple_mounts(&text).for_each(drop);
+            interfaces(&text).for_each(drop);
+            routes(&text).for_each(drop);
+            block_devices(&text).for_each(drop);
+            let _ = (stat(&text), status(&text), process_io(&text), processors(&text));
+        }
+    }
+}

@@ -557,3 +557,154 @@ fn stall(figures: &str) -> Option<Stall> {
     }
     Some(Stall { total_us: total?, ..stall })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const VDA: DeviceNumber = DeviceNumber { major: 254, minor: 0 };
+
+    #[test]
+    fn lines_of_io_stat_may_lack_anything() {
+        let text = "254:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6 cost.usage=7\n\
+                    254:0\n254:0 rbytes=x wbytes\nnone rbytes=1\n\n";
+        let found: Vec<_> = io_stat(text).collect();
+        let bare = DeviceIo { device: VDA, ..DeviceIo::default() };
+        let full = DeviceIo {
+            read_bytes: Some(1),
+            write_bytes: Some(2),
+            reads: Some(3),
+            writes: Some(4),
+            ..bare
+        };
+        assert_eq!(found, [full, bare, bare]);
+    }
+
+    #[test]
+    fn lines_of_blkio_add_to_their_device() {
+        let mut devices = Vec::new();
+        let bytes = "254:0 Read 1\n8:16 Write 18446744073709551615\n254:0 Write 2\nTotal 3\n";
+        blkio_lines(bytes, &mut devices, |io| (&mut io.read_bytes, &mut io.write_bytes));
+        blkio_lines("254:0 Read 9\n", &mut devices, |io| (&mut io.reads, &mut io.writes));
+        let vda = DeviceIo {
+            device: VDA,
+            read_bytes: Some(1),
+            write_bytes: Some(2),
+            reads: Some(9),
+            writes: None,
+        };
+        let sdb = DeviceIo {
+            device: DeviceNumber { major: 8, minor: 16 },
+            write_bytes: Some(u64::MAX),
+            ..DeviceIo::default()
+        };
+        assert_eq!(devices, [vda, sdb]);
+    }
+
+    #[test]
+    fn pressure_with_and_without_its_lines() {
+        let some = "some avg10=1.50 avg60=0.70 avg300=1.07 total=2952704746\n";
+        let stall = Stall { avg10: 1.5, avg60: 0.7, avg300: 1.07, total_us: 2_952_704_746 };
+        let none = Stalls::default();
+        assert_eq!(pressure(some), Stalls { some: Some(stall), ..none });
+        assert_eq!(
+            pressure(&format!("{some}full avg10=0.00 total=7\n")).full,
+            Some(Stall { total_us: 7, ..Stall::default() })
+        );
+        for text in ["", "some", "some total=x", "some avg10=nan total=1", "more total=1"] {
+            assert_eq!(pressure(text), none, "{text}");
+        }
+    }
+
+    #[test]
+    fn limits_of_processors() {
+        for (text, expected) in [
+            ("max 100000\n", Some((None, 100_000))),
+            ("50000 100000", Some((Some(50_000), 100_000))),
+            ("50000", None),
+            ("x 1", None),
+            ("", None),
+        ] {
+            assert_eq!(cpu_max(text), expected, "{text}");
+        }
+        for (text, expected) in [
+            ("0-3,7\n", Some(5)),
+            ("0", Some(1)),
+            ("\n", None),
+            ("3-0", None),
+            ("0-4294967295", None),
+            ("a", None),
+        ] {
+            assert_eq!(processor_list(text), expected, "{text}");
+        }
+        let limit = |quota_us, processors, machine| {
+            let period_us = Some(100_000);
+            Cpu { quota_us, period_us, processors, ..Cpu::default() }.limit(machine)
+        };
+        for (quota, processors, machine, expected) in [
+            (Some(50_000), Some(2), Some(2), Some(0.5)),
+            (Some(300_000), Some(2), Some(4), Some(2.0)),
+            (Some(300_000), Some(4), Some(4), Some(3.0)),
+            (None, Some(1), Some(2), Some(1.0)),
+            (None, Some(2), Some(2), None),
+            (None, Some(2), None, None),
+            (None, None, Some(2), None),
+        ] {
+            assert_eq!(limit(quota, processors, machine), expected, "{quota:?} {processors:?}");
+        }
+        let no_period = Cpu { quota_us: Some(1), period_us: Some(0), ..Cpu::default() };
+        assert_eq!(no_period.limit(None), None);
+    }
+
+    #[test]
+    fn no_limit_is_none() {
+        for (bytes, expected) in [
+            (9_223_372_036_854_771_712, None),
+            (9_223_372_036_854_710_272, None),
+            (u64::MAX, None),
+            (0, None),
+            (1, Some(1)),
+            (1 << 50, Some(1 << 50)),
+        ] {
+            assert_eq!(limited(bytes), expected, "{bytes}");
+        }
+    }
+
+    #[test]
+    fn a_working_set_is_never_below_zero() {
+        let memory = |usage, inactive_file| Memory { usage, inactive_file, ..Memory::default() };
+        assert_eq!(memory(Some(5), Some(3)).working_set(), Some(2));
+        assert_eq!(memory(Some(3), Some(5)).working_set(), Some(0));
+        assert_eq!(memory(Some(3), None).working_set(), None);
+    }
+
+    #[test]
+    fn block_io_comes_from_the_family_that_has_any() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = |name: &str, text: &str| {
+            std::fs::write(folder.path().join(name), text).expect("a file");
+        };
+        let read = || UsageReader::default().blkio(folder.path());
+        assert_eq!(read(), None);
+        file("blkio.throttle.io_service_bytes", "Total 0\n");
+        assert_eq!(read(), Some(Vec::new()));
+        file("blkio.bfq.io_service_bytes_recursive", "254:0 Read 5\nTotal 5\n");
+        let five = DeviceIo { device: VDA, read_bytes: Some(5), ..DeviceIo::default() };
+        assert_eq!(read(), Some(vec![five]));
+        file("blkio.throttle.io_service_bytes_recursive", "254:0 Read 6\n");
+        file("blkio.throttle.io_serviced_recursive", "254:0 Read 1\n254:0 Write 2\n");
+        let six = DeviceIo { read_bytes: Some(6), reads: Some(1), writes: Some(2), ..five };
+        assert_eq!(read(), Some(vec![six]));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in "[ :=.,0-9a-z\\n-]{0,200}") {
+            pairs(&text).for_each(drop);
+            io_stat(&text).for_each(drop);
+            blkio_lines(&text, &mut Vec::new(), |io| (&mut io.reads, &mut io.writes));
+            let _ = (pressure(&text), cpu_max(&text), processor_list(&text));
+        }
+    }
+}

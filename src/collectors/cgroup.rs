@@ -10,7 +10,7 @@ use regex::RegexSet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Collector, Enabled, Samples, Tags, blocking};
+use super::{Collector, Enabled, Metric, Samples, Tags, blocking, metric};
 use crate::cgroup::hierarchy::{Bounds, Found, Hierarchy, Missing};
 use crate::cgroup::identity::{Identity, Level};
 use crate::cgroup::proc::{self, DeviceNumber, Proc};
@@ -44,6 +44,8 @@ pub struct Config {
     pub pressure: bool,
     /// Report the parts of memory: active, inactive, mapped, dirty and so on.
     pub memory_details: bool,
+    /// Count open files; takes the rights of root, and a look at each process.
+    pub open_files: bool,
     /// physical or all: with all, what goes through a device mapper or a loop counts twice.
     pub io_devices: IoDevices,
 }
@@ -70,10 +72,92 @@ impl Default for Config {
             max_cgroups: 2000,
             pressure: true,
             memory_details: false,
+            open_files: false,
             io_devices: IoDevices::Physical,
         }
     }
 }
+
+/// Name, kind, unit and meaning of everything the check sends.
+pub const METRICS: &[Metric] = &[
+    metric("container.cpu.usage", "rate", "ns/s", "processor time; 1e9 is one processor"),
+    metric("container.cpu.user", "rate", "ns/s", "of it in user mode"),
+    metric("container.cpu.system", "rate", "ns/s", "of it in the kernel"),
+    metric(
+        "container.cpu.throttled",
+        "rate",
+        "ns/s",
+        "time held back by the quota, over processors",
+    ),
+    metric("container.cpu.throttled.periods", "rate", "1/s", "periods in which the quota ran out"),
+    metric("container.cpu.periods", "rate", "1/s", "periods in which there was something to run"),
+    metric("container.cpu.limit", "gauge", "ns/s", "the smaller of quota and cpuset"),
+    metric("container.cpu.shares", "gauge", "", "cpu.shares of version 1"),
+    metric("container.cpu.weight", "gauge", "", "cpu.weight of version 2"),
+    metric("container.memory.usage", "gauge", "byte", "everything that is charged"),
+    metric("container.memory.usage.peak", "gauge", "byte", "the most there has been"),
+    metric("container.memory.working_set", "gauge", "byte", "usage without inactive_file"),
+    metric("container.memory.rss", "gauge", "byte", "anonymous memory"),
+    metric(
+        "container.memory.cache",
+        "gauge",
+        "byte",
+        "page cache, tmpfs and shared memory included",
+    ),
+    metric("container.memory.swap", "gauge", "byte", "swapped out"),
+    metric("container.memory.kernel", "gauge", "byte", "the kernel's on its behalf"),
+    metric("container.memory.limit", "gauge", "byte", "the hard limit"),
+    metric("container.memory.limit_with_swap", "gauge", "byte", "the limit of memory and swap"),
+    metric("container.memory.soft_limit", "gauge", "byte", "soft limit; memory.low of version 2"),
+    metric("container.memory.page_faults", "count", "", "page faults"),
+    metric("container.memory.major_page_faults", "count", "", "page faults that had to read"),
+    metric("container.memory.failed_count", "count", "", "times that the limit was hit"),
+    metric(
+        "container.memory.high_events",
+        "count",
+        "",
+        "times that it was throttled above memory.high",
+    ),
+    metric(
+        "container.memory.oom_events",
+        "count",
+        "",
+        "times that reclaim did not help; version 2",
+    ),
+    metric("container.memory.oom_kills", "count", "", "processes killed for want of memory"),
+    metric("container.memory.active_anon", "gauge", "byte", "memory_details"),
+    metric("container.memory.inactive_anon", "gauge", "byte", "memory_details"),
+    metric("container.memory.active_file", "gauge", "byte", "memory_details"),
+    metric("container.memory.inactive_file", "gauge", "byte", "memory_details"),
+    metric("container.memory.unevictable", "gauge", "byte", "memory_details"),
+    metric("container.memory.mapped_file", "gauge", "byte", "memory_details"),
+    metric("container.memory.shmem", "gauge", "byte", "memory_details"),
+    metric("container.memory.sock", "gauge", "byte", "memory_details"),
+    metric("container.memory.slab", "gauge", "byte", "memory_details"),
+    metric("container.memory.kernel_stack", "gauge", "byte", "memory_details"),
+    metric("container.memory.dirty", "gauge", "byte", "memory_details"),
+    metric("container.memory.writeback", "gauge", "byte", "memory_details"),
+    metric("container.memory.min", "gauge", "byte", "memory_details"),
+    metric("container.memory.high", "gauge", "byte", "memory_details"),
+    metric("container.memory.refaults_anon", "count", "", "memory_details"),
+    metric("container.memory.refaults_file", "count", "", "memory_details"),
+    metric("container.pid.thread_count", "gauge", "", "threads"),
+    metric("container.pid.thread_limit", "gauge", "", "threads that it may have"),
+    metric("container.pid.limit_hits", "count", "", "forks that the limit refused"),
+    metric("container.pid.open_files", "gauge", "", "open files and sockets; open_files"),
+    metric("container.io.read", "rate", "byte/s", "read, by device"),
+    metric("container.io.write", "rate", "byte/s", "written, by device"),
+    metric("container.io.read.operations", "rate", "1/s", "reads, by device"),
+    metric("container.io.write.operations", "rate", "1/s", "writes, by device"),
+    metric("container.cpu.partial_stall", "rate", "ns/s", "some task waited for a processor"),
+    metric("container.cpu.full_stall", "rate", "ns/s", "all tasks did"),
+    metric("container.memory.partial_stall", "rate", "ns/s", "some task waited for memory"),
+    metric("container.memory.full_stall", "rate", "ns/s", "all tasks did"),
+    metric("container.io.partial_stall", "rate", "ns/s", "some task waited for storage"),
+    metric("container.io.full_stall", "rate", "ns/s", "all tasks did"),
+    metric("container.irq.partial_stall", "rate", "ns/s", "some task waited for interrupts"),
+    metric("container.irq.full_stall", "rate", "ns/s", "all tasks did"),
+];
 
 /// The words of `levels`; where there are too many cgroups, the first go before the others.
 pub const LEVELS: [(&str, Level); 4] = [
@@ -168,6 +252,11 @@ impl CgroupCheck {
             machine.complete(path, known.is_container(), &mut usage, self.run);
             let cgroup = Cgroup { entity: &known.entity, tags, config: &self.config, machine };
             cgroup.report(&usage, samples);
+            if self.config.open_files
+                && let Some(files) = machine.open_files(path)
+            {
+                samples.gauge("container.pid.open_files", files as f64, tags);
+            }
         }
         Ok(())
     }
@@ -251,6 +340,13 @@ impl Machine {
         Ok(Self { hierarchy, proc, processors, devices: HashMap::new(), devices_run: 0 })
     }
 
+    /// `None` where no process can be looked into.
+    fn open_files(&self, path: &str) -> Option<u64> {
+        let pids = self.hierarchy.pids_within(path);
+        let open = pids.into_iter().filter_map(|pid| self.proc.open_files(pid).ok());
+        open.reduce(u64::saturating_add)
+    }
+
     /// Adds what is not in the cgroup's own files: names of devices, and block I/O where the kernel
     /// counts it by process only.
     fn complete(&mut self, path: &str, container: bool, usage: &mut Usage, run: u64) {
@@ -326,8 +422,9 @@ impl Patterns {
         let wanted = |(word, _): &&(&str, Level)| config.levels.iter().any(|own| own == word);
         Self {
             levels: LEVELS.iter().filter(wanted).map(|(_, level)| *level).collect(),
-            include: globs(&config.include),
-            exclude: globs(&config.exclude),
+            // What does not compile was refused with the settings.
+            include: globs(&config.include).unwrap_or_default(),
+            exclude: globs(&config.exclude).unwrap_or_default(),
         }
     }
 
@@ -337,12 +434,17 @@ impl Patterns {
     }
 }
 
-fn globs(patterns: &[String]) -> RegexSet {
+/// Patterns in which a star stands for anything.
+///
+/// # Errors
+/// When there are too many.
+pub fn globs(patterns: &[String]) -> Result<RegexSet, String> {
     let regex = |pattern: &String| {
         let parts: Vec<_> = pattern.split('*').map(regex::escape).collect();
         format!("^(?s:{})$", parts.join(".*"))
     };
-    RegexSet::new(patterns.iter().map(regex)).unwrap_or_default()
+    let all = RegexSet::new(patterns.iter().map(regex));
+    all.map_err(|_| format!("{} patterns are more than can be had", patterns.len()))
 }
 
 /// A cgroup that is reported.

@@ -7,7 +7,7 @@ use anyhow::{Context as _, anyhow};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Collector, Enabled, Samples, Tags, blocking};
+use super::{Collector, Enabled, Metric, Samples, Tags, blocking, metric};
 use crate::cgroup::proc::{self, Proc, TICKS_PER_SECOND};
 use crate::time::Time;
 
@@ -22,6 +22,16 @@ pub struct Config {
     /// Seconds that a run may take; 0 takes four fifths of flush.interval.
     pub budget: u32,
 }
+
+/// Name, kind, unit and meaning of everything that is sent.
+pub const METRICS: &[Metric] = &[
+    metric("tallyd.process.cpu.usage", "rate", "percent", "processor time; 100 is one processor"),
+    metric("tallyd.process.cpu.user", "rate", "percent", "of it in user mode"),
+    metric("tallyd.process.cpu.system", "rate", "percent", "of it in the kernel"),
+    metric("tallyd.process.memory.rss", "gauge", "byte", "resident memory"),
+    metric("tallyd.process.threads", "gauge", "", "threads"),
+    metric("tallyd.process.open_fds", "gauge", "", "open files and sockets"),
+];
 
 /// The process's own figures.
 pub struct Itself {
@@ -73,5 +83,39 @@ impl Collector for Itself {
         _now: Time,
     ) -> Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send + 'a>> {
         Box::pin(async move { blocking(|| self.collect(samples)) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_own_process_is_measured_by_the_listed_names() {
+        let own = Itself::new(Proc::new("/proc"));
+        let mut samples = Samples::default();
+        for second in [0, 10] {
+            samples.begin(Time::from_seconds(second), Duration::from_secs(1));
+            own.collect(&mut samples).expect("a run");
+            samples.end(true);
+        }
+        let found: Vec<_> = samples.numbers().map(|(name, _, value, _)| (name, value)).collect();
+        assert_eq!(found.len(), METRICS.len());
+        for metric in METRICS {
+            let (_, value) =
+                found.iter().find(|(name, _)| *name == metric.name).expect(metric.name);
+            assert!(*value >= 0.0, "{}: {value}", metric.name);
+        }
+        let value = |wanted: &str| found.iter().find(|(name, _)| *name == wanted).expect(wanted).1;
+        assert!(value("tallyd.process.memory.rss") > 1e6 && value("tallyd.process.threads") >= 1.0);
+    }
+
+    #[test]
+    fn a_machine_without_this_process_is_an_error() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut samples = Samples::default();
+        assert!(Itself::new(Proc::new(folder.path())).collect(&mut samples).is_err());
     }
 }

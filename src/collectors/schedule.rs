@@ -233,6 +233,7 @@ mod tests {
             log_rejects: false,
             line_max: 8192,
             spellings_max: 1000,
+            journal: None,
         }
     }
 
@@ -259,7 +260,7 @@ mod tests {
             failing.push(runner.failing);
             errors.push(runner.figures.errors.get());
             // What was collected in an interval leaves in its batch.
-            let rows = shared.shards.flush(Time(now.0 + 9000), false);
+            let rows = shared.shards.flush(Time(now.0 + 9000), false).rows;
             let [row] = &rows[..] else { panic!("one row, not {rows:?}") };
             assert_eq!((row.context.name(), row.time), ("script.run", 1000 + 10 * run));
             assert!(matches!(row.value, Value::Gauge(n) if n == (run + 1) as f64), "{row:?}");

@@ -35,6 +35,8 @@ pub(super) fn validate(config: &Config) -> Outcome {
     collectors(&config.collectors)?;
     shard(&config.shard)?;
     value(&config.value)?;
+    within("journal.max_bytes", config.journal.max_bytes, 256 * 1024..=1 << 50)?;
+    within("journal.sync_interval", config.journal.sync_interval, 0.01..=3600.0)?;
     within("flush.interval", config.flush.interval, 1..=3600)?;
     within("sinks.stop_timeout", config.sinks.stop_timeout, 0..=3600)?;
     spool(&config.sinks.spool)?;
@@ -46,7 +48,10 @@ pub(super) fn validate(config: &Config) -> Outcome {
     http(&config.sinks.datadog.http)?;
     secrets(config)?;
     status(&config.status)?;
-    logging(&config.logging)
+    logging(&config.logging)?;
+    within("self_profile.hz", config.self_profile.hz, 1..=1000)?;
+    within("self_profile.period", config.self_profile.period, 1..=3600)?;
+    within("self_profile.keep", config.self_profile.keep, 0..=1440)
 }
 
 /// What is given and does nothing, or is dangerous; one line each.
@@ -130,6 +135,12 @@ fn collectors(config: &collectors::Config) -> Outcome {
     }
     let levels = collectors::cgroup::LEVELS.map(|(word, _)| word);
     words("collectors.cgroup.levels", &cgroup.levels, &levels)?;
+    for (path, patterns) in [
+        ("collectors.cgroup.exclude", &cgroup.exclude),
+        ("collectors.cgroup.include", &cgroup.include),
+    ] {
+        parsed(path, collectors::cgroup::globs(patterns))?;
+    }
     within("collectors.cgroup.max_depth", cgroup.max_depth, 1..=64)?;
     within("collectors.cgroup.max_cgroups", cgroup.max_cgroups, 1..=100_000)
 }
@@ -377,6 +388,8 @@ mod tests {
             ("sinks.datadog.compressor_kind", "gzip"),
             ("sinks.datadog.http.min_tls_version", "tlsv1.3"),
             ("logging.level", "off"),
+            ("self_profile.hz", "1000"),
+            ("self_profile.keep", "0"),
         ] {
             assert_eq!(fault(path, value), None, "{path}: {value}");
         }
@@ -442,6 +455,9 @@ mod tests {
             ),
             ("flush.interval", "3601", ": expected 1 to 3600, found 3601"),
             ("sinks.prometheus.quantiles", "[1.5]", "[0]: expected 0 to 1, found 1.5"),
+            ("self_profile.hz", "0", ": expected 1 to 1000, found 0"),
+            ("self_profile.period", "3601", ": expected 1 to 3600, found 3601"),
+            ("self_profile.keep", "1441", ": expected 0 to 1440, found 1441"),
             ("sinks.datadog.site", "''", ": expected a site such as datadoghq.com, found \"\""),
             (
                 "sinks.datadog.api_key",

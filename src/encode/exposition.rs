@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::sync::Arc;
 
 use crate::context::Context;
 use crate::sample::Kind;
@@ -65,9 +66,9 @@ fn identifier(text: &str) -> String {
 }
 
 /// A label set as it stands between the braces: sorted by name, each name once, values escaped.
-/// Equal sets are equal text.
+/// Equal sets are equal text, which clones share.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Labels(Box<str>);
+pub struct Labels(Arc<str>);
 
 impl Labels {
     /// Names are made valid; values of one name are joined with commas in the order given. A label
@@ -113,7 +114,7 @@ impl Labels {
             push_escaped(&mut text, &value, true);
             text.push('"');
         }
-        Self(text.into_boxed_str())
+        Self(text.into())
     }
 }
 
@@ -180,6 +181,24 @@ pub fn write_own(
     }
 }
 
+/// Writes a summary of tallyd's own: for each set of labels its quantiles, its sum and its count.
+/// Otherwise as [`write_own`].
+pub fn write_own_summary<Q: IntoIterator<Item = (f64, f64)>>(
+    out: &mut String,
+    name: &str,
+    help: &str,
+    figures: impl IntoIterator<Item = (Labels, Q, f64, u64)>,
+) {
+    write_own(out, name, help, Type::Summary, []);
+    for (labels, quantiles, sum, count) in figures {
+        for (quantile, value) in quantiles {
+            write_quantile(out, name, quantile, &labels, value);
+        }
+        write_sample(out, name, "_sum", &labels, sum);
+        write_sample(out, name, "_count", &labels, count as f64);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -204,7 +223,7 @@ mod tests {
     fn labels(kind: Kind, host: &str, tags: &[&str]) -> String {
         let tags = tags.iter().map(|t| (*t).to_owned()).collect();
         let context = Context::new("n", kind, host, tags, Source::default());
-        Labels::of_series(&context, "own").0.into()
+        Labels::of_series(&context, "own").0.to_string()
     }
 
     #[test]

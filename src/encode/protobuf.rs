@@ -60,6 +60,11 @@ impl Message<'_> {
         self.packed(field, values.map(u64::from));
     }
 
+    /// A packed list of `uint64` or of `int64` that are not negative; an empty list is left out.
+    pub fn packed_uint64(&mut self, field: u32, values: impl Iterator<Item = u64>) {
+        self.packed(field, values);
+    }
+
     fn packed(&mut self, field: u32, values: impl Iterator<Item = u64>) {
         let mut values = values.peekable();
         if values.peek().is_some() {
@@ -174,6 +179,8 @@ mod tests {
         keys: Vec<i32>,
         #[prost(uint32, repeated, tag = "7")]
         counts: Vec<u32>,
+        #[prost(uint64, repeated, tag = "8")]
+        sums: Vec<u64>,
     }
 
     fn write(message: &mut Message<'_>, judge: &Judge) {
@@ -186,6 +193,7 @@ mod tests {
         }
         message.packed_sint32(6, judge.keys.iter().copied());
         message.packed_uint32(7, judge.counts.iter().copied());
+        message.packed_uint64(8, judge.sums.iter().copied());
     }
 
     fn judges() -> impl Strategy<Value = Judge> {
@@ -196,8 +204,9 @@ mod tests {
             -1e300..1e300,
             prop::collection::vec(any::<i32>(), 0..40),
             prop::collection::vec(any::<u32>(), 0..40),
+            prop::collection::vec(any::<u64>(), 0..40),
         )
-            .prop_map(|(text, signed, unsigned, real, keys, counts)| Judge {
+            .prop_map(|(text, signed, unsigned, real, keys, counts, sums)| Judge {
                 text,
                 signed,
                 unsigned,
@@ -205,6 +214,7 @@ mod tests {
                 inner: None,
                 keys,
                 counts,
+                sums,
             });
         flat.prop_recursive(3, 4, 1, |inner| {
             (inner.clone(), inner)

@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
+use smallvec::SmallVec;
 
 use super::pace::Pace;
+use crate::fail;
 use crate::reader::Reader;
-use crate::sys::{self, BATCH, Receiver};
+use crate::sys::{self, BATCH, Datagram, Receiver};
 use crate::time::Time;
 
 /// How long a thread sleeps at most, so that the kernel's drops are noticed on a quiet socket too.
@@ -93,19 +95,21 @@ impl Datagrams {
 
     /// Takes one batch and returns the number of its datagrams.
     fn take_batch(&mut self, now: Time) -> usize {
+        let begun = Instant::now();
         let mut count = 0;
         self.reader.release(now);
+        let number = self.receiver.expect(now.0);
         match self.receiver.receive(self.socket.as_fd()) {
             Ok(datagrams) => {
-                for datagram in datagrams {
-                    count += 1;
-                    if let Some(forward) = &self.forward
-                        && forward.send(datagram.bytes).is_err()
-                    {
-                        self.reader.listener().forward_errors.add(1);
-                    }
-                    self.reader.receive(datagram.bytes, datagram.truncated, datagram.sender, now);
+                let datagrams: SmallVec<[Datagram<'_>; BATCH]> = datagrams.collect();
+                count = datagrams.len();
+                if let Some(forward) = &self.forward {
+                    let failed = |datagram: &&Datagram<'_>| forward.send(datagram.bytes).is_err();
+                    let failures = datagrams.iter().filter(failed).count();
+                    self.reader.listener().forward_errors.add(failures as u64);
                 }
+                fail::point("intake.received");
+                self.reader.batch(&datagrams, number, now);
             }
             Err(error) => match error.kind() {
                 ErrorKind::WouldBlock => {}
@@ -114,6 +118,10 @@ impl Datagrams {
                 _ => self.reader.listener().read_errors.add(1),
             },
         }
+        if count > 0 {
+            self.reader.listener().batch.record(begun.elapsed(), now);
+        }
+        self.receiver.safe();
         if now.seconds() != self.drops_read {
             self.drops_read = now.seconds();
             self.count_drops(now);

@@ -38,7 +38,10 @@ use super::queue::{Item, Queue};
 use super::spool::{self, Spool};
 use super::{Encoded, Payload, Sink, Verdict};
 use crate::batch::Batch;
+use crate::fail;
+use crate::journal::Slip;
 use crate::telemetry::Telemetry;
+use crate::time::Time;
 
 /// Batches that may wait to be encoded.
 const BATCHES: usize = 4;
@@ -60,7 +63,7 @@ const REFUSALS_APART: Duration = Duration::from_secs(60);
 /// Travels with a batch, and with those of its payloads that are in memory only. Once all clones
 /// are dropped, each payload is in the spool of its endpoint, or was delivered, or was dropped and
 /// counted: whoever could make the batch anew need not keep what it takes.
-pub type Receipt = Arc<()>;
+pub type Receipt = Arc<Slip>;
 
 /// Gives a number in 0..1 at each call.
 pub type Random = Arc<dyn Fn() -> f64 + std::marker::Send + Sync>;
@@ -216,8 +219,11 @@ async fn encode(
     while let Some((batch, receipt)) = batches.recv().await {
         let (points, time) = (batch.points(), batch.flushed_at);
         let encoder = Arc::clone(&sink);
+        let begun = Instant::now();
         // A large batch takes long to encode and compress.
         let encoded = spawn_blocking(move || encoder.encode(&batch)).await;
+        let took = begun.elapsed();
+        queues.iter().for_each(|queue| queue.endpoint.encode.record(took, Time::now()));
         if encoded.is_err() {
             tracing::error!("sink {}: the encoder failed; {points} points lost", sink.name());
         }
@@ -292,7 +298,10 @@ impl Send {
     async fn run(mut self, mut stopping: watch::Receiver<bool>) {
         while let Some((item, fresh)) = self.queue.next().await {
             let Some(payload) = self.queue.load(&item).await else { continue };
+            let begun = Instant::now();
+            fail::point("spool.send");
             let verdict = self.sink.send(self.number, &payload).await;
+            self.queue.endpoint.send.record(begun.elapsed(), Time::now());
             let Some(wait) = self.take(verdict, &payload, item, fresh).await else { continue };
             // The stop cuts a wait short for one more try. After that there is no time to wait:
             // what is left is settled.
@@ -321,6 +330,9 @@ impl Send {
                     self.backlog_errors = self.backlog_errors.saturating_sub(ERRORS_RECOVERED);
                 }
                 self.delivered(payload);
+                let now = Time::now();
+                let age = now.seconds().saturating_sub(item.time()).max(0);
+                queue.endpoint.age.record(Duration::from_secs(age as u64), now);
                 queue.done(item).await;
                 None
             }
@@ -332,21 +344,22 @@ impl Send {
             Verdict::TooLarge { cause } => {
                 let (sink, whole) = (Arc::clone(&self.sink), Arc::clone(payload));
                 let halves = spawn_blocking(move || sink.split(&whole)).await.ok().flatten();
-                if let Some(halves) = halves {
-                    self.recovered();
-                    queue.replace(halves).await;
-                } else {
+                let Some(halves) = halves else {
                     self.refused(payload, &cause);
                     queue.done(item).await;
+                    return None;
+                };
+                self.recovered();
+                if !queue.replace(halves).await {
+                    self.rest_backlog(None);
                 }
                 None
             }
             Verdict::Retry { after, .. } if !fresh => {
                 // It may be only this payload: what is fresh does not wait for it.
                 queue.endpoint.retries.add(1);
-                self.backlog_errors = ERRORS_MAX.min(self.backlog_errors + 1);
                 queue.put_back(item, fresh);
-                queue.rest(wait(after, self.backlog_errors, (self.random)()));
+                self.rest_backlog(after);
                 None
             }
             Verdict::Retry { cause, after } => {
@@ -355,6 +368,12 @@ impl Send {
                 Some(wait)
             }
         }
+    }
+
+    /// What could not be done for a payload of the backlog is not tried again at once.
+    fn rest_backlog(&mut self, after: Option<Duration>) {
+        self.backlog_errors = ERRORS_MAX.min(self.backlog_errors + 1);
+        self.queue.rest(wait(after, self.backlog_errors, (self.random)()));
     }
 
     fn delivered(&mut self, payload: &Payload) {

@@ -152,7 +152,7 @@ struct Page {
 }
 
 /// The valid form of a name, before a clash of kinds is resolved.
-type FamilyKey = (String, Kind);
+type FamilyKey = (Arc<str>, Kind);
 
 #[derive(Debug)]
 struct Place {
@@ -253,7 +253,7 @@ impl Page {
     }
 
     fn add(&mut self, context: Arc<Context>) {
-        let key = (metric_name(context.name()), context.kind());
+        let key: FamilyKey = (metric_name(context.name()).into(), context.kind());
         let labels = Labels::of_series(&context, &self.hostname);
         if !self.families.contains_key(&key) {
             let name = self.free_name(&key);
@@ -262,7 +262,9 @@ impl Page {
         }
         let family = self.families.get_mut(&key).expect("it was just found or added");
         family.series.entry(labels.clone()).or_insert_with(Shown::new);
-        self.places.insert(context, Place { family: key, labels, last_seen: 0 });
+        // One name for all series of the family.
+        let family = self.families.get_key_value(&key).map_or(key.clone(), |(key, _)| key.clone());
+        self.places.insert(context, Place { family, labels, last_seen: 0 });
     }
 
     /// The first free of `x`, `x_count`, `x_count_2`, `x_count_3`, ... (with the word of the kind):
@@ -270,7 +272,7 @@ impl Page {
     fn free_name(&self, (name, kind): &FamilyKey) -> String {
         let numbered = (2_u64..).map(|n| format!("{name}_{}_{n}", kind.word()));
         let mut names =
-            [name.clone(), format!("{name}_{}", kind.word())].into_iter().chain(numbered);
+            [name.to_string(), format!("{name}_{}", kind.word())].into_iter().chain(numbered);
         let is_free = |name: &String| !names_of(name, *kind).any(|n| self.names.contains(&n));
         names.find(is_free).expect("there are more numbers than families")
     }

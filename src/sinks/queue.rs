@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::Payload;
 use super::deliver::Receipt;
-use super::spool::{Entry, Found, Next, Spool};
+use super::spool::{Entry, Found, Halved, Next, Spool};
 use crate::telemetry::Endpoint;
 
 /// Payloads in the spool that count as fresh, beside those of the last batch.
@@ -283,23 +283,29 @@ impl Queue {
         self.waiting().backlog_at = Some(Instant::now() + wait);
     }
 
-    /// Puts the halves of what is being sent in its place. Once begun it is done as a whole, though
-    /// the task is aborted meanwhile.
-    pub(super) async fn replace(self: &Arc<Self>, halves: [Payload; 2]) {
+    /// Puts the halves of what is being sent in its place; false when the disk fails, and the whole
+    /// waits behind all others. Once begun it is done, though the task is aborted meanwhile.
+    pub(super) async fn replace(self: &Arc<Self>, halves: [Payload; 2]) -> bool {
         let queue = Arc::clone(self);
-        let _ = spawn_blocking(move || queue.replace_now(halves)).await;
+        spawn_blocking(move || queue.replace_now(halves)).await.unwrap_or_default()
     }
 
-    fn replace_now(&self, halves: [Payload; 2]) {
+    fn replace_now(&self, halves: [Payload; 2]) -> bool {
         let _replacing = self.replacing.lock().expect("no panic under this lock");
         // Unless the stop came first.
-        let Some(whole) = self.waiting().sending.take() else { return };
+        let Some(whole) = self.waiting().sending.take() else { return false };
         let stored = match (whole, &self.spool) {
             (Item::Spooled(entry), Some(spool)) => {
-                let (time, receipt) = (entry.time, Receipt::default());
+                let time = entry.time;
                 match spool.split(entry, &halves) {
-                    Some(entries) => entries.map(Item::Spooled),
-                    None => halves.map(|half| self.hold(Arc::new(half), time, &receipt)),
+                    Halved::Done(entries) => entries.map(Item::Spooled),
+                    Halved::Later(whole) => {
+                        spool.defer(whole);
+                        return false;
+                    }
+                    Halved::Gone => {
+                        halves.map(|half| self.hold(Arc::new(half), time, &Receipt::default()))
+                    }
                 }
             }
             (Item::Held(payload, time, receipt), _) => {
@@ -307,7 +313,7 @@ impl Queue {
                 self.endpoint.held.fetch_sub(payload.points, Relaxed);
                 stored
             }
-            (Item::Spooled(_), None) => return,
+            (Item::Spooled(_), None) => return false,
         };
         let mut waiting = self.waiting();
         for item in stored.into_iter().rev() {
@@ -317,6 +323,7 @@ impl Queue {
         self.bound_memory(&mut waiting);
         drop(waiting);
         self.changed.notify_one();
+        true
     }
 
     pub(super) fn close(&self) {
@@ -362,6 +369,14 @@ impl Queue {
 }
 
 impl Item {
+    /// When its batch was flushed, in Unix seconds.
+    pub(super) const fn time(&self) -> i64 {
+        match self {
+            Self::Held(_, time, _) => *time,
+            Self::Spooled(entry) => entry.time,
+        }
+    }
+
     fn kind(&self) -> &'static str {
         match self {
             Self::Held(payload, ..) => payload.kind,
@@ -375,5 +390,43 @@ impl Item {
             Self::Held(payload, ..) => payload.bytes().max(1),
             Self::Spooled(_) => 0,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::spool::{Config, Folder};
+    use super::super::{Body, Coding};
+    use super::*;
+
+    #[test]
+    fn what_is_delivered_is_removed_at_the_end_though_nothing_else_did_it() {
+        let root = tempfile::tempdir().unwrap();
+        let config = Config { max_disk_ratio: 1.0, ..Config::default() };
+        let endpoint = Arc::new(Endpoint { sink: "sink", ..Endpoint::default() });
+        let folder = Folder::new("address", b"key", "");
+        let spool = Spool::open(
+            root.path(),
+            &config,
+            1,
+            &folder,
+            &["series"],
+            Arc::clone(&endpoint),
+            Arc::new(|_| Ok(())),
+        );
+        let queue = Queue::new(endpoint, 1, Some(spool), 10.0);
+        let body = Body::Bytes(vec![0; 100]);
+        let payload = Payload { kind: "series", points: 3, coding: Coding::Identity, body };
+        queue.push(Arc::new(payload), 0, &Receipt::default());
+        let Ready::Item(Item::Spooled(entry), true) = queue.ready() else { panic!("no payload") };
+        // As far as an aborted task comes.
+        queue.spool.as_ref().unwrap().discard(&entry);
+        let files = || {
+            let folders = std::fs::read_dir(root.path().join("sink")).unwrap();
+            folders.map(|f| std::fs::read_dir(f.unwrap().path()).unwrap().count()).sum::<usize>()
+        };
+        assert_eq!(files(), 1);
+        queue.settle(0);
+        assert_eq!(files(), 0);
     }
 }

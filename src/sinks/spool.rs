@@ -42,6 +42,7 @@ use serde::{Deserialize, Serialize};
 use self::format::{header, parse};
 use self::index::{Index, Listing};
 use super::{Body, Payload};
+use crate::fail;
 use crate::sys;
 use crate::telemetry::Endpoint;
 
@@ -136,6 +137,21 @@ impl Op {
         Self::Read,
         Self::Remove,
     ];
+
+    /// The name of its fail point.
+    const fn point(self) -> &'static str {
+        match self {
+            Self::MakeFolder => "spool.make_folder",
+            Self::List => "spool.list",
+            Self::Create => "spool.create",
+            Self::Write => "spool.write",
+            Self::Sync => "spool.sync",
+            Self::Rename => "spool.rename",
+            Self::SyncFolder => "spool.sync_folder",
+            Self::Read => "spool.read",
+            Self::Remove => "spool.remove",
+        }
+    }
 }
 
 /// Called before each operation; its error is the operation's. Tests inject faults by it.
@@ -179,6 +195,14 @@ pub struct Entry {
     failures: (u8, u64),
 }
 
+impl Entry {
+    fn file_name(&self) -> String {
+        let Self { sequence, time, points, bytes, kind, .. } = self;
+        let time = (*time).max(0);
+        format!("{sequence:016x}-{time}-{points}-{bytes}-{kind}{SUFFIX}")
+    }
+}
+
 /// What became of a read.
 #[derive(Debug)]
 pub enum Found {
@@ -186,6 +210,16 @@ pub enum Found {
     /// The disk failed; the payload stays for later.
     Later,
     /// It cannot be read ever; it has been counted and set aside.
+    Gone,
+}
+
+/// What became of a split.
+#[derive(Debug)]
+pub enum Halved {
+    Done([Entry; 2]),
+    /// The disk failed; the whole is where it was.
+    Later(Entry),
+    /// The disk failed, and nothing is left of the whole on it.
     Gone,
 }
 
@@ -219,6 +253,15 @@ struct Unremoved {
     sequence: u64,
     bytes: u64,
     paths: Vec<PathBuf>,
+}
+
+/// A half of a payload that is being split.
+struct Half<'a> {
+    entry: Entry,
+    /// Its file before the whole is gone.
+    early: PathBuf,
+    path: PathBuf,
+    parts: [&'a [u8]; 2],
 }
 
 /// Held while files are listed, moved or removed.
@@ -310,7 +353,7 @@ impl Spool {
 
     /// Gives the folder that an earlier version made its name of today.
     fn adopt(&self) -> io::Result<()> {
-        (self.gate)(Op::Rename)?;
+        self.step(Op::Rename)?;
         match fs::rename(&self.former, &self.folder) {
             Err(error) => match error.kind() {
                 // Where both are, nobody knows whose the older one is.
@@ -411,51 +454,60 @@ impl Spool {
     }
 
     /// Puts two halves in the place of a payload; blocks. A crash at any moment leaves either it or
-    /// them. `None` when they are not safely on disk; then nothing of it all remains there.
-    pub fn split(&self, whole: Entry, halves: &[Payload; 2]) -> Option<[Entry; 2]> {
-        let split = self.noted(self.try_split(&whole, halves));
-        split.iter().flatten().for_each(|half| self.count(half));
-        let path = self.path(&whole);
-        self.uncount(&whole);
-        self.discard_files(&whole, vec![path.with_extension(SPLIT), path]);
-        self.sweep();
-        split
-    }
-
-    fn try_split(&self, whole: &Entry, halves: &[Payload; 2]) -> io::Result<[Entry; 2]> {
-        let [first, second] = halves.each_ref().map(content);
-        let contents = [first?, second?];
-        let entry = |n: usize| {
-            let (header, body): &(Vec<u8>, &[u8]) = &contents[n];
-            self.entry(&halves[n], whole.time, (header.len() + body.len()) as u64)
+    /// them.
+    pub fn split(&self, whole: Entry, halves: &[Payload; 2]) -> Halved {
+        let Ok(contents) = both(halves.each_ref().map(content)) else {
+            return Halved::Later(whole);
         };
-        let entries = [entry(0), entry(1)];
-        let paths = entries.each_ref().map(|entry| self.path(entry));
-        let early = paths.each_ref().map(|path| {
+        let halves: [Half<'_>; 2] = std::array::from_fn(|n| {
+            let (header, body) = &contents[n];
+            let entry = self.entry(&halves[n], whole.time, (header.len() + body.len()) as u64);
+            let path = self.path(&entry);
             let mut name = path.file_stem().unwrap_or_default().to_owned();
             name.push(format!(".{:016x}{HALF}", whole.sequence));
-            path.with_file_name(name)
+            Half { entry, early: path.with_file_name(name), path, parts: [header, body] }
         });
-        let steps = || {
-            for (path, (header, body)) in early.iter().zip(&contents) {
-                self.write(path, &[header, body])?;
+        let path = self.path(&whole);
+        let marker = path.with_extension(SPLIT);
+        let outcome = match self.noted(self.try_split(&path, &marker, &halves)) {
+            Some(()) => {
+                halves.iter().for_each(|half| self.count(&half.entry));
+                self.uncount(&whole);
+                self.discard_files(&whole, vec![marker]);
+                Halved::Done(halves.map(|half| half.entry))
             }
-            self.sync_folder()?;
-            let path = self.path(whole);
-            self.rename(&path, &path.with_extension(SPLIT))?;
-            self.sync_folder()?;
-            for (early, path) in early.iter().zip(&paths) {
-                self.rename(early, path)?;
+            None => {
+                let back = match self.rename(&marker, &path) {
+                    Ok(()) => self.sync_folder().is_ok(),
+                    Err(error) => error.kind() == io::ErrorKind::NotFound,
+                };
+                for half in halves {
+                    self.discard_files(&half.entry, vec![half.early, half.path]);
+                }
+                if back {
+                    Halved::Later(whole)
+                } else {
+                    self.uncount(&whole);
+                    self.discard_files(&whole, vec![marker, path]);
+                    Halved::Gone
+                }
             }
-            self.sync_folder()
         };
-        let split = steps();
-        if split.is_err() {
-            for (entry, paths) in entries.iter().zip(early.into_iter().zip(paths)) {
-                self.discard_files(entry, vec![paths.0, paths.1]);
-            }
+        self.sweep();
+        outcome
+    }
+
+    fn try_split(&self, whole: &Path, marker: &Path, halves: &[Half<'_>; 2]) -> io::Result<()> {
+        for half in halves {
+            self.write(&half.early, &half.parts)?;
         }
-        split.map(|()| entries)
+        self.sync_folder()?;
+        self.rename(whole, marker)?;
+        self.sync_folder()?;
+        for half in halves {
+            self.rename(&half.early, &half.path)?;
+        }
+        self.sync_folder()
     }
 
     /// Makes room for so many bytes more.
@@ -510,35 +562,40 @@ impl Spool {
             other => other,
         }?;
         for part in parts {
-            (self.gate)(Op::Write)?;
+            self.step(Op::Write)?;
             file.write_all(part)?;
         }
-        (self.gate)(Op::Sync)?;
+        self.step(Op::Sync)?;
         file.sync_data()
     }
 
+    fn step(&self, op: Op) -> io::Result<()> {
+        fail::point(op.point());
+        (self.gate)(op)
+    }
+
     fn create(&self, path: &Path) -> io::Result<File> {
-        (self.gate)(Op::Create)?;
+        self.step(Op::Create)?;
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        (self.gate)(Op::Rename)?;
+        self.step(Op::Rename)?;
         fs::rename(from, to)
     }
 
     fn sync_folder(&self) -> io::Result<()> {
-        (self.gate)(Op::SyncFolder)?;
+        self.step(Op::SyncFolder)?;
         File::open(&self.folder)?.sync_all()
     }
 
     fn make_folder(&self, folder: &Path) -> io::Result<()> {
-        (self.gate)(Op::MakeFolder)?;
+        self.step(Op::MakeFolder)?;
         DirBuilder::new().recursive(true).mode(0o700).create(folder)
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
-        (self.gate)(Op::Remove)?;
+        self.step(Op::Remove)?;
         fs::remove_file(path)
     }
 
@@ -589,7 +646,7 @@ impl Spool {
     }
 
     fn content(&self, path: &Path) -> io::Result<Vec<u8>> {
-        (self.gate)(Op::Read)?;
+        self.step(Op::Read)?;
         // Whatever has taken the place of the file: a pipe is not waited for.
         let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
         let mut file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
@@ -716,7 +773,7 @@ impl Spool {
         listing: &Listing,
         mut each: impl FnMut(&OsStr, Option<&Entry>),
     ) -> io::Result<Vec<Entry>> {
-        (self.gate)(Op::List)?;
+        self.step(Op::List)?;
         // The greatest is the first to go.
         let mut kept = BinaryHeap::new();
         let rank = |sequence: u64| if listing.newest { !sequence } else { sequence };
@@ -755,13 +812,11 @@ impl Spool {
             && sequence < u64::MAX / 2;
         let entry = Entry { sequence, time, points, bytes, kind, failures: (0, 0) };
         // A name that was not written here would not be found again.
-        (sane && self.path(&entry).file_name() == Some(name)).then_some(entry)
+        (sane && entry.file_name().as_str() == name).then_some(entry)
     }
 
     fn path(&self, entry: &Entry) -> PathBuf {
-        let Entry { sequence, time, points, bytes, kind, .. } = entry;
-        let time = (*time).max(0);
-        self.folder.join(format!("{sequence:016x}-{time}-{points}-{bytes}-{kind}{SUFFIX}"))
+        self.folder.join(entry.file_name())
     }
 
     /// Moves a file out of the way, where somebody may look at it. Whether that was done.
@@ -939,6 +994,10 @@ impl Ord for Ranked {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         self.0.cmp(&other.0)
     }
+}
+
+fn both<T>([first, second]: [io::Result<T>; 2]) -> io::Result<[T; 2]> {
+    Ok([first?, second?])
 }
 
 /// Header and body of a file.
@@ -1338,14 +1397,37 @@ mod tests {
     fn two_that_come_at_once_load_it_once() {
         let world = World::new();
         (1..=3).for_each(|points| put(&world.open(), points));
-        world.fail(Some((Op::List, libc::EIO)));
-        let spool = world.open();
-        world.fail(None);
-        std::thread::scope(|scope| {
-            for points in [4, 5] {
-                let spool = &spool;
-                scope.spawn(move || put(spool, points));
+        let (begun, begins) = std::sync::mpsc::channel();
+        let (end, ends) = std::sync::mpsc::channel::<()>();
+        let (begun, ends) = (Mutex::new(begun), Mutex::new(ends));
+        let listings = AtomicU64::new(0);
+        let gate: Gate = Arc::new(move |op| match (op, listings.load(Relaxed)) {
+            (Op::List, 0) => {
+                listings.store(1, Relaxed);
+                Err(io::Error::from_raw_os_error(libc::EIO))
             }
+            (Op::List, 1) => {
+                listings.store(2, Relaxed);
+                begun.lock().unwrap().send(()).unwrap();
+                let _ = ends.lock().unwrap().recv();
+                Ok(())
+            }
+            _ => Ok(()),
+        });
+        // The first listing fails, so this is left to the first payload.
+        let spool = world.open_with(Endpoint { sink: "sink", ..Endpoint::default() }, gate);
+        let (started, starts) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| put(&spool, 4));
+            begins.recv().unwrap();
+            scope.spawn(|| {
+                started.send(()).unwrap();
+                put(&spool, 5);
+            });
+            starts.recv().unwrap();
+            // Time to get to where it waits; if that is too short, this only proves less.
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            drop(end);
         });
         assert_eq!(waiting(&spool), [5, 15, 5 * SIZE]);
         assert_eq!(spool.endpoint.found.get(), 6);
@@ -1423,7 +1505,8 @@ mod tests {
             let whole = newest(&spool).unwrap();
             let split = spool.split(whole, &[payload(4), payload(5)]);
             let done = count.load(Relaxed) as usize <= before + number;
-            assert_ne!(split.is_some(), spool.endpoint.spool_failing.load(Relaxed));
+            let failed = !matches!(split, Halved::Done(_));
+            assert_eq!(failed, spool.endpoint.spool_failing.load(Relaxed));
             drop(spool);
             let mut left = drain(&world.open());
             left.sort_unstable();
@@ -1436,6 +1519,50 @@ mod tests {
             }
         }
         assert_eq!(seen.len(), 2);
+    }
+
+    #[test]
+    fn a_split_that_fails_leaves_the_whole_where_it_was() {
+        let mut outcomes = [0; 2];
+        for number in 0.. {
+            let world = World::new();
+            let (count, fails_at) =
+                (Arc::<AtomicU64>::default(), Arc::new(AtomicU64::new(u64::MAX)));
+            let (counted, failing) = (Arc::clone(&count), Arc::clone(&fails_at));
+            let gate: Gate =
+                Arc::new(move |_| match counted.fetch_add(1, Relaxed) == failing.load(Relaxed) {
+                    true => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+                    false => Ok(()),
+                });
+            let spool = world.open_with(Endpoint { sink: "sink", ..Endpoint::default() }, gate);
+            put(&spool, 9);
+            let whole = newest(&spool).unwrap();
+            fails_at.store(count.load(Relaxed) + number, Relaxed);
+            let split = spool.split(whole, &[payload(4), payload(5)]);
+            let spared = count.load(Relaxed) <= fails_at.swap(u64::MAX, Relaxed);
+            match split {
+                Halved::Done(halves) => {
+                    outcomes[0] += 1;
+                    assert_eq!(waiting(&spool), [2, 9, 2 * SIZE]);
+                    halves.into_iter().for_each(|half| spool.release(half));
+                    assert_eq!(drain(&spool), [5, 4]);
+                }
+                Halved::Later(whole) => {
+                    outcomes[1] += 1;
+                    assert_eq!(waiting(&spool), [1, 9, SIZE]);
+                    spool.release(whole);
+                    assert_eq!(drain(&spool), [9]);
+                }
+                Halved::Gone => panic!("it fails once only"),
+            }
+            assert!(files(&spool).is_empty(), "{number}");
+            if spared {
+                break;
+            }
+        }
+        // Creating, writing twice and syncing a file, for each half; then syncing the folder thrice
+        // and renaming the whole and the halves.
+        assert_eq!(outcomes[1], 2 * 4 + 3 + 3);
     }
 
     #[test]

@@ -340,6 +340,12 @@ impl Status {
             "ledger": ledger,
             "collectors": collectors.iter().map(collector).collect::<Vec<_>>(),
             "rates": self.rates(LIMIT, now),
+            "profile": self.profile.as_ref().map(|profile| {
+                let minute = |(minute, (at, samples)): (usize, (Time, u64))| {
+                    json!({"minute": minute, "at": at.seconds(), "samples": samples})
+                };
+                profile.list().into_iter().enumerate().map(minute).collect::<Vec<_>>()
+            }),
             "history": {"series_max": series_max, "left_out": left_out},
         })
     }

@@ -3,6 +3,7 @@
 mod api;
 mod guard;
 mod history;
+mod pprof;
 pub mod series;
 
 use std::net::SocketAddr;
@@ -27,9 +28,10 @@ use self::history::History;
 use crate::batch::Batch;
 use crate::encode::exposition::{self, Labels, Type};
 use crate::intake::Untouched;
-use crate::origin::Origin;
+use crate::profile::Profile;
 use crate::reader::Reader;
 use crate::sinks::prometheus::Prometheus;
+use crate::telemetry::latency::{QUANTILES, TIMED};
 use crate::telemetry::{OWN, Telemetry};
 use crate::time::Time;
 
@@ -78,6 +80,8 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Status {
     telemetry: Arc<Telemetry>,
     prometheus: Option<Arc<Prometheus>>,
+    /// The profile of tallyd's own CPU time, unless it is off.
+    profile: Option<Arc<Profile>>,
     /// The last flush.
     last: Mutex<Arc<Batch>>,
     history: Mutex<History>,
@@ -101,6 +105,7 @@ impl Status {
         Self {
             telemetry,
             prometheus,
+            profile: None,
             last: Mutex::default(),
             history: Mutex::new(History::new(interval, config.history_bytes)),
             started: Time::now(),
@@ -108,6 +113,12 @@ impl Status {
             posts: Arc::new(Semaphore::new(UNDER_WAY_MAX)),
             pages: Arc::new(Semaphore::new(UNDER_WAY_MAX)),
         }
+    }
+
+    /// With the pages of this profile.
+    #[must_use]
+    pub fn with_profile(self, profile: Option<Arc<Profile>>) -> Self {
+        Self { profile, ..self }
     }
 
     /// Takes in nothing more: a post that is not in yet gets a 503, so its client knows. Waits for
@@ -152,6 +163,17 @@ impl Status {
                 kind,
                 samples,
             );
+        }
+        let now = Time::now();
+        for timed in TIMED {
+            let name = format!("tallyd_{}", timed.name);
+            let figures = self.telemetry.timed(timed, now);
+            let figures = figures.iter().map(|(labels, summary)| {
+                let labels = labels.iter().map(|(key, value)| (*key, value.as_str()));
+                let quantiles = QUANTILES.into_iter().zip(summary.quantiles);
+                (Labels::new(labels), quantiles, summary.seconds, summary.count)
+            });
+            exposition::write_own_summary(&mut page, &name, timed.help, figures);
         }
         page
     }
@@ -237,6 +259,7 @@ fn everything(config: &Config, status: &Arc<Status>) -> Router {
     let guarded = Router::new()
         .route("/", get(index))
         .merge(api::routes())
+        .merge(pprof::router(status.profile.clone()))
         .layer(axum::middleware::from_fn_with_state(guard, guard::check));
     Router::new()
         .route("/metrics", get(metrics))
@@ -274,7 +297,7 @@ async fn take_in(State(status): State<Arc<Status>>, request: Request) -> Respons
     elsewhere(permit, move || {
         match status.proxy.lock().expect("no panic under this lock").as_mut() {
             Some(reader) => {
-                reader.datagram(&body, false, Origin::NONE, Time::now());
+                reader.datagram(&body, false, Time::now());
                 StatusCode::OK.into_response()
             }
             None => (StatusCode::SERVICE_UNAVAILABLE, "tallyd is stopping\n").into_response(),
@@ -343,6 +366,7 @@ mod tests {
             log_rejects: false,
             line_max: 8192,
             spellings_max: 10,
+            journal: None,
         };
         let options = intake::Config::default().options(Dialect::Datadog);
         let reader = Reader::new(shared, telemetry.listener("http".to_owned()), options, false);

@@ -1,0 +1,112 @@
+//! What the profile costs: `profile [PAIRS]`. Lines are parsed and aggregated on one thread, in short
+//! turns with the sampler and without it; then single samples are timed. See RESULTS.md.
+
+mod lines;
+mod rig;
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use tallyd::profile::sampler::{self, Sampler};
+use tallyd::sys;
+
+use rig::Rig;
+
+const HZ: u32 = 99;
+const SERIES: u64 = 10_000;
+const SIZE: usize = 8192;
+/// Lines of a turn: some ten samples.
+const LINES: u64 = 600_000;
+/// Turns with and without, side by side, unless told otherwise.
+const PAIRS: usize = 50;
+/// Frames on the stack, beside those of a bench, while single samples are timed.
+const DEPTH: usize = 20;
+const SAMPLES: u32 = 100_000;
+
+fn main() {
+    // A plain `cargo bench` passes its own flags.
+    let pairs = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(PAIRS);
+    let mut rig = Rig::new(SERIES, SIZE);
+    let mut ratios = Vec::with_capacity(pairs);
+    let (mut with, mut without, mut samples) = (Duration::ZERO, Duration::ZERO, 0);
+    for pair in 0..pairs {
+        // Neither is always the first.
+        let (on, off, taken) = if pair % 2 == 0 {
+            let (on, taken) = sampled(&mut rig);
+            (on, plain(&mut rig), taken)
+        } else {
+            let off = plain(&mut rig);
+            let (on, taken) = sampled(&mut rig);
+            (on, off, taken)
+        };
+        ratios.push(on.as_secs_f64() / off.as_secs_f64());
+        with += on;
+        without += off;
+        samples += taken;
+    }
+    ratios.sort_by(f64::total_cmp);
+    let at = |part: f64| 100.0 * (ratios[((pairs - 1) as f64 * part) as usize] - 1.0);
+    let mean = ratios.iter().sum::<f64>() / pairs as f64;
+    let variance = ratios.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / pairs as f64;
+    println!(
+        "{pairs} pairs of {LINES} lines, {HZ} Hz: {samples} samples in {:.1} s; CPU time with the \
+         sampler against without: median {:+.2} %, quartiles {:+.2} % and {:+.2} %, mean {:+.2} % \
+         (standard error {:.2} %), sums {:+.2} %",
+        with.as_secs_f64(),
+        at(0.5),
+        at(0.25),
+        at(0.75),
+        100.0 * (mean - 1.0),
+        100.0 * (variance / pairs as f64).sqrt(),
+        100.0 * (with.as_secs_f64() / without.as_secs_f64() - 1.0),
+    );
+    single();
+}
+
+/// CPU time of a turn.
+fn plain(rig: &mut Rig) -> Duration {
+    let before = sys::cpu_time();
+    let _ = rig.time_lines(LINES);
+    sys::cpu_time().saturating_sub(before)
+}
+
+/// The same with the sampler, and the samples taken. What starts and stops it is not counted, what
+/// empties its table is.
+fn sampled(rig: &mut Rig) -> (Duration, u32) {
+    let sampler = Sampler::start(HZ).expect("a sampler");
+    let before = sys::cpu_time();
+    let _ = rig.time_lines(LINES);
+    let mut taken = 0;
+    sampler.drain(|sample| taken += sample.times);
+    (sys::cpu_time().saturating_sub(before), taken)
+}
+
+/// What one sample takes: the signal, the handler and a walk of the stack.
+fn single() {
+    let sampler = Sampler::start(1).expect("a sampler");
+    let took = deep(DEPTH, &mut || {
+        let mut took = Duration::ZERO;
+        for _ in 0..SAMPLES / 100 {
+            let before = sys::cpu_time();
+            (0..100).for_each(|_| sampler::provoke());
+            took += sys::cpu_time().saturating_sub(before);
+            sampler.drain(|sample| assert!(sample.stack.len() > DEPTH));
+        }
+        took
+    });
+    let each = took.as_secs_f64() / f64::from(SAMPLES);
+    println!(
+        "one sample of {DEPTH} frames and more: {:.2} us, so {HZ} a second are {:.3} % of a core",
+        each * 1e6,
+        each * f64::from(HZ) * 100.0
+    );
+}
+
+#[inline(never)]
+fn deep<T>(frames: usize, work: &mut dyn FnMut() -> T) -> T {
+    // As large as a frame of real work.
+    let local = black_box([frames; 16]);
+    let result = if frames == 0 { work() } else { deep(frames - 1, work) };
+    black_box(local);
+    result
+}

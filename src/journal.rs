@@ -1,0 +1,1124 @@
+//! What was read outlives the process.
+//!
+//! A reader appends each batch of datagrams to a file of its own, its *segment*, before it adds them
+//! to the aggregate. Once every sink has the batch of a flush safe, the segments that it came from
+//! are released, and used again. What a process leaves behind is read again by the next one.
+//!
+//! ```text
+//! reader   --append--> segment-3     under the window: a segment is of one generation
+//! flush    --batch---> sinks         with a receipt; when the last of it is gone:
+//! journal  --release-> released      one write says which generations need no replay
+//!          --sync----> segment-*     each journal.sync_interval, off the readers' way
+//! ```
+//!
+//! Appending is one `pwritev` into the page cache: it survives the process at once, and a loss of
+//! power once it is synced. Errors of the disk never stop a reader: what could not be appended is
+//! counted, and appending is tried again in the next generation and each second.
+
+pub mod checkpoint;
+pub mod format;
+mod landing;
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, IoSlice};
+use std::ops::Range;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
+
+use crate::fail;
+use crate::hash::Keys;
+use crate::shard::{Generation, Shards};
+use crate::sys::{self, Datagram, Receiver};
+use crate::telemetry::Telemetry;
+use crate::time::Time;
+use checkpoint::{Checkpoint, Encoder, Entry};
+use format::{END, Header, Released, SLOT, Unreadable};
+
+pub use format::Source;
+pub use landing::Landing;
+
+/// What was read survives a crash.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Keep what was read in the folder `journal` in `state.run_path` until every sink has it safe.
+    pub enabled: bool,
+    /// Bytes that the journal may take.
+    pub max_bytes: u64,
+    /// Seconds after which what was read survives a loss of power too, not only of the process.
+    pub sync_interval: f64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { enabled: true, max_bytes: 64 * 1024 * 1024, sync_interval: 1.0 }
+    }
+}
+
+/// Bytes of a segment: a part of the journal's, within bounds.
+const SEGMENT_MIN: u64 = 16 * 1024;
+const SEGMENT_MAX: u64 = 4 * 1024 * 1024;
+const SEGMENTS: u64 = 16;
+
+/// Buffers of one write: the head of a record, the datagrams, the end.
+const SLICES_MAX: usize = 1024;
+
+const SEGMENT: &str = "segment-";
+const CHECKPOINT: &str = "checkpoint-";
+const TEMPORARY: &str = ".tmp";
+const RELEASED: &str = "released";
+/// The folder for files that cannot be read.
+const BAD: &str = "bad";
+
+/// An operation on files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    MakeFolder,
+    List,
+    Create,
+    Append,
+    Sync,
+    Read,
+    Checkpoint,
+    Rename,
+    Release,
+    Remove,
+}
+
+impl Op {
+    /// The name of its fail point.
+    const fn point(self) -> &'static str {
+        match self {
+            Self::MakeFolder => "journal.make_folder",
+            Self::List => "journal.list",
+            Self::Create => "journal.create",
+            Self::Append => "journal.append",
+            Self::Sync => "journal.sync",
+            Self::Read => "journal.read",
+            Self::Checkpoint => "journal.checkpoint",
+            Self::Rename => "journal.rename",
+            Self::Release => "journal.release",
+            Self::Remove => "journal.remove",
+        }
+    }
+}
+
+/// Called before each operation; its error is the operation's. Tests inject faults by it.
+pub type Gate = Arc<dyn Fn(Op) -> io::Result<()> + Send + Sync>;
+
+/// The journal of a process.
+pub struct Journal {
+    folder: PathBuf,
+    max_bytes: u64,
+    segment_bytes: u64,
+    gate: Gate,
+    telemetry: Arc<Telemetry>,
+    files: Mutex<Files>,
+    /// Bytes in segments that are not released.
+    used: AtomicU64,
+    /// A checkpoint is wanted, or was just in vain.
+    full: AtomicBool,
+    failing: Mutex<Option<Failing>>,
+    work: Mutex<Sender<Work>>,
+    /// For the keeper.
+    to_do: Mutex<Option<mpsc::Receiver<Work>>>,
+}
+
+#[derive(Default)]
+struct Files {
+    /// Not released, in the order of their sequence.
+    segments: Vec<Arc<Segment>>,
+    /// To be used again, the last one first: it is the likeliest to be in the cache.
+    spares: Vec<Spare>,
+    /// Number of the next file.
+    next: u64,
+    /// Sequence of the next segment.
+    sequence: u64,
+    /// The latest start of a bucket that has a segment.
+    latest: i64,
+    released: Released,
+    /// With the generations that they stand for.
+    checkpoints: Vec<(Range<u64>, PathBuf)>,
+}
+
+/// One reader's part of one generation.
+struct Segment {
+    path: PathBuf,
+    file: File,
+    generation: Generation,
+    /// Bytes of the file that are in use.
+    written: AtomicU64,
+    synced: AtomicU64,
+    /// Nothing more is appended: it could not be synced, or it is gone from the folder.
+    broken: AtomicBool,
+}
+
+/// A file without content of worth.
+struct Spare {
+    path: PathBuf,
+    file: File,
+    /// Bytes that it takes on the disk.
+    bytes: u64,
+}
+
+/// What is not protected.
+struct Failing {
+    since: Time,
+    last: Time,
+    datagrams: u64,
+}
+
+enum Work {
+    Release(Range<u64>),
+    Full,
+    Stop,
+}
+
+/// A promise of the journal: what it stands for is released when it is dropped. The default one
+/// stands for nothing.
+#[derive(Default)]
+pub struct Slip(Option<(Sender<Work>, Range<u64>)>);
+
+impl Drop for Slip {
+    fn drop(&mut self) {
+        if let Some((work, generations)) = self.0.take() {
+            // A journal that has stopped leaves them to the next process.
+            let _ = work.send(Work::Release(generations));
+        }
+    }
+}
+
+/// What an earlier process left.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// In the order in which they were written.
+    segments: Vec<(Header, PathBuf)>,
+    checkpoints: Vec<PathBuf>,
+    landings: Vec<Landing>,
+    /// What the members of sets in checkpoints are hashed under.
+    pub member_keys: Option<Keys>,
+    /// The lowest generation that this process answers for.
+    pub first: u64,
+    /// Behind the highest generation that was ever used.
+    pub next: u64,
+    /// The latest start of a bucket.
+    pub start: Option<i64>,
+}
+
+impl Journal {
+    /// Opens the journal in a folder, which nobody else uses. A disk that fails is no error: it is
+    /// tried again.
+    pub fn open(
+        folder: &Path,
+        config: &Config,
+        telemetry: Arc<Telemetry>,
+        gate: Gate,
+        now: Time,
+    ) -> (Arc<Self>, Found) {
+        let (work, to_do) = channel();
+        let journal = Self {
+            folder: folder.to_owned(),
+            max_bytes: config.max_bytes,
+            segment_bytes: (config.max_bytes / SEGMENTS).clamp(SEGMENT_MIN, SEGMENT_MAX),
+            gate,
+            telemetry,
+            files: Mutex::default(),
+            used: AtomicU64::new(0),
+            full: AtomicBool::new(false),
+            failing: Mutex::default(),
+            work: Mutex::new(work),
+            to_do: Mutex::new(Some(to_do)),
+        };
+        let found = journal.find().unwrap_or_else(|error| {
+            journal.failed(&error, 0, 0, now);
+            journal.unfound(now)
+        });
+        (Arc::new(journal), found)
+    }
+}
+
+impl Journal {
+    /// What lies there cannot be read now. It stays for a later process, so nothing of this one may
+    /// have a number in common with it.
+    fn unfound(&self, now: Time) -> Found {
+        let beyond = now.0.max(1).cast_unsigned() << 16;
+        let mut files = self.files();
+        (files.next, files.sequence, files.released.sequence) = (beyond, beyond, beyond);
+        Found { first: beyond, next: beyond, ..Found::default() }
+    }
+
+    /// Reads what an earlier process left: the headers of its segments. Removes what need not be
+    /// replayed.
+    fn find(&self) -> io::Result<Found> {
+        self.make_folder()?;
+        self.step(Op::List)?;
+        let mut paths = Vec::new();
+        for entry in fs::read_dir(&self.folder)? {
+            paths.push(entry?.path());
+        }
+        let mut files = self.files();
+        files.released = fs::read(self.folder.join(RELEASED))
+            .ok()
+            .and_then(|bytes| Released::decode(&bytes))
+            .unwrap_or_default();
+        let Files { next, sequence, released, segments, checkpoints, .. } = &mut *files;
+        let mut found = Found { next: released.end(), ..Found::default() };
+        found.start = (released.sequence > 0).then_some(released.start);
+        for path in paths.iter().filter(|path| named(path, CHECKPOINT)) {
+            self.find_checkpoint(path, released, checkpoints, &mut found);
+        }
+        let covered = |number| checkpoints.iter().any(|(range, _)| range.contains(&number));
+        for path in paths {
+            let Some(number) = number_of(&path) else { continue };
+            *next = (*next).max(number + 1);
+            let header = self.header(&path);
+            let Some((header, bytes)) = header.unwrap_or_else(|reason| {
+                self.set_aside(&path, &reason);
+                None
+            }) else {
+                continue;
+            };
+            *sequence = (*sequence).max(header.sequence + 1);
+            if released.holds(header.generation.number) || covered(header.generation.number) {
+                let _ = self.step(Op::Remove).and_then(|()| fs::remove_file(&path));
+                continue;
+            }
+            found.next = found.next.max(header.generation.number + 1);
+            found.start = found.start.max(Some(header.generation.start));
+            let file = OpenOptions::new().read(true).write(true).open(&path)?;
+            self.used.fetch_add(bytes, Relaxed);
+            segments.push(Arc::new(Segment::new(path.clone(), file, header.generation, bytes)));
+            found.segments.push((header, path));
+        }
+        checkpoints.sort_by_key(|(range, _)| range.start);
+        found.checkpoints = checkpoints.iter().map(|(_, path)| path.clone()).collect();
+        found.landings = landing::find(&self.folder);
+        found.segments.sort_by_key(|(header, _)| (header.generation.number, header.sequence));
+        Ok(found)
+    }
+
+    /// Reads what a checkpoint stands for. A file that another one covers is removed.
+    fn find_checkpoint(
+        &self,
+        path: &Path,
+        released: &Released,
+        checkpoints: &mut Vec<(Range<u64>, PathBuf)>,
+        found: &mut Found,
+    ) {
+        if named(path, TEMPORARY) {
+            let _ = fs::remove_file(path);
+            return;
+        }
+        let read = self.step(Op::Read).and_then(|()| fs::read(path));
+        let read = read.map_err(|error| error.to_string());
+        let (range, keys) = match read.as_deref().map(Checkpoint::decode) {
+            Ok(Ok(checkpoint)) => (checkpoint.generations, checkpoint.keys),
+            Ok(Err(error)) => return self.set_aside(path, &error.to_string()),
+            Err(error) => return self.set_aside(path, error),
+        };
+        found.next = found.next.max(range.end);
+        if released.holds(range.end.saturating_sub(1))
+            || checkpoints.iter().any(|(r, _)| within(&range, r))
+        {
+            let _ = fs::remove_file(path);
+            return;
+        }
+        checkpoints.retain(|(other, path)| {
+            let kept = !within(other, &range);
+            if !kept {
+                let _ = fs::remove_file(path);
+            }
+            kept
+        });
+        found.member_keys = Some(keys);
+        checkpoints.push((range, path.to_owned()));
+    }
+
+    /// The header of a segment, and the bytes of its file. `None` when it was never used.
+    fn header(&self, path: &Path) -> Result<Option<(Header, u64)>, String> {
+        let read = self.step(Op::Read).and_then(|()| {
+            let file = File::open(path)?;
+            let mut start = vec![0; 4096];
+            let length = file.read_at(&mut start, 0)?;
+            start.truncate(length);
+            Ok((start, file.metadata()?.len()))
+        });
+        let (start, bytes) = read.map_err(|error| error.to_string())?;
+        match Header::decode(&start) {
+            Ok((header, _)) => Ok(Some((header, bytes))),
+            Err(Unreadable::Empty) => {
+                // Made, and never begun.
+                let _ = fs::remove_file(path);
+                Ok(None)
+            }
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Moves a file out of the way, where somebody may look at it.
+    fn set_aside(&self, path: &Path, reason: &str) {
+        self.telemetry.journal.set_aside.add(1);
+        let bad = self.folder.join(BAD);
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(".bad");
+        let moved = DirBuilder::new().recursive(true).mode(0o700).create(&bad);
+        let outcome = match moved.and_then(|()| fs::rename(path, bad.join(name))) {
+            Ok(()) => "it is set aside in the folder `bad`".to_owned(),
+            Err(error) => format!("it cannot be set aside: {error}"),
+        };
+        tracing::warn!("journal: {} cannot be read: {reason}; {outcome}", path.display());
+    }
+
+    /// What a reader appends by.
+    pub fn writer(self: &Arc<Self>, source: Source) -> Writer {
+        Writer { journal: Arc::clone(self), source, open: None, head: Vec::new() }
+    }
+
+    /// Stands for these generations, until the last clone is gone.
+    pub fn slip(&self, generations: Range<u64>) -> Slip {
+        let work = self.work.lock().expect("no panic under this lock").clone();
+        Slip(Some((work, generations)))
+    }
+
+    /// Begins a segment.
+    fn segment(&self, generation: Generation, source: &Source) -> io::Result<Open> {
+        if self.used.load(Relaxed) + self.segment_bytes > self.max_bytes {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
+        let (spare, number, sequence) = {
+            let mut files = self.files();
+            files.next += 1;
+            files.sequence += 1;
+            files.latest = files.latest.max(generation.start);
+            (files.spares.pop(), files.next - 1, files.sequence - 1)
+        };
+        let (path, file) = match spare {
+            Some(spare) => (spare.path, spare.file),
+            None => self.create(number)?,
+        };
+        let seed = random();
+        let header = Header { seed, sequence, generation, source: source.clone() }.encode();
+        self.step(Op::Append)?;
+        file.write_all_at(&[&header[..], &END].concat(), 0)?;
+        let position = header.len() as u64;
+        self.used.fetch_add(position, Relaxed);
+        let segment = Arc::new(Segment::new(path, file, generation, position));
+        self.files().segments.push(Arc::clone(&segment));
+        Ok(Open { segment, seed, position })
+    }
+
+    fn create(&self, number: u64) -> io::Result<(PathBuf, File)> {
+        let path = self.folder.join(format!("{SEGMENT}{number}"));
+        let create = || {
+            self.step(Op::Create)?;
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create_new(true).mode(0o600).open(&path)
+        };
+        let file = match create() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.make_folder()?;
+                create()
+            }
+            other => other,
+        }?;
+        Ok((path, file))
+    }
+
+    fn make_folder(&self) -> io::Result<()> {
+        self.step(Op::MakeFolder)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)
+    }
+
+    fn want_checkpoint(&self) {
+        if !self.full.swap(true, Relaxed) {
+            let work = self.work.lock().expect("no panic under this lock");
+            // Without a keeper there is nobody to do it.
+            let _ = work.send(Work::Full);
+        }
+    }
+
+    fn step(&self, op: Op) -> io::Result<()> {
+        fail::point(op.point());
+        (self.gate)(op)
+    }
+
+    fn files(&self) -> MutexGuard<'_, Files> {
+        self.files.lock().expect("no panic under this lock")
+    }
+
+    /// Counts what could not be appended. Says in the log when that begins.
+    fn failed(&self, error: &io::Error, datagrams: u64, bytes: u64, now: Time) {
+        let counters = &self.telemetry.journal;
+        counters.errors.add(1);
+        self.unprotected(datagrams, bytes, now, || {
+            let why = match error.kind() {
+                io::ErrorKind::QuotaExceeded => "it is full: raise journal.max_bytes".to_owned(),
+                _ => error.to_string(),
+            };
+            tracing::warn!(
+                "the journal in {} fails: {why}; what is read from now on would not survive a crash \
+                 before its flush",
+                self.folder.display()
+            );
+        });
+    }
+
+    fn unprotected(&self, datagrams: u64, bytes: u64, now: Time, say: impl FnOnce()) {
+        let counters = &self.telemetry.journal;
+        counters.unprotected_datagrams.add(datagrams);
+        counters.unprotected_bytes.add(bytes);
+        counters.failing.store(true, Relaxed);
+        let mut failing = self.failing.lock().expect("no panic under this lock");
+        let failing = failing.get_or_insert_with(|| {
+            say();
+            Failing { since: now, last: now, datagrams: 0 }
+        });
+        failing.last = now;
+        failing.datagrams += datagrams;
+    }
+
+    /// Whether to try again: in a new generation, and each second.
+    fn worth_a_try(&self, generation: &Generation, now: Time) -> bool {
+        let counters = &self.telemetry.journal;
+        if !counters.failing.load(Relaxed) {
+            return true;
+        }
+        let failing = self.failing.lock().expect("no panic under this lock");
+        failing.as_ref().is_none_or(|failing| {
+            failing.last.seconds() != now.seconds()
+                || failing.last < Time::from_seconds(generation.start)
+        })
+    }
+
+    /// A segment could be begun, so it works.
+    fn works(&self, now: Time) {
+        if !self.telemetry.journal.failing.swap(false, Relaxed) {
+            return;
+        }
+        let failing = self.failing.lock().expect("no panic under this lock").take();
+        if let Some(Failing { since, datagrams, .. }) = failing {
+            tracing::info!(
+                "the journal works again; {datagrams} datagrams read from {} to {} (Unix seconds) were \
+                 not protected until their flush",
+                since.seconds(),
+                now.seconds()
+            );
+        }
+    }
+}
+
+impl Segment {
+    fn new(path: PathBuf, file: File, generation: Generation, written: u64) -> Self {
+        Self {
+            path,
+            file,
+            generation,
+            written: AtomicU64::new(written),
+            synced: AtomicU64::new(0),
+            broken: AtomicBool::new(false),
+        }
+    }
+}
+
+/// How a reader appends: one thread uses it at a time.
+pub struct Writer {
+    journal: Arc<Journal>,
+    source: Source,
+    open: Option<Open>,
+    /// The head of a record.
+    head: Vec<u8>,
+}
+
+/// The segment that is being written.
+struct Open {
+    segment: Arc<Segment>,
+    seed: u32,
+    position: u64,
+}
+
+impl Writer {
+    /// What receives for this reader, if there is memory for it that outlives the process.
+    pub fn landing(&self, buffer_size: usize) -> Option<Receiver> {
+        landing::open(&self.journal.folder, &self.source, buffer_size)
+    }
+
+    /// Appends what arrived at `now` and is about to be added to this generation. What cannot be
+    /// appended is counted.
+    /// `batch` is the number that their receiver gave them, or 0.
+    pub fn append(
+        &mut self,
+        datagrams: &[Datagram<'_>],
+        batch: u64,
+        generation: &Generation,
+        now: Time,
+    ) {
+        let journal = Arc::clone(&self.journal);
+        let bytes = || datagrams.iter().map(|datagram| datagram.bytes.len() as u64).sum();
+        let count = datagrams.len() as u64;
+        if self.open.is_none() && !journal.worth_a_try(generation, now) {
+            return journal.unprotected(count, bytes(), now, || {});
+        }
+        if let Err(error) = self.try_append(datagrams, batch, generation, now) {
+            // Whatever was written in part is behind the last end, and cut off when it is read.
+            self.open = None;
+            journal.failed(&error, count, bytes(), now);
+        }
+    }
+
+    fn try_append(
+        &mut self,
+        datagrams: &[Datagram<'_>],
+        batch: u64,
+        generation: &Generation,
+        now: Time,
+    ) -> io::Result<()> {
+        let length = format::record_length(datagrams) as u64;
+        let has_room = |open: &Open| {
+            open.segment.generation == *generation
+                && open.position + length <= self.journal.segment_bytes
+                && !open.segment.broken.load(Relaxed)
+        };
+        let mut open = match self.open.take().filter(has_room) {
+            Some(open) => open,
+            None => self.journal.segment(*generation, &self.source)?,
+        };
+        self.journal.works(now);
+        format::write_record_head(open.seed, now, batch, datagrams, &mut self.head);
+        let mut slices = SmallVec::<[IoSlice<'_>; 32]>::new();
+        slices.push(IoSlice::new(&self.head));
+        slices.extend(datagrams.iter().map(|datagram| IoSlice::new(datagram.bytes)));
+        slices.push(IoSlice::new(&END));
+        debug_assert!(slices.len() <= SLICES_MAX);
+        self.journal.step(Op::Append)?;
+        let written = sys::write_at(&open.segment.file, &slices, open.position)?;
+        if (written as u64) < length {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        fail::point("journal.appended");
+        open.position += length;
+        open.segment.written.store(open.position, Relaxed);
+        let used = self.journal.used.fetch_add(length, Relaxed) + length;
+        if used > self.journal.max_bytes / 2 {
+            self.journal.want_checkpoint();
+        }
+        self.journal.telemetry.journal.bytes.add(length);
+        self.open = Some(open);
+        Ok(())
+    }
+}
+
+/// The thread that syncs and releases.
+pub struct Keeper {
+    journal: Arc<Journal>,
+    thread: JoinHandle<()>,
+}
+
+impl Keeper {
+    /// # Errors
+    /// When the system gives no further thread.
+    pub fn start(journal: Arc<Journal>, shards: Arc<Shards>, config: &Config) -> io::Result<Self> {
+        let interval = Duration::from_secs_f64(config.sync_interval);
+        let keeper = Arc::clone(&journal);
+        let to_do = journal.to_do.lock().expect("no panic under this lock").take();
+        let to_do = to_do.ok_or(io::ErrorKind::AlreadyExists)?;
+        let run = move || keeper.keep(&shards, &to_do, interval);
+        let thread = std::thread::Builder::new().name("journal".to_owned()).spawn(run)?;
+        Ok(Self { journal, thread })
+    }
+
+    /// Releases what is safe by now, and syncs what is not.
+    pub fn stop(self) {
+        let work = self.journal.work.lock().expect("no panic under this lock").clone();
+        // A thread that panicked has said so already.
+        let _ = work.send(Work::Stop);
+        let _ = self.thread.join();
+        for spare in self.journal.files().spares.drain(..) {
+            // It is of no use to anybody; the next start would remove it as well.
+            let _ = fs::remove_file(spare.path);
+        }
+    }
+}
+
+impl Journal {
+    fn keep(&self, shards: &Shards, to_do: &mpsc::Receiver<Work>, interval: Duration) {
+        let mut sync_at = Instant::now() + interval;
+        loop {
+            match to_do.recv_timeout(sync_at.saturating_duration_since(Instant::now())) {
+                Ok(Work::Release(generations)) => self.release(generations),
+                Ok(Work::Full) => self.checkpoint(shards),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.sync();
+                    if self.full.load(Relaxed) {
+                        self.checkpoint(shards);
+                    }
+                    sync_at = Instant::now() + interval;
+                }
+                Ok(Work::Stop) | Err(RecvTimeoutError::Disconnected) => return self.sync(),
+            }
+        }
+    }
+
+    /// Makes what was appended survive a loss of power.
+    fn sync(&self) {
+        let segments = self.files().segments.clone();
+        for segment in segments {
+            let written = segment.written.load(Relaxed);
+            if segment.synced.load(Relaxed) == written || segment.broken.load(Relaxed) {
+                continue;
+            }
+            let synced = self.step(Op::Sync).and_then(|()| {
+                if segment.file.metadata()?.nlink() == 0 {
+                    // Somebody has removed it: a crash would lose what is in it.
+                    return Err(io::ErrorKind::NotFound.into());
+                }
+                segment.file.sync_data()
+            });
+            match synced {
+                Ok(()) => segment.synced.store(written, Relaxed),
+                Err(error) => {
+                    segment.broken.store(true, Relaxed);
+                    self.files().spares.clear();
+                    self.failed(&error, 0, 0, Time::from_seconds(segment.generation.start));
+                }
+            }
+        }
+    }
+
+    /// Puts what the segments came to in their place.
+    pub fn checkpoint(&self, shards: &Shards) {
+        let mut encoder = Encoder::new(shards.member_keys());
+        let generations = shards.hold(|held| encoder.add(held));
+        let written = if encoder.len() as u64 > self.max_bytes {
+            Err(io::ErrorKind::QuotaExceeded.into())
+        } else {
+            self.write_checkpoint(&generations, encoder.finish(&generations))
+        };
+        match written {
+            Ok(path) => {
+                fail::point("journal.checkpointed");
+                self.telemetry.journal.checkpoints.add(1);
+                let mut files = self.files();
+                for (_, older) in files.checkpoints.extract_if(.., |(r, _)| within(r, &generations))
+                {
+                    let _ = self.step(Op::Remove).and_then(|()| fs::remove_file(&older));
+                }
+                files.checkpoints.push((generations.clone(), path));
+                self.free(&mut files, |number| generations.contains(&number));
+                // Where that was not enough, the next try has time until the next sync.
+                let enough = self.used.load(Relaxed) <= self.max_bytes / 2;
+                self.full.store(!enough, Relaxed);
+            }
+            Err(error) => {
+                self.telemetry.journal.errors.add(1);
+                tracing::debug!("journal: no checkpoint: {error}");
+            }
+        }
+    }
+
+    fn write_checkpoint(&self, generations: &Range<u64>, bytes: Vec<u8>) -> io::Result<PathBuf> {
+        let name = format!("{CHECKPOINT}{:016x}-{:016x}", generations.start, generations.end);
+        let path = self.folder.join(&name);
+        let temporary = self.folder.join(name + TEMPORARY);
+        let written = self.step(Op::Checkpoint).and_then(|()| {
+            let mut options = OpenOptions::new();
+            let options = options.write(true).create(true).truncate(true).mode(0o600);
+            let file = options.open(&temporary)?;
+            file.write_all_at(&bytes, 0)?;
+            self.step(Op::Sync)?;
+            file.sync_data()?;
+            self.step(Op::Rename)?;
+            fs::rename(&temporary, &path)?;
+            self.step(Op::Sync)?;
+            File::open(&self.folder)?.sync_all()
+        });
+        if written.is_err() {
+            // The segments stay: what is left of it must not be read beside them.
+            let _ = fs::remove_file(&temporary);
+            let _ = fs::remove_file(&path);
+        }
+        written.map(|()| path)
+    }
+
+    /// These generations need not be replayed any more. Their files are used again.
+    pub fn release(&self, generations: Range<u64>) {
+        if generations.is_empty() {
+            return;
+        }
+        let released = {
+            let mut files = self.files();
+            files.released.add(generations.clone());
+            files.released.start = files.released.start.max(files.latest);
+            files.released.sequence += 1;
+            files.released.clone()
+        };
+        if let Err(error) = self.write_released(&released) {
+            // Tried again with the next flush. Until then they would be replayed, with the same
+            // timestamps and values.
+            self.telemetry.journal.errors.add(1);
+            tracing::debug!("journal: cannot release: {error}");
+            return;
+        }
+        fail::point("journal.released");
+        let mut files = self.files();
+        self.free(&mut files, |number| released.holds(number));
+        for (_, path) in files
+            .checkpoints
+            .extract_if(.., |(range, _)| released.holds(range.end.saturating_sub(1)))
+        {
+            let _ = self.step(Op::Remove).and_then(|()| fs::remove_file(&path));
+        }
+    }
+
+    /// Takes segments out of use.
+    fn free(&self, files: &mut Files, is_free: impl Fn(u64) -> bool) {
+        let segments = std::mem::take(&mut files.segments);
+        let (gone, kept) =
+            segments.into_iter().partition::<Vec<_>, _>(|s| is_free(s.generation.number));
+        files.segments = kept;
+        for segment in gone {
+            self.used.fetch_sub(segment.written.load(Relaxed), Relaxed);
+            self.spare(files, &segment);
+        }
+    }
+
+    /// Keeps a file to be used again, or removes it.
+    fn spare(&self, files: &mut Files, segment: &Segment) {
+        let bytes = segment.file.metadata().map_or(0, |metadata| metadata.len());
+        let spare: u64 = files.spares.iter().map(|spare| spare.bytes).sum();
+        let file = segment.file.try_clone();
+        match file {
+            Ok(file) if spare + bytes <= self.max_bytes / 4 && !segment.broken.load(Relaxed) => {
+                files.spares.push(Spare { path: segment.path.clone(), file, bytes });
+            }
+            _ => {
+                let removed = self.step(Op::Remove).and_then(|()| fs::remove_file(&segment.path));
+                if let Err(error) = removed {
+                    tracing::debug!("journal: cannot remove {}: {error}", segment.path.display());
+                }
+            }
+        }
+    }
+
+    fn write_released(&self, released: &Released) -> io::Result<()> {
+        let slot = released.encode().ok_or(io::ErrorKind::QuotaExceeded)?;
+        self.step(Op::Release)?;
+        let mut options = OpenOptions::new();
+        let options = options.write(true).create(true).truncate(false).mode(0o600);
+        let file = options.open(self.folder.join(RELEASED))?;
+        file.write_all_at(&slot, (released.sequence % 2) * SLOT as u64)?;
+        // Before the files are used again: a part of them on the disk must not be taken for a whole.
+        self.step(Op::Sync)?;
+        file.sync_data()
+    }
+}
+
+impl Found {
+    pub fn is_empty(&self) -> bool {
+        self.segments.is_empty() && self.checkpoints.is_empty() && self.landings.is_empty()
+    }
+
+    /// Gives every record that was found, generation by generation, with where it came from.
+    /// Returns the batches that were received and appended to no segment.
+    pub fn replay(
+        self,
+        journal: &Journal,
+        mut restore: impl FnMut(Entry),
+        mut each: impl FnMut(&Header, &[Datagram<'_>], Time),
+    ) -> Vec<Landing> {
+        let counters = &journal.telemetry.journal;
+        let mut torn = 0;
+        for path in self.checkpoints {
+            // It was whole a moment ago.
+            let Ok(bytes) = fs::read(&path) else { continue };
+            let Ok(mut checkpoint) = Checkpoint::decode(&bytes) else { continue };
+            while let Some(entry) = checkpoint.entry() {
+                restore(entry);
+            }
+        }
+        let mut landings = self.landings;
+        for (header, path) in self.segments {
+            let read = journal.step(Op::Read).and_then(|()| fs::read(&path));
+            let bytes = match read {
+                Ok(bytes) => bytes,
+                Err(error) => {
+                    journal.set_aside(&path, &error.to_string());
+                    continue;
+                }
+            };
+            let Ok((_, records)) = Header::decode(&bytes) else { continue };
+            let mut records = format::Records::new(&header, records);
+            for record in &mut records {
+                counters.replayed_datagrams.add(record.datagrams.len() as u64);
+                each(&header, &record.datagrams, record.arrival);
+                landings.iter_mut().for_each(|landing| landing.appended(record.batch));
+            }
+            torn += u64::from(records.is_torn());
+        }
+        counters.torn.add(torn);
+        if torn > 0 {
+            tracing::warn!(
+                "journal: {torn} segments end in a record that is not whole: what it held is lost"
+            );
+        }
+        landings
+    }
+}
+
+/// Whether the name begins or ends with this.
+fn named(path: &Path, part: &str) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| name.starts_with(part) || name.ends_with(part))
+}
+
+const fn within(inner: &Range<u64>, outer: &Range<u64>) -> bool {
+    outer.start <= inner.start && inner.end <= outer.end
+}
+
+fn number_of(path: &Path) -> Option<u64> {
+    path.file_name()?.to_str()?.strip_prefix(SEGMENT)?.parse().ok()
+}
+
+/// Not zero, so that an empty record has no checksum that fits.
+fn random() -> u32 {
+    ahash::RandomState::new().hash_one(0_u8) as u32 | 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample::Dialect;
+    use crate::shard;
+    use crate::value::{self, Plan};
+
+    const NOW: Time = Time::from_seconds(1003);
+
+    /// A journal whose disk fails at one operation while it is told to.
+    struct Faulty {
+        folder: tempfile::TempDir,
+        journal: Arc<Journal>,
+        writer: Writer,
+        shards: Shards,
+        fault: Arc<Mutex<Option<(Op, i32)>>>,
+    }
+
+    impl Faulty {
+        fn new(max_bytes: u64) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let fault = Arc::<Mutex<Option<(Op, i32)>>>::default();
+            let asked = Arc::clone(&fault);
+            let gate: Gate = Arc::new(move |op| match *asked.lock().unwrap() {
+                Some((at, error)) if at == op => Err(io::Error::from_raw_os_error(error)),
+                _ => Ok(()),
+            });
+            let telemetry = Arc::new(Telemetry::default());
+            let config = Config { max_bytes, ..Config::default() };
+            let place = folder.path().join("journal");
+            let (journal, _) = Journal::open(&place, &config, Arc::clone(&telemetry), gate, NOW);
+            let plan = Plan::from_config(&value::Config::default());
+            let shards =
+                Shards::new(shard::Config::default(), plan, 10, String::new(), telemetry, NOW);
+            let source =
+                Source { name: "x".to_owned(), dialect: Dialect::Datadog, eol_required: false };
+            let writer = journal.writer(source);
+            Self { folder, journal, writer, shards, fault }
+        }
+
+        fn append(&mut self, text: &str, now: Time) {
+            let datagram =
+                Datagram { bytes: text.as_bytes(), truncated: false, sender: sys::Sender::Unknown };
+            let window = self.shards.window(now);
+            self.writer.append(&[datagram], 0, window.generation(), now);
+        }
+
+        /// What the next process would read, in order.
+        fn found(&self) -> Vec<String> {
+            let config = Config::default();
+            let place = self.folder.path().join("journal");
+            let gate: Gate = Arc::new(|_| Ok(()));
+            let (journal, found) = Journal::open(&place, &config, Arc::default(), gate, NOW);
+            let mut all = Vec::new();
+            found.replay(
+                &journal,
+                |_| {},
+                |_, datagrams, _| {
+                    let texts =
+                        datagrams.iter().map(|d| String::from_utf8_lossy(d.bytes).into_owned());
+                    all.extend(texts);
+                },
+            );
+            all
+        }
+
+        fn unprotected(&self) -> u64 {
+            self.journal.telemetry.journal.unprotected_datagrams.get()
+        }
+
+        fn fails(&self) -> bool {
+            self.journal.telemetry.journal.failing.load(Relaxed)
+        }
+    }
+
+    /// Every operation on the readers' way fails with every error: nothing is stopped, what could
+    /// not be appended is counted, and within one flush after the fault all is well.
+    #[test]
+    fn a_disk_that_fails_for_a_while() {
+        for error in [libc::ENOSPC, libc::EIO, libc::EROFS, libc::EMFILE] {
+            for op in [Op::Create, Op::Append] {
+                let mut world = Faulty::new(1 << 20);
+                *world.fault.lock().unwrap() = Some((op, error));
+                world.append("a", NOW);
+                world.append("b", NOW);
+                assert_eq!((world.unprotected(), world.fails()), (2, true), "{op:?} {error}");
+                *world.fault.lock().unwrap() = None;
+                // Tried again in the next generation at the latest.
+                world.append("c", Time::from_seconds(1010));
+                world.append("d", Time::from_seconds(1010));
+                assert_eq!((world.unprotected(), world.fails()), (2, false), "{op:?} {error}");
+                assert_eq!(world.found(), ["c", "d"], "{op:?} {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_segment_that_cannot_be_synced_is_left() {
+        for error in [libc::ENOSPC, libc::EIO, libc::EROFS, libc::EMFILE] {
+            let mut world = Faulty::new(1 << 20);
+            world.append("a", NOW);
+            *world.fault.lock().unwrap() = Some((Op::Sync, error));
+            world.journal.sync();
+            assert!(world.fails());
+            *world.fault.lock().unwrap() = None;
+            world.append("b", NOW);
+            assert!(!world.fails(), "a new segment works");
+            world.journal.sync();
+            assert_eq!((world.unprotected(), world.journal.files().segments.len()), (0, 2));
+            assert_eq!(world.found(), ["a", "b"]);
+        }
+    }
+
+    #[test]
+    fn a_folder_that_is_removed_is_made_anew() {
+        let mut world = Faulty::new(1 << 20);
+        world.append("a", NOW);
+        fs::remove_dir_all(world.folder.path().join("journal")).unwrap();
+        world.journal.sync();
+        assert!(world.fails(), "what is in it would be lost");
+        world.append("b", NOW);
+        assert!(!world.fails());
+        assert_eq!(world.found(), ["b"]);
+    }
+
+    #[test]
+    fn what_cannot_be_released_is_released_with_the_next() {
+        for op in [Op::Release, Op::Sync] {
+            let mut world = Faulty::new(1 << 20);
+            world.append("a", NOW);
+            let first = world.shards.flush(Time::from_seconds(1010), false).generations;
+            world.append("b", Time::from_seconds(1011));
+            *world.fault.lock().unwrap() = Some((op, libc::ENOSPC));
+            world.journal.release(first);
+            assert_eq!(world.journal.files().segments.len(), 2, "{op:?}");
+            *world.fault.lock().unwrap() = None;
+            let second = world.shards.flush(Time::from_seconds(1020), false).generations;
+            world.journal.release(second);
+            assert_eq!(world.journal.files().segments.len(), 0, "{op:?}");
+            assert_eq!(world.journal.used.load(Relaxed), 0);
+            assert_eq!(world.found(), [""; 0], "{op:?}");
+        }
+    }
+
+    #[test]
+    fn files_are_used_again() {
+        let mut world = Faulty::new(1 << 20);
+        for bucket in 0..20 {
+            let now = Time::from_seconds(1000 + bucket * 10);
+            world.append("a", now);
+            let flushed = world.shards.flush(Time::from_seconds(now.seconds() + 10), false);
+            world.journal.release(flushed.generations);
+        }
+        let files = fs::read_dir(world.folder.path().join("journal")).unwrap();
+        let names: Vec<_> = files.map(|file| file.unwrap().file_name()).collect();
+        assert_eq!(names.len(), 2, "one segment and what is released: {names:?}");
+    }
+
+    #[test]
+    fn the_journal_is_bounded_and_checkpoints_make_room() {
+        let mut world = Faulty::new(256 * 1024);
+        let text = "x".repeat(1000);
+        let mut appended = 0;
+        while world.unprotected() == 0 {
+            world.append(&text, NOW);
+            appended += 1;
+        }
+        assert!((200..=260).contains(&appended), "{appended}");
+        assert!(world.journal.full.load(Relaxed), "a checkpoint is wanted");
+        // A disk that is full for the checkpoint leaves all as it is.
+        for op in [Op::Checkpoint, Op::Rename] {
+            *world.fault.lock().unwrap() = Some((op, libc::ENOSPC));
+            world.journal.checkpoint(&world.shards);
+            assert_eq!(world.found().len(), appended - 1, "{op:?}");
+        }
+        *world.fault.lock().unwrap() = None;
+        world.journal.checkpoint(&world.shards);
+        world.append("a", Time(NOW.0 + 1000));
+        assert!(!world.fails());
+        assert_eq!(world.found(), ["a"], "the rest is in the checkpoint");
+    }
+
+    #[test]
+    fn what_cannot_be_listed_stays_for_a_later_process() {
+        let mut world = Faulty::new(1 << 20);
+        world.append("a", NOW);
+        let (config, place) = (Config::default(), world.folder.path().join("journal"));
+        let fault = Arc::new(AtomicBool::new(true));
+        let failing = Arc::clone(&fault);
+        let gate: Gate = Arc::new(move |op| match op {
+            Op::List if failing.load(Relaxed) => Err(io::Error::from_raw_os_error(libc::EMFILE)),
+            _ => Ok(()),
+        });
+        let (journal, found) = Journal::open(&place, &config, Arc::default(), gate, NOW);
+        assert!(journal.telemetry.journal.failing.load(Relaxed) && found.is_empty());
+        let generation = Generation { number: found.next, start: 1010, end: 1020 };
+        world.writer = journal.writer(world.writer.source.clone());
+        let append = |writer: &mut Writer, text: &[u8], generation| {
+            let datagram = Datagram { bytes: text, truncated: false, sender: sys::Sender::Unknown };
+            writer.append(&[datagram], 0, &generation, Time::from_seconds(1011));
+        };
+        append(&mut world.writer, b"b", generation);
+        journal.release(found.first..found.next + 1);
+        append(&mut world.writer, b"c", Generation { number: found.next + 1, ..generation });
+        assert_eq!(world.found(), ["a", "c"]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_set_aside() {
+        let mut world = Faulty::new(1 << 20);
+        world.append("a", NOW);
+        let place = world.folder.path().join("journal");
+        let mut later = fs::read(place.join("segment-0")).unwrap();
+        later[8] = 9;
+        fs::write(place.join("segment-7"), later).unwrap();
+        fs::write(place.join("segment-8"), "nonsense of some length").unwrap();
+        fs::write(place.join("segment-9"), "").unwrap();
+        fs::write(place.join("checkpoint-1-2"), "nonsense").unwrap();
+        fs::write(place.join("checkpoint-1-3.tmp"), "half").unwrap();
+        fs::write(place.join("released"), "nonsense").unwrap();
+        assert_eq!(world.found(), ["a"]);
+        let mut names: Vec<_> = fs::read_dir(place.join("bad"))
+            .unwrap()
+            .map(|file| file.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["checkpoint-1-2.bad", "segment-7.bad", "segment-8.bad"]);
+        assert!(!place.join("segment-9").exists() && !place.join("checkpoint-1-3.tmp").exists());
+    }
+}

@@ -1,0 +1,186 @@
+//! What the closed generations hold, in one file: it stands for the segments that they came from.
+//!
+//! ```text
+//! magic 8 | version u16 | 0 u16 | CRC-32 of what follows u32
+//! | first generation u64 | behind the last u64 | keys of the members of sets 48
+//! | entries, each with a tag u8:
+//!   1 a bucket, to which the cells and points behind it belong: number u64, start i64, end i64
+//!   2 a cell: context, cell         3 what has a time of its own: context, time i64, cell
+//!   4 an event                      5 a service check, each as a text of JSON
+//! context   kind u8 | source u16 | name | host | number of tags u16 | tags
+//! text      length u32 | UTF-8
+//! ```
+
+use std::ops::Range;
+
+use super::format::{Bytes, Unreadable};
+use crate::batch::{Event, ServiceCheck};
+use crate::context::{Context, Source};
+use crate::hash::Keys;
+use crate::sample::Kind;
+use crate::shard::{Generation, Held};
+use crate::value::Cell;
+
+const MAGIC: &[u8; 8] = b"tallyd\0C";
+const VERSION: u16 = 1;
+const PREFIX: usize = 16;
+
+const BUCKET: u8 = 1;
+const CELL: u8 = 2;
+const TIMED: u8 = 3;
+const EVENT: u8 = 4;
+const CHECK: u8 = 5;
+
+/// Writes a checkpoint, entry by entry.
+pub(super) struct Encoder(Vec<u8>);
+
+impl Encoder {
+    pub(super) fn new(keys: Keys) -> Self {
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend(VERSION.to_le_bytes());
+        bytes.extend([0; PREFIX - 10 + 16]);
+        bytes.extend(keys.to_bytes());
+        Self(bytes)
+    }
+
+    pub(super) fn add(&mut self, held: &Held<'_>) {
+        match held {
+            Held::Bucket(Generation { number, start, end }) => {
+                self.0.push(BUCKET);
+                self.0.extend(number.to_le_bytes());
+                self.0.extend(start.to_le_bytes());
+                self.0.extend(end.to_le_bytes());
+            }
+            Held::Cell(context, cell) => {
+                self.0.push(CELL);
+                self.context(context);
+                cell.encode(&mut self.0);
+            }
+            Held::Timed(context, time, cell) => {
+                self.0.push(TIMED);
+                self.context(context);
+                self.0.extend(time.to_le_bytes());
+                cell.encode(&mut self.0);
+            }
+            Held::Event(event) => self.json(EVENT, serde_json::to_string(event)),
+            Held::Check(check) => self.json(CHECK, serde_json::to_string(check)),
+        }
+    }
+
+    fn json(&mut self, tag: u8, text: serde_json::Result<String>) {
+        // Texts and numbers always have one.
+        if let Ok(text) = text {
+            self.0.push(tag);
+            self.text(&text);
+        }
+    }
+
+    fn context(&mut self, context: &Context) {
+        self.0.push(context.kind() as u8);
+        self.0.extend(context.source().0.to_le_bytes());
+        self.text(context.name());
+        self.text(context.host());
+        self.0.extend((context.tags().count() as u16).to_le_bytes());
+        context.tags().for_each(|tag| self.text(tag));
+    }
+
+    fn text(&mut self, text: &str) {
+        self.0.extend((text.len() as u32).to_le_bytes());
+        self.0.extend(text.as_bytes());
+    }
+
+    pub(super) const fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(super) fn finish(mut self, generations: &Range<u64>) -> Vec<u8> {
+        self.0[PREFIX..PREFIX + 8].copy_from_slice(&generations.start.to_le_bytes());
+        self.0[PREFIX + 8..PREFIX + 16].copy_from_slice(&generations.end.to_le_bytes());
+        let checksum = crc32fast::hash(&self.0[PREFIX..]);
+        self.0[12..PREFIX].copy_from_slice(&checksum.to_le_bytes());
+        self.0
+    }
+}
+
+/// What a checkpoint was made of.
+#[derive(Debug)]
+pub enum Entry {
+    Bucket(Generation),
+    Cell(Context, Cell),
+    Timed(Context, i64, Cell),
+    Event(Event),
+    Check(ServiceCheck),
+}
+
+/// A checkpoint that is whole.
+pub struct Checkpoint<'a> {
+    pub generations: Range<u64>,
+    pub keys: Keys,
+    entries: Bytes<'a>,
+}
+
+impl<'a> Checkpoint<'a> {
+    /// # Errors
+    /// When these are not the bytes of a checkpoint that this version knows.
+    pub fn decode(file: &'a [u8]) -> Result<Self, Unreadable> {
+        let mut bytes = Bytes(file);
+        if bytes.take(MAGIC.len()) != Some(MAGIC) {
+            return Err(Unreadable::Foreign);
+        }
+        let version = bytes.u16().ok_or(Unreadable::Damaged)?;
+        if version != VERSION {
+            return Err(Unreadable::Version(version));
+        }
+        Self::decode_covered(bytes).ok_or(Unreadable::Damaged)
+    }
+
+    fn decode_covered(mut bytes: Bytes<'a>) -> Option<Self> {
+        let (_, checksum) = (bytes.u16()?, bytes.u32()?);
+        if crc32fast::hash(bytes.0) != checksum {
+            return None;
+        }
+        let generations = bytes.u64()?..bytes.u64()?;
+        let keys = Keys::from_bytes(bytes.take(48)?.try_into().ok()?);
+        Some(Self { generations, keys, entries: bytes })
+    }
+
+    /// The next entry; `None` at the end, and at one that this version does not know.
+    pub fn entry(&mut self) -> Option<Entry> {
+        let bytes = &mut self.entries;
+        Some(match bytes.u8()? {
+            BUCKET => Entry::Bucket(Generation {
+                number: bytes.u64()?,
+                start: bytes.i64()?,
+                end: bytes.i64()?,
+            }),
+            CELL => Entry::Cell(context(bytes)?, cell(bytes)?),
+            TIMED => Entry::Timed(context(bytes)?, bytes.i64()?, cell(bytes)?),
+            EVENT => Entry::Event(serde_json::from_str(text(bytes)?).ok()?),
+            CHECK => Entry::Check(serde_json::from_str(text(bytes)?).ok()?),
+            _ => return None,
+        })
+    }
+}
+
+fn context(bytes: &mut Bytes<'_>) -> Option<Context> {
+    let kind = *Kind::ALL.get(usize::from(bytes.u8()?))?;
+    let source = Source(bytes.u16()?);
+    let (name, host) = (text(bytes)?, text(bytes)?);
+    let count = bytes.u16()?;
+    let mut tags = Vec::new();
+    for _ in 0..count {
+        tags.push(text(bytes)?.to_owned());
+    }
+    Some(Context::new(name, kind, host, tags, source))
+}
+
+fn cell(bytes: &mut Bytes<'_>) -> Option<Cell> {
+    let (cell, rest) = Cell::decode(bytes.0).ok()?;
+    bytes.0 = rest;
+    Some(cell)
+}
+
+fn text<'a>(bytes: &mut Bytes<'a>) -> Option<&'a str> {
+    let length = bytes.u32()? as usize;
+    std::str::from_utf8(bytes.take(length)?).ok()
+}

@@ -1,0 +1,309 @@
+//! Takes in again what an earlier process had read and not got to its sinks.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::journal::checkpoint::Entry;
+use crate::journal::{Found, Journal, Source};
+use crate::parse::Options;
+use crate::reader::{Reader, Shared};
+use crate::sample::Dialect;
+use crate::shard::Generation;
+use crate::time::Time;
+
+/// Before every bucket: rotates none.
+const START: Time = Time(i64::MIN);
+
+/// Adds what was found to the aggregate, in the buckets in which it arrived. They are closed then,
+/// and wait for the first flush.
+pub fn replay(
+    found: Found,
+    journal: &Journal,
+    shared: &Shared,
+    options: impl Fn(Dialect) -> Options,
+    now: Time,
+) {
+    let (shards, interval) = (&shared.shards, shared.shards.interval());
+    let mut first = first_generation(&found, interval, now);
+    shards.flush_from(found.first);
+    if found.is_empty() {
+        return shards.begin(first);
+    }
+    let latest = found.start;
+    let listener = shared.telemetry.listener("journal".to_owned());
+    let reader = |shared: &Shared, source: &Source| {
+        let options = options(source.dialect);
+        Reader::new(shared.clone(), Arc::clone(&listener), options, source.eol_required)
+    };
+    // What is in the journal already is not appended once more.
+    let unjournaled = Shared { journal: None, ..shared.clone() };
+    let mut readers = HashMap::new();
+    let open = Cell::new(None);
+    let restore = |entry| match entry {
+        Entry::Bucket(bucket) => {
+            if open.replace(Some(bucket)) != Some(bucket) {
+                shards.begin(bucket);
+            }
+        }
+        Entry::Cell(context, cell) => shards.window(START).restore(context, None, cell),
+        Entry::Timed(context, time, cell) => {
+            shards.window(START).restore(context, Some(time), cell);
+        }
+        Entry::Event(event) => shards.window(START).event(event),
+        Entry::Check(check) => shards.window(START).check(check),
+    };
+    let landings = found.replay(journal, restore, |header, datagrams, arrival| {
+        if open.replace(Some(header.generation)) != Some(header.generation) {
+            shards.begin(header.generation);
+        }
+        let key = (header.source.dialect, header.source.eol_required);
+        let reader = readers.entry(key).or_insert_with(|| reader(&unjournaled, &header.source));
+        reader.datagrams(datagrams, arrival);
+    });
+    for landing in landings {
+        let datagrams = landing.datagrams();
+        if !datagrams.is_empty() {
+            let bucket = landed_in(open.get(), latest, landing.arrival, interval);
+            let generation = Generation { number: first.number, ..bucket };
+            open.set(Some(generation));
+            shards.begin(generation);
+            first = following(&first, generation.start, interval);
+            shared.telemetry.journal.replayed_datagrams.add(datagrams.len() as u64);
+            reader(shared, &landing.source).batch(&datagrams, landing.batch(), landing.arrival);
+        }
+        landing.remove();
+    }
+    tracing::info!(
+        "journal: took in {} datagrams that an earlier process had read",
+        shared.telemetry.journal.replayed_datagrams.get()
+    );
+    shards.begin(first);
+}
+
+/// The first generation of this process, after one more with points of this time.
+fn following(first: &Generation, time: i64, interval: u32) -> Generation {
+    let start = first.start.max(time + 1);
+    let end = Time::from_seconds(start).bucket(interval) + i64::from(interval);
+    Generation { number: first.number + 1, start, end }
+}
+
+/// The bucket of a batch that was received and not yet added: the last one, unless it had closed.
+fn landed_in(
+    last: Option<Generation>,
+    latest: Option<i64>,
+    arrival: Time,
+    interval: u32,
+) -> Generation {
+    match last {
+        Some(last) if arrival.seconds() < last.end => last,
+        _ => {
+            let start = arrival.bucket(interval);
+            let end = start + i64::from(interval);
+            // Points of a time that was in use would replace others.
+            Generation {
+                number: 0,
+                start: start.max(latest.map_or(start, |latest| latest + 1)),
+                end,
+            }
+        }
+    }
+}
+
+/// The first generation of this process. Its points get a time of their own: an earlier process may
+/// have sent, or may yet send, points of the same bucket's beginning, and a backend keeps only one.
+pub fn first_generation(found: &Found, interval: u32, now: Time) -> Generation {
+    let second = now.seconds();
+    let start = match found.start {
+        // Unless the clock was set back meanwhile.
+        Some(last) if last >= second && last - second < i64::from(interval) => last + 1,
+        _ => second,
+    };
+    let end = Time::from_seconds(start).bucket(interval) + i64::from(interval);
+    Generation { number: found.next.max(1), start, end }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::batch::{Row, Value};
+    use crate::journal;
+    use crate::rules::{self, Rules};
+    use crate::shard::{self, Flushed, Shards};
+    use crate::telemetry::Telemetry;
+    use crate::value::{self, Plan};
+
+    const NOW: Time = Time::from_seconds(1003);
+
+    /// A process: what it has, and what it found.
+    struct Process {
+        shared: Shared,
+        journal: Arc<Journal>,
+    }
+
+    impl Process {
+        fn start(folder: &Path, now: Time) -> Self {
+            let telemetry = Arc::new(Telemetry::default());
+            let config = journal::Config::default();
+            let gate: journal::Gate = Arc::new(|_| Ok(()));
+            let (journal, found) =
+                Journal::open(folder, &config, Arc::clone(&telemetry), gate, now);
+            let mut plan = Plan::from_config(&value::Config::default());
+            plan.member_keys = found.member_keys.unwrap_or(plan.member_keys);
+            let host = "own".to_owned();
+            // No zeros of idle counters: what is compared is what was read.
+            let config = shard::Config { counter_expiry_seconds: 0, ..shard::Config::default() };
+            let shards = Shards::new(config, plan, 10, host, Arc::clone(&telemetry), now);
+            let shared = Shared {
+                rules: Arc::new(Rules::new(&rules::Config::default(), "own").unwrap()),
+                shards: Arc::new(shards),
+                origins: Arc::default(),
+                telemetry,
+                distribution_prefix: None,
+                log_rejects: false,
+                line_max: 8192,
+                spellings_max: 1000,
+                journal: Some(Arc::clone(&journal)),
+            };
+            replay(found, &journal, &shared, options, now);
+            Self { shared, journal }
+        }
+
+        fn reader(&self, dialect: Dialect) -> Reader {
+            let listener = self.shared.telemetry.listener(format!("{dialect:?}"));
+            Reader::new(self.shared.clone(), listener, options(dialect), false)
+        }
+
+        fn flush(&self, now: Time) -> Vec<String> {
+            let Flushed { rows, events, checks, .. } = self.shared.shards.flush(now, true);
+            let mut lines: Vec<String> = rows.iter().map(described).collect();
+            lines.extend(events.iter().map(|event| format!("{event:?}")));
+            lines.extend(checks.iter().map(|check| format!("{check:?}")));
+            lines.sort();
+            lines
+        }
+    }
+
+    fn options(dialect: Dialect) -> Options {
+        Options { dialect, timestamps: true, origin_fields: false }
+    }
+
+    fn described(row: &Row) -> String {
+        let tags: Vec<_> = row.context.tags().collect();
+        let value = match &row.value {
+            Value::Count(value) | Value::Gauge(value) => value.to_string(),
+            Value::Set(members) => members.to_string(),
+            Value::Histogram(summary) => format!("{summary:?}"),
+            Value::Distribution(sketch) => format!(
+                "{} {} {} {} {:?}",
+                sketch.count(),
+                sketch.sum(),
+                sketch.min(),
+                sketch.max(),
+                sketch.bins().collect::<Vec<_>>()
+            ),
+        };
+        format!("{} {:?} {} {tags:?} {value}", row.context.name(), row.context.kind(), row.time)
+    }
+
+    const LINES: [&str; 8] = [
+        "c:1|c|#a\nc:2|c|@0.5|#a\ng:5|g\nh:1:2:7|h|#a,b\nd:3:4|d\ns:x|s\ns:y|s",
+        "c:3|c|T900\nc:3|c|T900\ng:1|g|T901\nh:1:2|h|T900\ns:x|s|T900",
+        "_e{5,4}:title|text|#a,b\n_sc|name|1|m:message",
+        "c:4|c|#b\ng:6|g\nh:9|h|#a,b\nd:5|d\ns:x|s\ns:z|s|@0.5",
+        "refused\nc:1|c|#a",
+        "h:3|h|T900\ns:x|s|T900\ns:z|s|T900\nd:1|d|T902",
+        "g:7|g\nc:1|c|@0.1|#a",
+        "t:1|ms\nt:5|ms|@0.5\n_e{1,1}:a|b",
+    ];
+
+    /// What a process makes of all lines if nothing happens to it.
+    fn expected() -> Vec<String> {
+        let folder = tempfile::tempdir().unwrap();
+        let process = Process::start(folder.path(), NOW);
+        let mut reader = process.reader(Dialect::Datadog);
+        LINES.iter().for_each(|line| reader.datagram(line.as_bytes(), false, NOW));
+        process.flush(NOW)
+    }
+
+    #[test]
+    fn what_was_read_before_a_crash_comes_to_the_same() {
+        for crash in 0..=LINES.len() {
+            let folder = tempfile::tempdir().unwrap();
+            let first = Process::start(folder.path(), NOW);
+            let mut reader = first.reader(Dialect::Datadog);
+            LINES[..crash].iter().for_each(|line| reader.datagram(line.as_bytes(), false, NOW));
+            let lost = first.flush(NOW);
+            // Nothing was released: so it is all there again, at the same times.
+            let second = Process::start(folder.path(), Time(NOW.0 + 60_000));
+            assert_eq!(second.flush(Time(NOW.0 + 60_000)), lost, "after {crash} datagrams");
+            assert!(crash < LINES.len() || lost == expected());
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_comes_to_the_same_as_what_it_stands_for() {
+        let expected = expected();
+        for held in 0..=LINES.len() {
+            let folder = tempfile::tempdir().unwrap();
+            let first = Process::start(folder.path(), NOW);
+            let mut reader = first.reader(Dialect::Datadog);
+            for (number, line) in LINES.iter().enumerate() {
+                if number == held || number == held + 2 {
+                    first.journal.checkpoint(&first.shared.shards);
+                }
+                reader.datagram(line.as_bytes(), false, NOW);
+            }
+            assert_eq!(first.flush(NOW), expected, "one row per series, whatever was held");
+            let second = Process::start(folder.path(), Time(NOW.0 + 60_000));
+            assert_eq!(second.flush(Time(NOW.0 + 60_000)), expected, "held before {held}");
+        }
+    }
+
+    #[test]
+    fn what_was_released_does_not_come_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = Process::start(folder.path(), NOW);
+        let mut reader = first.reader(Dialect::Datadog);
+        reader.datagram(b"a:1|c", false, NOW);
+        first.journal.checkpoint(&first.shared.shards);
+        reader.datagram(b"b:1|c", false, NOW);
+        let flushed = first.shared.shards.flush(NOW, true);
+        assert_eq!(flushed.rows.len(), 2);
+        reader.datagram(b"c:1|c", false, NOW);
+        first.journal.release(flushed.generations);
+        let second = Process::start(folder.path(), NOW);
+        let rows = second.flush(NOW);
+        assert_eq!(rows.len(), 1, "{rows:?}");
+        assert!(rows[0].starts_with("c Count"), "{rows:?}");
+    }
+
+    #[test]
+    fn a_process_has_times_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut starts = Vec::new();
+        for _ in 0..8 {
+            let process = Process::start(folder.path(), NOW);
+            process.reader(Dialect::Datadog).datagram(b"a:1|c", false, NOW);
+            starts.push(process.shared.shards.window(NOW).generation().start);
+        }
+        let all: std::collections::BTreeSet<_> = starts.iter().collect();
+        assert_eq!(all.len(), starts.len(), "{starts:?}");
+        let later = Process::start(folder.path(), Time(NOW.0 + 60_000));
+        let window = later.shared.shards.window(Time(NOW.0 + 60_000));
+        let Generation { start, end, .. } = *window.generation();
+        assert_eq!((start, end), (1063, 1070));
+    }
+
+    #[test]
+    fn the_other_dialect_is_read_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = Process::start(folder.path(), NOW);
+        let mut reader = first.reader(Dialect::Statsd);
+        reader.datagram(b"g:5|g\ng:+3|g\nc c:1|c", false, NOW);
+        let lost = first.flush(NOW);
+        assert_eq!(Process::start(folder.path(), NOW).flush(NOW), lost);
+    }
+}
