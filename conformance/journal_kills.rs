@@ -124,7 +124,7 @@ impl World {
             .env("DD_HOSTNAME", "own")
             .env("DD_RUN_PATH", self.folder.path().join("run").to_str().unwrap())
             .set("sinks.spool.max_disk_ratio", "1")
-            .set("journal.max_bytes", if self.small { "1048576" } else { "67108864" })
+            .set("journal.max_bytes", if self.small { "2097152" } else { "67108864" })
             .set("shard.counter_expiry_seconds", "0")
             .set("sinks.datadog.validate_key", "false")
             .listen(&[&format!("unixgram://{}", self.socket().display())])

@@ -796,7 +796,10 @@ impl Journal {
         let spare: u64 = files.spares.iter().map(|spare| spare.bytes).sum();
         let file = segment.file.try_clone();
         match file {
-            Ok(file) if spare + bytes <= self.max_bytes / 4 && !segment.broken.load(Relaxed) => {
+            Ok(file)
+                if self.used.load(Relaxed) + spare + bytes <= self.max_bytes
+                    && !segment.broken.load(Relaxed) =>
+            {
                 files.spares.push(Spare { path: segment.path.clone(), file, bytes });
             }
             _ => {

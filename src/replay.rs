@@ -239,6 +239,15 @@ mod tests {
             // Nothing was released: so it is all there again, at the same times.
             let second = Process::start(folder.path(), Time(NOW.0 + 60_000));
             assert_eq!(second.flush(Time(NOW.0 + 60_000)), lost, "after {crash} datagrams");
+            // Every line that was read again is a sample, an event, a check, or refused.
+            let telemetry = &second.shared.telemetry;
+            assert_eq!(telemetry.journal.replayed_datagrams.get(), crash as u64);
+            let lines: usize = LINES[..crash].iter().map(|text| text.lines().count()).sum();
+            let listeners = telemetry.listeners();
+            let came = listeners
+                .iter()
+                .map(|l| l.samples.get() + l.events.get() + l.checks.get() + l.rejects.total());
+            assert_eq!(came.sum::<u64>(), lines as u64);
             assert!(crash < LINES.len() || lost == expected());
         }
     }

@@ -80,6 +80,9 @@ impl Default for Config {
 /// Rows that a flush looks at before it lets a waiting reader in.
 const ROWS_PER_LOCK: usize = 4096;
 
+/// The same of a checkpoint, which takes longer for each.
+const HELD_PER_LOCK: usize = 512;
+
 /// More shards than this bring nothing: readers are few.
 pub const SHARDS_MAX: usize = 64;
 
@@ -927,7 +930,7 @@ impl Shard {
     ) -> Option<usize> {
         let count = self.same_bucket(bucket, last);
         let rows = self.closed.range(bucket..bucket + count).map(|b| b.cells.len()).max()?;
-        let to = rows.min(from + ROWS_PER_LOCK);
+        let to = rows.min(from + HELD_PER_LOCK);
         if self.closed[bucket].cells.len() < to {
             self.closed[bucket].cells.resize_with(rows, || Cell::Empty);
         }

@@ -263,7 +263,8 @@ impl Page {
         let family = self.families.get_mut(&key).expect("it was just found or added");
         family.series.entry(labels.clone()).or_insert_with(Shown::new);
         // One name for all series of the family.
-        let family = self.families.get_key_value(&key).map_or(key.clone(), |(key, _)| key.clone());
+        let (key, _) = self.families.get_key_value(&key).expect("it was just found or added");
+        let family = key.clone();
         self.places.insert(context, Place { family, labels, last_seen: 0 });
     }
 
