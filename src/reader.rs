@@ -23,7 +23,7 @@ use crate::rules::{OriginHints, Outcome, Rules, sorted};
 use crate::sample::{
     CheckLine, Dialect, EventLine, Kind, Message, OriginFields, Reject, Sample, Values,
 };
-use crate::shard::{Handle, Shards, Window};
+use crate::shard::{Generation, Handle, Shards, Window};
 use crate::spellings::{Print, Series, Spellings};
 use crate::stream::{FrameError, Framer};
 use crate::sys::{BATCH, Datagram, Receiver, Sender};
@@ -180,7 +180,9 @@ impl Reader {
         let origin = match self.shared.origins.of(sender, now, waits) {
             Ok(origin) => origin,
             Err(key) => {
-                if self.hold(&[key], bytes, What::Datagram { truncated }, now) == Hold::Waits {
+                if self.hold(&[key], bytes, What::Datagram { truncated }, window, now)
+                    == Hold::Waits
+                {
                     return;
                 }
                 Origin::NONE
@@ -315,7 +317,9 @@ impl Reader {
         now: Time,
     ) {
         let (mut event, hints) = self.shared.rules.event(line, now.seconds());
-        let Some(found) = self.origin_tags(line.origin, &hints, text, sent, now) else { return };
+        let Some(found) = self.origin_tags(line.origin, &hints, text, sent, window, now) else {
+            return;
+        };
         event.tags.extend(found.tags);
         event.tags = sorted(event.tags);
         window.event(event);
@@ -330,7 +334,9 @@ impl Reader {
         now: Time,
     ) {
         let (mut check, hints) = self.shared.rules.check(line, now.seconds());
-        let Some(found) = self.origin_tags(line.origin, &hints, text, sent, now) else { return };
+        let Some(found) = self.origin_tags(line.origin, &hints, text, sent, window, now) else {
+            return;
+        };
         check.tags.extend(found.tags);
         check.tags = sorted(check.tags);
         window.check(check);
@@ -343,12 +349,13 @@ impl Reader {
         hints: &OriginHints,
         line: &[u8],
         sent: Origin,
+        window: &Window<'_>,
         now: Time,
     ) -> Option<Found> {
         let claims = Claims { sent, fields, hints };
         let mut found = self.shared.origins.tags(&claims, now, |key| self.held.waits_for(key));
         if !found.unknown.is_empty() {
-            match self.hold(&found.unknown, line, What::Line { sent }, now) {
+            match self.hold(&found.unknown, line, What::Line { sent }, window, now) {
                 Hold::Waits => return None,
                 Hold::Goes { asked } => found.asked = asked,
             }
@@ -357,7 +364,14 @@ impl Reader {
     }
 
     /// Has the senders behind keys found out, and lets something wait for it, if it may.
-    fn hold(&mut self, keys: &[Key], bytes: &[u8], what: What, now: Time) -> Hold {
+    fn hold(
+        &mut self,
+        keys: &[Key],
+        bytes: &[u8],
+        what: What,
+        window: &Window<'_>,
+        now: Time,
+    ) -> Hold {
         let mut asked = None;
         for key in keys {
             // It is answered in the order of the questions, as a rule.
@@ -366,8 +380,14 @@ impl Reader {
         // A line of the original statsd may be several messages, of which some have gone ahead.
         let parts = self.options.dialect == Dialect::Statsd && matches!(what, What::Line { .. });
         match asked {
-            Some(key) if !self.late && !parts && self.held.has_room(bytes.len()) => {
-                self.held.push(Item { bytes: bytes.into(), what, key: key.clone(), arrived: now });
+            Some(key)
+                if !self.late
+                    && !parts
+                    && self.held.may_wait(bytes.len(), window.generation(), now) =>
+            {
+                let Generation { number: generation, end, .. } = *window.generation();
+                let (bytes, key) = (bytes.into(), key.clone());
+                self.held.push(Item { bytes, what, key, arrived: now, generation, end });
                 Hold::Waits
             }
             _ => {
@@ -388,9 +408,8 @@ impl Reader {
             return;
         }
         let origins = Arc::clone(&self.shared.origins);
-        let interval = self.shared.shards.interval();
         let known = |key: &Key| origins.origin(key, now).is_some();
-        for (item, in_time) in self.held.take(now, interval, origins.news(), known) {
+        for (item, in_time) in self.held.take(now, origins.news(), known) {
             self.release_one(&item, !in_time, now);
         }
     }
@@ -404,8 +423,16 @@ impl Reader {
 
     fn release_one(&mut self, item: &Item, late: bool, now: Time) {
         let shards = Arc::clone(&self.shared.shards);
-        // It is in the journal since it was read.
         let window = shards.window(now);
+        if let Some(journal) = &mut self.journal
+            && window.generation().number != item.generation
+        {
+            // It stands in the journal under the generation in which it was read, and goes with it.
+            let bytes = &item.bytes;
+            let truncated = item.what == What::Datagram { truncated: true };
+            let datagram = Datagram { bytes, truncated, sender: Sender::Unknown };
+            journal.append(&[datagram], 0, window.generation(), now);
+        }
         self.late = late;
         match (item.what, self.shared.origins.origin(&item.key, now)) {
             (What::Datagram { truncated }, Some(origin)) => {
@@ -512,7 +539,7 @@ impl Reader {
             Outcome::Blocked => return Some((Series::default(), true)),
             Outcome::Keep { series, origin, invalid_utf8 } => (series, origin, invalid_utf8),
         };
-        let found = self.origin_tags(sample.origin, &hints, line, sent, now)?;
+        let found = self.origin_tags(sample.origin, &hints, line, sent, window, now)?;
         draft.tags.extend(found.tags);
         let context = draft.context();
         self.shared.telemetry.invalid_utf8.add(invalid_utf8.into());
