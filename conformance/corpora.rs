@@ -6,12 +6,15 @@ use tallyd::fuzzing;
 
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 11] = [
+const TARGETS: [Target; 14] = [
     ("cell", fuzzing::cell),
     ("cgroup", fuzzing::cgroup),
     ("check", fuzzing::check),
     ("config", fuzzing::config),
     ("datagram", fuzzing::datagram),
+    ("docker_answers", fuzzing::docker_answers),
+    ("docker_events", fuzzing::docker_events),
+    ("docker_image", fuzzing::docker_image),
     ("event", fuzzing::event),
     ("journal", fuzzing::journal),
     ("mapper", fuzzing::mapper),

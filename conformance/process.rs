@@ -51,6 +51,7 @@ const BASE: &str = r#"
 intake: {port: 0, socket: ""}
 status: {listen: "127.0.0.1:0"}
 flush: {interval: 1}
+collectors: {docker: {enabled: off}}
 "#;
 
 impl Launch {
@@ -281,6 +282,11 @@ impl Tallyd {
         self.folder.path().join(name)
     }
 
+    /// Of its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn stdin(&mut self) -> ChildStdin {
         self.child.stdin.take().unwrap()
     }
@@ -291,11 +297,6 @@ impl Tallyd {
         let status = std::fs::read_to_string(status).unwrap();
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
         peak.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
-    }
-
-    /// Its number among processes.
-    pub fn id(&self) -> u32 {
-        self.child.id()
     }
 
     /// Sends it a signal, by name.

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -103,7 +104,7 @@ async fn nasty_page() -> String {
 }
 
 /// The process dies with the test.
-struct Running(Child);
+pub struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -112,11 +113,18 @@ impl Drop for Running {
     }
 }
 
-fn start_prometheus(target: SocketAddr, folder: &std::path::Path) -> Option<(Running, SocketAddr)> {
+/// With its data in this folder and these rules; `None` when it is not installed.
+pub fn start_prometheus(
+    target: SocketAddr,
+    folder: &Path,
+    rules: Option<&Path>,
+) -> Option<(Running, SocketAddr)> {
     let config = folder.join("prometheus.yml");
+    let rules = rules.map(|rules| format!("rule_files: ['{}']\n", rules.display()));
     let text = format!(
-        "global: {{scrape_interval: 1s, scrape_timeout: 1s}}\nscrape_configs:\n\
-         - job_name: tallyd\n  static_configs: [{{targets: ['{target}']}}]\n"
+        "global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}\n{}\
+         scrape_configs:\n- job_name: tallyd\n  static_configs: [{{targets: ['{target}']}}]\n",
+        rules.unwrap_or_default()
     );
     std::fs::write(&config, text).unwrap();
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -131,7 +139,7 @@ fn start_prometheus(target: SocketAddr, folder: &std::path::Path) -> Option<(Run
 }
 
 /// The body of the answer; `None` while nobody answers.
-fn http_get(server: SocketAddr, path: &str) -> Option<String> {
+pub fn http_get(server: SocketAddr, path: &str) -> Option<String> {
     let mut stream = TcpStream::connect(server).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: {server}\r\n\r\n").ok()?;
@@ -173,7 +181,7 @@ async fn prometheus_takes_a_nasty_page() {
     tokio::spawn(server.into_future());
 
     let folder = tempfile::tempdir().unwrap();
-    let Some((_running, prometheus)) = start_prometheus(target, folder.path()) else {
+    let Some((_running, prometheus)) = start_prometheus(target, folder.path(), None) else {
         println!("SKIP prometheus: not installed");
         return;
     };

@@ -5,12 +5,14 @@
 //! budget of time and fails alone.
 
 pub mod cgroup;
+pub mod docker;
 pub mod itself;
 pub mod samples;
 mod schedule;
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -21,9 +23,12 @@ pub use samples::{Samples, Tags};
 pub use schedule::{Collectors, Planned, Runner};
 
 use self::cgroup::CgroupCheck;
+use self::docker::Docker;
 use self::itself::Itself;
 use crate::cgroup::proc::Proc;
 use crate::cgroup::roots::Roots;
+use crate::origin::Directory;
+use crate::telemetry::Telemetry;
 use crate::time::Time;
 
 /// Measures something once per interval.
@@ -56,6 +61,7 @@ pub struct Config {
     /// /sys/fs/cgroup.
     pub cgroup_root: String,
     pub cgroup: cgroup::Config,
+    pub docker: docker::Config,
     #[serde(rename = "self")]
     pub itself: itself::Config,
 }
@@ -67,24 +73,48 @@ impl Config {
     }
 }
 
-/// Every collector that is to run. `flush` is the flush interval in seconds.
-pub fn all(config: &Config, roots: &Roots, flush: u32) -> Vec<Planned> {
+/// What collectors need of the process around them.
+pub struct Surroundings<'a> {
+    pub roots: &'a Roots,
+    /// The flush interval in seconds.
+    pub flush: u32,
+    /// Name of this host.
+    pub hostname: &'a str,
+    /// Where containers are made known to those who look senders up.
+    pub directory: &'a Arc<Directory>,
+    pub telemetry: &'a Arc<Telemetry>,
+}
+
+/// Every collector that is to run.
+///
+/// # Errors
+///
+/// A setting that cannot be used, by its name.
+pub fn all(config: &Config, around: &Surroundings) -> anyhow::Result<Vec<Planned>> {
+    let (roots, flush) = (around.roots, around.flush);
     let mut all = Vec::new();
-    let mut add = |collector: Box<dyn Collector>, interval, budget| {
-        let (interval, budget) = (self::interval(interval, flush), self::budget(budget, flush));
+    let mut add = |collector: Box<dyn Collector>, every, seconds| {
+        let (interval, budget) = (interval(every, flush), budget(seconds, flush));
         all.push(Planned { collector, interval, budget });
         true
     };
-    let Config { cgroup, itself, .. } = config;
+    let Config { cgroup, docker, itself, .. } = config;
     let mut any = false;
     if cgroup.enabled.or_if(|| roots.named) {
         let check = CgroupCheck::new(cgroup.clone(), roots.clone());
         any = add(Box::new(check), cgroup.interval, cgroup.budget);
     }
+    // It looks for an engine that comes later, too.
+    if docker.enabled != Enabled::Off {
+        let every = interval(docker.interval, flush);
+        let check = Docker::new(docker, docker::Surroundings::new(around, every))?;
+        any |= check.finds_engine();
+        add(Box::new(check), docker.interval, docker.budget);
+    }
     if itself.enabled.or_if(|| any) {
         add(Box::new(Itself::new(Proc::new("/proc"))), itself.interval, itself.budget);
     }
-    all
+    Ok(all)
 }
 
 /// One row of a collector's table in COLLECTORS.md.
@@ -166,7 +196,9 @@ mod tests {
              A rate is a gauge of what a total has grown by per second since the run before. What the \
              kernel does not say is absent, not zero.\n",
         );
-        for (name, metrics) in [("cgroup", cgroup::METRICS), ("self", itself::METRICS)] {
+        for (name, metrics) in
+            [("cgroup", cgroup::METRICS), ("docker", docker::METRICS), ("self", itself::METRICS)]
+        {
             document += &format!(
                 "\n## {name}\n\n| name | kind | unit | meaning |\n| --- | --- | --- | --- |\n"
             );

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use crate::cgroup::identity::{Identity, Level, is_container_id};
 use crate::cgroup::{proc, usage};
 use crate::cli;
+use crate::collectors::docker::{self, api, events, figures, filter, image, inventory};
 use crate::config::{self, Loaded, describe, tree};
 use crate::context::Context;
 use crate::journal::checkpoint::{Checkpoint, Entry};
@@ -56,6 +57,71 @@ pub fn event(data: &[u8]) {
 /// What follows `_sc`.
 pub fn check(data: &[u8]) {
     agree(&[b"_sc", data].concat(), Options { origin_fields: true, ..Options::default() });
+}
+
+/// Lines of an engine's stream of events. Each is read or left out; what was heard is not new a
+/// second time, and makes messages of one line as their title.
+pub fn docker_events(data: &[u8]) {
+    let config = docker::Config::default();
+    let mut memory = events::Memory::default();
+    let mut heard = Vec::new();
+    for event in data.split(|b| *b == b'\n').filter_map(events::Event::parse) {
+        assert!(!event.action.contains(':'), "{event:?}");
+        memory.hear(&event);
+        assert_eq!(memory.hear(&event), events::Hearing::Again, "{event:?}");
+        heard.push(events::Tagged { event, tags: Vec::new() });
+    }
+    for message in events::messages(&heard, &config, "host") {
+        assert!(!message.title.contains('\n'), "{message:?}");
+    }
+}
+
+/// What an engine answers; the first byte chooses to which question. A container that was taken in
+/// is there once.
+pub fn docker_answers(data: &[u8]) {
+    let Some((&question, data)) = data.split_first() else { return };
+    let config = docker::Config::default();
+    let filter = filter::Filter::new(&config).expect("no patterns");
+    let mut known = inventory::Inventory::new(&config, filter);
+    match question % 4 {
+        0 => {
+            let Ok((list, _)) = api::list::<api::Listed>(data) else { return };
+            let ids: std::collections::HashSet<_> = list.iter().map(|c| c.id.clone()).collect();
+            known.listed(list.clone());
+            known.listed(list);
+            assert_eq!(known.snapshot().containers.len(), ids.len());
+        }
+        1 => {
+            let Ok(inspected) = serde_json::from_slice::<api::Inspected>(data) else { return };
+            let container = known.inspected(&inspected);
+            let snapshot = known.snapshot();
+            assert_eq!(snapshot.containers[0].tags, container.tags);
+            assert_eq!(snapshot.containers.len(), 1);
+        }
+        2 => {
+            let Ok(stats) = serde_json::from_slice::<api::Stats>(data) else { return };
+            let usage = figures::usage_of_stats(&stats, None);
+            let mut found = figures::Figures::default();
+            found.usage(&usage, figures::Around::default());
+            assert!(found.0.iter().all(|figure| figure.value >= 0.0), "{found:?}");
+        }
+        _ => {
+            let Ok(info) = serde_json::from_slice::<api::Info>(data) else { return };
+            figures::pool(&info.driver_status);
+        }
+    }
+}
+
+/// The name of an image. Its parts are all there is of it, but for the digest.
+pub fn docker_image(data: &[u8]) {
+    let Ok(name) = std::str::from_utf8(data) else { return };
+    let parts = image::ImageName::new(name);
+    let bare = name.split('@').next().unwrap_or_default();
+    assert!(bare == parts.full() || bare == format!("{}:", parts.full()), "{name:?}: {parts:?}");
+    assert!(!parts.tag.contains('/') && !parts.short.contains('/'), "{name:?}: {parts:?}");
+    assert!(parts.long.ends_with(&parts.short) && parts.long.starts_with(&parts.registry));
+    assert!(image::is_nameless(name) || !bare.is_empty(), "{name:?}");
+    let _ = api::time(name);
 }
 
 /// A file of a cgroup or of `/proc`, whichever it is. Numbers may be anything; ids are ids.

@@ -186,8 +186,8 @@ impl Intake {
                 Socket::Udp(socket) | Socket::UnixDatagram(socket) => {
                     let forward = forward_socket(config)?;
                     let origins = shared.origins.config();
-                    let receiver =
-                        reader.receiver(config.buffer_size).asking(senders(&socket, origins));
+                    let senders = senders(&socket, origins);
+                    let receiver = reader.receiver(config.buffer_size, senders);
                     let mut run = datagrams::Datagrams::new(
                         socket,
                         reader,

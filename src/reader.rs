@@ -23,10 +23,10 @@ use crate::rules::{OriginHints, Outcome, Rules, sorted};
 use crate::sample::{
     CheckLine, Dialect, EventLine, Kind, Message, OriginFields, Reject, Sample, Values,
 };
-use crate::shard::{Generation, Handle, Shards, Window};
+use crate::shard::{Handle, Shards, Window};
 use crate::spellings::{Print, Series, Spellings};
 use crate::stream::{FrameError, Framer};
-use crate::sys::{BATCH, Datagram, Receiver, Sender};
+use crate::sys::{BATCH, Datagram, Receiver, Sender, Senders};
 use crate::telemetry::tap::Probe;
 use crate::telemetry::{Listener, Telemetry, excerpt};
 use crate::time::Time;
@@ -64,12 +64,20 @@ pub struct Reader {
     options: parse::Options,
     eol_required: bool,
     spellings: Spellings,
-    probe: Probe,
-    journal: Option<journal::Writer>,
     /// What waits for the tags of its sender.
     held: Held,
     /// The time of what is being taken in is up: it waits for nothing more.
     late: bool,
+    probe: Probe,
+    journal: Option<journal::Writer>,
+}
+
+/// Of what is being taken in: what it goes into, who sent it, and when it arrived.
+#[derive(Clone, Copy)]
+struct Arrival<'a> {
+    window: &'a Window<'a>,
+    sent: Origin,
+    now: Time,
 }
 
 /// What becomes of something whose sender is not known.
@@ -113,20 +121,12 @@ impl Reader {
         eol_required: bool,
     ) -> Self {
         let spellings = Spellings::new(shared.spellings_max);
+        let held = Held::new(0);
         let name = listener.name.clone();
         let source = journal::Source { name, dialect: options.dialect, eol_required };
         let journal = shared.journal.as_ref().map(|journal| journal.writer(source));
-        Self {
-            shared,
-            listener,
-            options,
-            eol_required,
-            spellings,
-            probe: Probe::default(),
-            journal,
-            held: Held::new(0),
-            late: false,
-        }
+        let (late, probe) = (false, Probe::default());
+        Self { shared, listener, options, eol_required, spellings, held, late, probe, journal }
     }
 
     /// Lets samples of new senders wait for their tags, if the settings say so. Whoever wants that
@@ -141,22 +141,22 @@ impl Reader {
         &self.listener
     }
 
-    /// Takes in one datagram, frame or run of text lines of nobody known that arrived at `now`.
+    /// Takes in one datagram, frame or run of text lines of an unknown sender that arrived at `now`.
     /// `truncated` says that its end is missing.
     pub fn datagram(&mut self, bytes: &[u8], truncated: bool, now: Time) {
         self.datagrams(&[Datagram { bytes, truncated, sender: Sender::Unknown }], now);
     }
 
-    /// Takes in what arrived at `now`.
+    /// Takes in what arrived at `now`, or lets it wait until its sender is known.
     pub fn datagrams(&mut self, datagrams: &[Datagram<'_>], now: Time) {
         self.batch(datagrams, 0, now);
     }
 
     /// What is to receive datagrams for this reader: they are the journal's, if there is one, from
     /// the moment that the kernel gives them away.
-    pub fn receiver(&self, buffer_size: usize) -> Receiver {
+    pub fn receiver(&self, buffer_size: usize, senders: Senders) -> Receiver {
         let landing = self.journal.as_ref().and_then(|journal| journal.landing(buffer_size));
-        landing.unwrap_or_else(|| Receiver::new(buffer_size))
+        landing.unwrap_or_else(|| Receiver::new(buffer_size)).asking(senders)
     }
 
     /// Takes in what a receiver got at `now`, as the batch of this number.
@@ -173,38 +173,29 @@ impl Reader {
         }
     }
 
-    /// Takes in what a sender has sent, or lets it wait until the sender is known.
     fn receive(&mut self, datagram: &Datagram<'_>, window: &Window<'_>, now: Time) {
         let Datagram { bytes, truncated, sender } = *datagram;
+        if self.shared.telemetry.recorder.is_on() {
+            self.shared.telemetry.recorder.record(bytes, sender.pid(), now);
+        }
         let waits = |key: &Key| self.held.waits_for(key);
-        let origin = match self.shared.origins.of(sender, now, waits) {
+        let sent = match self.shared.origins.of(sender, now, waits) {
             Ok(origin) => origin,
             Err(key) => {
-                if self.hold(&[key], bytes, What::Datagram { truncated }, window, now)
-                    == Hold::Waits
-                {
+                let arrival = Arrival { window, sent: Origin::NONE, now };
+                if self.hold(&[key], bytes, What::Datagram { truncated }, arrival) == Hold::Waits {
                     return;
                 }
                 Origin::NONE
             }
         };
-        self.take_in(bytes, truncated, origin, window, now);
+        self.take_in(bytes, truncated, Arrival { window, sent, now });
     }
 
-    fn take_in(
-        &mut self,
-        bytes: &[u8],
-        truncated: bool,
-        origin: Origin,
-        window: &Window<'_>,
-        now: Time,
-    ) {
+    fn take_in(&mut self, bytes: &[u8], truncated: bool, arrival: Arrival<'_>) {
         self.listener.datagrams.add(1);
         self.listener.bytes.add(bytes.len() as u64);
         self.listener.truncated.add(truncated.into());
-        if self.shared.telemetry.recorder.is_on() {
-            self.shared.telemetry.recorder.record(bytes, 0, now);
-        }
         // Only a datagram that may lack its end is searched from there: that touches cold memory.
         let reason = if truncated {
             Some(Reject::Truncated)
@@ -218,37 +209,35 @@ impl Reader {
                 (cut.complete, cut.tail.map(|tail| (reason, tail)))
             }
         };
-        let counts = self.lines(text, origin, window, now);
+        let counts = self.lines(text, arrival);
         self.count(&counts);
         if let Some((reason, line)) = refused {
-            self.refuse(reason, line, now);
+            self.refuse(reason, line, arrival.now);
         }
     }
 
-    fn lines(&mut self, text: &[u8], sent: Origin, window: &Window<'_>, now: Time) -> Counts {
+    fn lines(&mut self, text: &[u8], arrival: Arrival<'_>) -> Counts {
         let mut run = Run::new();
         let mut counts = Counts::default();
         for line in parse::lines(text) {
             // Only a body posted by HTTP can hold such a line.
             if line.len() > self.shared.line_max {
                 counts.lines += 1;
-                self.reject(Reject::Truncated, line, now);
+                self.reject(Reject::Truncated, line, arrival.now);
                 continue;
             }
             let (options, mut messages) = (self.options, 0);
             parse::messages(line, options, |message| {
                 messages += 1;
                 match message {
-                    Ok(message) => {
-                        self.message(message, line, sent, &mut run, &mut counts, window, now)
-                    }
-                    Err(reason) => self.reject(reason, line, now),
+                    Ok(message) => self.message(message, line, arrival, &mut run, &mut counts),
+                    Err(reason) => self.reject(reason, line, arrival.now),
                 }
             });
             // A line without any outcome shows as a difference in the ledger.
             counts.lines += u64::max(messages, 1);
         }
-        self.take(&mut run, sent, window, now);
+        self.take(&mut run, arrival);
         counts
     }
 
@@ -258,29 +247,27 @@ impl Reader {
         &mut self,
         message: Message<'a>,
         line: &'a [u8],
-        sent: Origin,
+        arrival: Arrival<'_>,
         run: &mut Run<'a>,
         counts: &mut Counts,
-        window: &Window<'_>,
-        now: Time,
     ) {
         match message {
             Message::Metric(sample) => {
                 counts.samples += 1;
-                self.queue(sample, line, sent, run);
+                self.queue(sample, line, arrival.sent, run);
                 if run.len() == RUN {
-                    self.take(run, sent, window, now);
+                    self.take(run, arrival);
                 }
             }
             Message::Event(event) => {
                 counts.events += 1;
                 counts.fields_ignored += u64::from(event.ignored);
-                self.event(&event, line, sent, window, now);
+                self.event(&event, line, arrival);
             }
             Message::Check(check) => {
                 counts.checks += 1;
                 counts.fields_ignored += u64::from(check.ignored);
-                self.check(&check, line, sent, window, now);
+                self.check(&check, line, arrival);
             }
         }
     }
@@ -289,14 +276,14 @@ impl Reader {
     /// sent is measured anew.
     pub fn messages<'a>(&mut self, messages: impl Iterator<Item = Message<'a>>, now: Time) {
         let shards = Arc::clone(&self.shared.shards);
-        let window = shards.window(now);
+        let arrival = Arrival { window: &shards.window(now), sent: Origin::NONE, now };
         let mut run = Run::new();
         let mut counts = Counts::default();
         for message in messages {
             counts.lines += 1;
-            self.message(message, b"", Origin::NONE, &mut run, &mut counts, &window, now);
+            self.message(message, b"", arrival, &mut run, &mut counts);
         }
-        self.take(&mut run, Origin::NONE, &window, now);
+        self.take(&mut run, arrival);
         self.count(&counts);
     }
 
@@ -308,38 +295,20 @@ impl Reader {
         self.shared.telemetry.fields_ignored.add(counts.fields_ignored);
     }
 
-    fn event(
-        &mut self,
-        line: &EventLine<'_>,
-        text: &[u8],
-        sent: Origin,
-        window: &Window<'_>,
-        now: Time,
-    ) {
-        let (mut event, hints) = self.shared.rules.event(line, now.seconds());
-        let Some(found) = self.origin_tags(line.origin, &hints, text, sent, window, now) else {
-            return;
-        };
+    fn event(&mut self, line: &EventLine<'_>, text: &[u8], arrival: Arrival<'_>) {
+        let (mut event, hints) = self.shared.rules.event(line, arrival.now.seconds());
+        let Some(found) = self.origin_tags(line.origin, &hints, text, arrival) else { return };
         event.tags.extend(found.tags);
         event.tags = sorted(event.tags);
-        window.event(event);
+        arrival.window.event(event);
     }
 
-    fn check(
-        &mut self,
-        line: &CheckLine<'_>,
-        text: &[u8],
-        sent: Origin,
-        window: &Window<'_>,
-        now: Time,
-    ) {
-        let (mut check, hints) = self.shared.rules.check(line, now.seconds());
-        let Some(found) = self.origin_tags(line.origin, &hints, text, sent, window, now) else {
-            return;
-        };
+    fn check(&mut self, line: &CheckLine<'_>, text: &[u8], arrival: Arrival<'_>) {
+        let (mut check, hints) = self.shared.rules.check(line, arrival.now.seconds());
+        let Some(found) = self.origin_tags(line.origin, &hints, text, arrival) else { return };
         check.tags.extend(found.tags);
         check.tags = sorted(check.tags);
-        window.check(check);
+        arrival.window.check(check);
     }
 
     /// The tags that a line gets by its origin, or `None` when it waits for them.
@@ -348,14 +317,13 @@ impl Reader {
         fields: OriginFields<'_>,
         hints: &OriginHints,
         line: &[u8],
-        sent: Origin,
-        window: &Window<'_>,
-        now: Time,
+        arrival: Arrival<'_>,
     ) -> Option<Found> {
+        let Arrival { sent, now, .. } = arrival;
         let claims = Claims { sent, fields, hints };
         let mut found = self.shared.origins.tags(&claims, now, |key| self.held.waits_for(key));
         if !found.unknown.is_empty() {
-            match self.hold(&found.unknown, line, What::Line { sent }, window, now) {
+            match self.hold(&found.unknown, line, What::Line { sent }, arrival) {
                 Hold::Waits => return None,
                 Hold::Goes { asked } => found.asked = asked,
             }
@@ -364,30 +332,23 @@ impl Reader {
     }
 
     /// Has the senders behind keys found out, and lets something wait for it, if it may.
-    fn hold(
-        &mut self,
-        keys: &[Key],
-        bytes: &[u8],
-        what: What,
-        window: &Window<'_>,
-        now: Time,
-    ) -> Hold {
+    fn hold(&mut self, keys: &[Key], bytes: &[u8], what: What, arrival: Arrival<'_>) -> Hold {
         let mut asked = None;
         for key in keys {
             // It is answered in the order of the questions, as a rule.
-            asked = self.shared.origins.ask(key, now).then_some(key).or(asked);
+            asked = self.shared.origins.ask(key, arrival.now).then_some(key).or(asked);
         }
         // A line of the original statsd may be several messages, of which some have gone ahead.
         let parts = self.options.dialect == Dialect::Statsd && matches!(what, What::Line { .. });
         match asked {
-            Some(key)
-                if !self.late
-                    && !parts
-                    && self.held.may_wait(bytes.len(), window.generation(), now) =>
-            {
-                let Generation { number: generation, end, .. } = *window.generation();
-                let (bytes, key) = (bytes.into(), key.clone());
-                self.held.push(Item { bytes, what, key, arrived: now, generation, end });
+            Some(key) if !self.late && !parts && self.held.has_room(bytes.len()) => {
+                self.held.push(Item {
+                    bytes: bytes.into(),
+                    what,
+                    key: key.clone(),
+                    arrived: arrival.now,
+                    generation: arrival.window.generation().number,
+                });
                 Hold::Waits
             }
             _ => {
@@ -408,48 +369,63 @@ impl Reader {
             return;
         }
         let origins = Arc::clone(&self.shared.origins);
+        let interval = self.shared.shards.interval();
         let known = |key: &Key| origins.origin(key, now).is_some();
-        for (item, in_time) in self.held.take(now, origins.news(), known) {
-            self.release_one(&item, !in_time, now);
+        for (item, in_time) in self.held.take(now, interval, origins.news(), known) {
+            self.take_held(&item, !in_time, now);
         }
     }
 
     /// Takes in all that waits, with what is known by now.
     pub fn release_all(&mut self, now: Time) {
         for item in self.held.take_all() {
-            self.release_one(&item, true, now);
+            self.take_held(&item, true, now);
         }
     }
 
-    fn release_one(&mut self, item: &Item, late: bool, now: Time) {
+    fn take_held(&mut self, item: &Item, late: bool, now: Time) {
         let shards = Arc::clone(&self.shared.shards);
-        let window = shards.window(now);
-        if let Some(journal) = &mut self.journal
-            && window.generation().number != item.generation
-        {
-            // It stands in the journal under the generation in which it was read, and goes with it.
-            let bytes = &item.bytes;
-            let truncated = item.what == What::Datagram { truncated: true };
-            let datagram = Datagram { bytes, truncated, sender: Sender::Unknown };
-            journal.append(&[datagram], 0, window.generation(), now);
-        }
+        let window = shards.window(item.arrived);
+        self.append_again(item, &window);
+        let arrival = |sent| Arrival { window: &window, sent, now: item.arrived };
         self.late = late;
         match (item.what, self.shared.origins.origin(&item.key, now)) {
             (What::Datagram { truncated }, Some(origin)) => {
                 self.shared.telemetry.origin_waited.add(1);
-                self.take_in(&item.bytes, truncated, origin, &window, item.arrived);
+                self.take_in(&item.bytes, truncated, arrival(origin));
             }
             (What::Datagram { truncated }, None) => {
                 self.shared.telemetry.origin_untagged.add(1);
-                self.take_in(&item.bytes, truncated, Origin::NONE, &window, item.arrived);
+                self.take_in(&item.bytes, truncated, arrival(Origin::NONE));
             }
             (What::Line { sent }, known) => {
                 // One that goes without counts itself.
                 self.shared.telemetry.origin_waited.add(known.is_some().into());
-                self.lines(&item.bytes, sent, &window, item.arrived);
+                self.lines(&item.bytes, arrival(sent));
             }
         }
         self.late = false;
+    }
+
+    /// What has waited goes into this generation: it has to be in the journal as long as that is.
+    fn append_again(&mut self, item: &Item, window: &Window<'_>) {
+        let Some(journal) = &mut self.journal else { return };
+        if item.generation == window.generation().number {
+            return;
+        }
+        let sender = Sender::Unknown;
+        match item.what {
+            What::Datagram { truncated } => {
+                let whole = Datagram { bytes: &item.bytes, truncated, sender };
+                journal.append(&[whole], 0, window.generation(), item.arrived);
+            }
+            What::Line { .. } => {
+                // With its end, which the listener may require.
+                let bytes = &[&item.bytes, &b"\n"[..]].concat();
+                let line = Datagram { bytes, truncated: false, sender };
+                journal.append(&[line], 0, window.generation(), item.arrived);
+            }
+        }
     }
 
     /// Takes in every payload that a stream has complete. Returns false when the stream cannot be
@@ -488,24 +464,26 @@ impl Reader {
     }
 
     /// Takes the samples of a run to their series.
-    fn take(&mut self, run: &mut Run<'_>, sent: Origin, window: &Window<'_>, now: Time) {
-        self.look_up(run, sent, window, now);
-        self.apply(run, sent, window, now);
-        self.probe.pick(run.iter().map(|one| &one.sample), &self.shared.telemetry.tap, now);
+    fn take(&mut self, run: &mut Run<'_>, arrival: Arrival<'_>) {
+        self.look_up(run, arrival);
+        self.apply(run, arrival);
+        let samples = run.iter().map(|one| &one.sample);
+        self.probe.pick(samples, &self.shared.telemetry.tap, arrival.now);
         run.clear();
     }
 
     /// Finds the series of each sample; those that have to wait leave the run.
-    fn look_up(&mut self, run: &mut Run<'_>, sent: Origin, window: &Window<'_>, now: Time) {
-        let epoch = window.epoch();
+    fn look_up(&mut self, run: &mut Run<'_>, arrival: Arrival<'_>) {
+        let epoch = arrival.window.epoch();
         let (mut overflow, mut blocked, mut rate_out_of_range) = (0, 0, 0);
         run.retain(|pending| {
             let Pending { sample, line, print, .. } = pending;
-            let (series, used) = match self.spellings.find(*print, epoch, window) {
+            let (series, used) = match self.spellings.find(*print, epoch, arrival.window) {
                 Some(known) => known,
                 None => {
-                    let resolved = self.resolve(sample, line, sent, window, now);
-                    let Some((series, lasts)) = resolved else { return false };
+                    let Some((series, lasts)) = self.resolve(sample, line, arrival) else {
+                        return false;
+                    };
                     if lasts {
                         self.spellings.insert(*print, series, epoch);
                     }
@@ -530,16 +508,14 @@ impl Reader {
         &mut self,
         sample: &Sample<'_>,
         line: &[u8],
-        sent: Origin,
-        window: &Window<'_>,
-        now: Time,
+        arrival: Arrival<'_>,
     ) -> Option<(Series, bool)> {
         let dialect = self.options.dialect;
         let (mut draft, hints, invalid_utf8) = match self.shared.rules.context(sample, dialect) {
             Outcome::Blocked => return Some((Series::default(), true)),
             Outcome::Keep { series, origin, invalid_utf8 } => (series, origin, invalid_utf8),
         };
-        let found = self.origin_tags(sample.origin, &hints, line, sent, window, now)?;
+        let found = self.origin_tags(sample.origin, &hints, line, arrival)?;
         draft.tags.extend(found.tags);
         let context = draft.context();
         self.shared.telemetry.invalid_utf8.add(invalid_utf8.into());
@@ -547,8 +523,8 @@ impl Reader {
         let prefix = self.shared.distribution_prefix.as_ref().filter(|_| copied);
         let copy = prefix.map(|prefix| context.renamed(prefix, Kind::Distribution));
         let deltas = dialect == Dialect::Statsd && context.kind() == Kind::Gauge;
-        let series = window.intern(context, deltas);
-        let copy = copy.map(|context| window.intern(context, false));
+        let series = arrival.window.intern(context, deltas);
+        let copy = copy.map(|context| arrival.window.intern(context, false));
         let series = Series {
             handle: Some(series.handle),
             copy: copy.map(|copy| copy.handle),
@@ -559,7 +535,7 @@ impl Reader {
     }
 
     /// Adds a run of samples, shard by shard and within each in the order of arrival.
-    fn apply(&mut self, run: &Run<'_>, sent: Origin, window: &Window<'_>, now: Time) {
+    fn apply(&mut self, run: &Run<'_>, arrival: Arrival<'_>) {
         let mut again = SmallVec::<[(usize, Kind); 4]>::new();
         for number in 0..self.shared.shards.len() {
             let mut none = true;
@@ -567,7 +543,7 @@ impl Reader {
             if none {
                 continue;
             }
-            let mut shard = window.lock(number);
+            let mut shard = arrival.window.lock(number);
             each_in(number, run, |_, handle, _| shard.prefetch(handle));
             let mut stale = false;
             each_in(number, run, |i, handle, kind| {
@@ -580,24 +556,17 @@ impl Reader {
             });
         }
         for (i, kind) in again {
-            self.add_again(&run[i], kind, sent, window, now);
+            self.add_again(&run[i], kind, arrival);
         }
     }
 
     /// The series of this kind expired between its look-up and its shard's lock, while this thread
     /// was held up for two flushes: looks it up anew, as often as that happens.
-    fn add_again(
-        &mut self,
-        pending: &Pending<'_>,
-        kind: Kind,
-        sent: Origin,
-        window: &Window<'_>,
-        now: Time,
-    ) {
+    fn add_again(&mut self, pending: &Pending<'_>, kind: Kind, arrival: Arrival<'_>) {
         let sample = &pending.sample;
         loop {
-            let epoch = window.epoch();
-            let resolved = self.resolve(sample, pending.line, sent, window, now);
+            let epoch = arrival.window.epoch();
+            let resolved = self.resolve(sample, pending.line, arrival);
             let Some((series, lasts)) = resolved else { return };
             if lasts {
                 self.spellings.insert(pending.print, series, epoch);
@@ -605,7 +574,7 @@ impl Reader {
             let Some((handle, _)) = series.handles(sample.kind).find(|(_, k)| *k == kind) else {
                 return;
             };
-            let mut shard = window.lock(handle.shard());
+            let mut shard = arrival.window.lock(handle.shard());
             if shard.add(handle, epoch, kind, sample).is_ok() {
                 return;
             }

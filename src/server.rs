@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::batch::{Batch, Value};
+use crate::cgroup::roots::Roots;
 use crate::collectors::{self, Collectors};
 use crate::config::Config;
 use crate::flush::own::OwnSeries;
@@ -153,8 +154,11 @@ impl Server {
         );
         let shards = Arc::new(shards);
         let directory = Arc::new(Directory::new(Arc::clone(&telemetry)));
-        let origins =
-            Arc::new(Origins::new(config.origin.clone(), directory, Arc::clone(&telemetry)));
+        let origins = Arc::new(Origins::new(
+            config.origin.clone(),
+            Arc::clone(&directory),
+            Arc::clone(&telemetry),
+        ));
         let own =
             OwnSeries::new(config.telemetry.clone(), Arc::clone(&rules), Arc::clone(&telemetry));
         let shared = Shared {
@@ -237,7 +241,7 @@ impl Server {
         let intake = Intake::start(opened, &config.intake, &shared, stdin_ends)?;
         let collectors = {
             let _runtime = runtime.enter();
-            start_collectors(config, shared)
+            start_collectors(config, shared, &roots, &hostname, &directory)?
         };
         let profiler = profile
             .map(|profile| profile::Thread::start(profile, config.logging.format))
@@ -481,16 +485,28 @@ fn hostname(config: &origin::Config) -> anyhow::Result<String> {
 }
 
 /// Starts the collectors on the current runtime.
-fn start_collectors(config: &Config, shared: Shared) -> Collectors {
+fn start_collectors(
+    config: &Config,
+    shared: Shared,
+    roots: &Roots,
+    hostname: &str,
+    directory: &Arc<Directory>,
+) -> anyhow::Result<Collectors> {
     let telemetry = Arc::clone(&shared.telemetry);
-    let roots = config.collectors.roots(|name| std::env::var(name).ok());
-    let planned = collectors::all(&config.collectors, &roots, config.flush.interval);
+    let around = collectors::Surroundings {
+        roots,
+        flush: config.flush.interval,
+        hostname,
+        directory,
+        telemetry: &telemetry,
+    };
+    let planned = collectors::all(&config.collectors, &around)?;
     if planned.is_empty() {
-        return Collectors::default();
+        return Ok(Collectors::default());
     }
     let listener = telemetry.listener("collectors".to_owned());
     let options = config.intake.options(Dialect::Datadog);
-    Collectors::start(planned, Reader::new(shared, listener, options, false), &telemetry)
+    Ok(Collectors::start(planned, Reader::new(shared, listener, options, false), &telemetry))
 }
 
 /// Starts, runs until told to stop, and stops.

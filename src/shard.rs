@@ -310,6 +310,7 @@ impl Shards {
             0 => processors.min(8),
             n => n.min(SHARDS_MAX),
         };
+        telemetry.contexts_max.store(config.contexts_max as u64, Ordering::Relaxed);
         let start = now.bucket(interval);
         let open = Generation { number: 0, start, end: start + i64::from(interval) };
         Self {

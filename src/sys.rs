@@ -24,40 +24,6 @@ pub struct Receiver {
     senders: Senders,
 }
 
-/// What is asked of the kernel about senders. To ask costs a little for each datagram.
-pub enum Senders {
-    Unasked,
-    /// Processes, on a Unix socket with `SO_PASSCRED`.
-    Processes(Box<[Control; BATCH]>),
-    /// Addresses, on a UDP socket.
-    Addresses(Box<[libc::sockaddr_storage; BATCH]>),
-}
-
-/// Room for the one control message that `SO_PASSCRED` brings, and for no file descriptors, which
-/// the kernel would open for us.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Control {
-    header: libc::cmsghdr,
-    credentials: libc::ucred,
-}
-
-// SAFETY: CMSG_SPACE only calculates.
-const _: () = assert!(size_of::<Control>() == unsafe { libc::CMSG_SPACE(12) } as usize);
-
-/// Who sent a datagram, as the kernel says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Sender {
-    #[default]
-    Unknown,
-    /// `pid` is 0 for a process outside of our pid namespace.
-    Process {
-        pid: u32,
-        uid: u32,
-    },
-    Address(IpAddr),
-}
-
 /// Memory that a receiver alone uses; of a file, which keeps it when the process dies, or of none.
 /// First a page of numbers and of what its owner writes there, then the kernel's table of what it
 /// received, then the buffers.
@@ -181,7 +147,6 @@ pub fn landed(file: &[u8]) -> Option<Landed<'_>> {
         let word = |at| entry.get(at..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
         let length = (word(LENGTH)? as usize).min(size);
         let truncated = word(FLAGS)?.cast_signed() & libc::MSG_TRUNC != 0;
-        // Who sent it is not among what outlives the process.
         Some(Datagram { bytes: &buffer[..length], truncated, sender: Sender::Unknown })
     });
     // What has no length was not received, or holds nothing.
@@ -191,6 +156,40 @@ pub fn landed(file: &[u8]) -> Option<Landed<'_>> {
 
 fn number(file: &[u8], index: usize) -> Option<u64> {
     file.get(index * 8..)?.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes))
+}
+
+/// What is asked of the kernel about senders. To ask costs a little for each datagram.
+pub enum Senders {
+    Unasked,
+    /// Processes, on a Unix socket with `SO_PASSCRED`.
+    Processes(Box<[Control; BATCH]>),
+    /// Addresses, on a UDP socket.
+    Addresses(Box<[libc::sockaddr_storage; BATCH]>),
+}
+
+/// Room for the one control message that `SO_PASSCRED` brings, and for no file descriptors, which
+/// the kernel would open for us.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Control {
+    header: libc::cmsghdr,
+    credentials: libc::ucred,
+}
+
+// SAFETY: CMSG_SPACE only calculates.
+const _: () = assert!(size_of::<Control>() == unsafe { libc::CMSG_SPACE(12) } as usize);
+
+/// Who sent a datagram, as the kernel says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Sender {
+    #[default]
+    Unknown,
+    /// `pid` is 0 for a process outside of our pid namespace.
+    Process {
+        pid: u32,
+        uid: u32,
+    },
+    Address(IpAddr),
 }
 
 /// One datagram, where the kernel put it.
@@ -250,6 +249,14 @@ impl Control {
 }
 
 impl Sender {
+    /// 0 where no process of our pid namespace is known.
+    pub const fn pid(self) -> u32 {
+        match self {
+            Self::Process { pid, .. } => pid,
+            Self::Unknown | Self::Address(_) => 0,
+        }
+    }
+
     const fn of(credentials: &libc::ucred) -> Self {
         Self::Process { pid: credentials.pid.cast_unsigned(), uid: credentials.uid }
     }
@@ -293,8 +300,8 @@ impl Receiver {
     /// Takes [`BATCH`] times `buffer_size` bytes.
     pub fn new(buffer_size: usize) -> Self {
         let memory = Memory::new(BUFFERS + BATCH * buffer_size, None);
-        let memory = memory.expect("memory for buffers");
-        Self { memory, buffer_size, file: None, senders: Senders::Unasked }
+        let senders = Senders::Unasked;
+        Self { memory: memory.expect("memory for buffers"), buffer_size, file: None, senders }
     }
 
     /// One whose buffers are those of a file, an empty one of its own in memory: what it receives
@@ -317,15 +324,15 @@ impl Receiver {
         Ok(Self { memory, buffer_size, file: None, senders: Senders::Unasked })
     }
 
-    /// Has the kernel tell who sends.
-    pub fn asking(mut self, senders: Senders) -> Self {
-        self.senders = senders;
-        self
-    }
-
     /// Removes this file when the receiver is dropped: nothing is left in it then.
     pub fn removing(mut self, file: PathBuf) -> Self {
         self.file = Some(file);
+        self
+    }
+
+    /// Asks the kernel this about the senders of what is received from now on.
+    pub fn asking(mut self, senders: Senders) -> Self {
+        self.senders = senders;
         self
     }
 

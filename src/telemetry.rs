@@ -67,6 +67,8 @@ pub struct Telemetry {
     collectors: RwLock<Vec<Arc<CollectorFigures>>>,
     /// Number of series held now.
     pub contexts: AtomicU64,
+    /// Series that may be held.
+    pub contexts_max: AtomicU64,
     /// Lines folded into the overflow series because `shard.contexts_max` was reached.
     pub overflow: Counter,
     /// Samples dropped by `rules.metric_blocklist`.
@@ -83,6 +85,16 @@ pub struct Telemetry {
     pub timed_dropped: Counter,
     /// Events and service checks beyond `shard.events_max`.
     pub events_dropped: Counter,
+    /// Calls of a container engine that failed for the engine as a whole.
+    pub docker_engine_errors: Counter,
+    /// Events of an engine that could not be read.
+    pub docker_events_unread: Counter,
+    /// Times that events of an engine were missed.
+    pub docker_event_gaps: Counter,
+    /// Events of an engine beyond those that wait for a run.
+    pub docker_events_dropped: Counter,
+    /// Containers beyond `collectors.docker.containers_max`, in the list of last.
+    pub docker_containers_left_out: AtomicU64,
     /// Senders remembered now.
     pub origin_senders: AtomicU64,
     /// Datagrams and lines that waited until the tags of their sender were known.
@@ -419,6 +431,11 @@ pub const OWN: &[Own] = &[
         Read::Collector(|c| c.micros.load(Relaxed) as f64 / 1e6),
     ),
     gauge("contexts", "Series held now.", Read::Process(|t| t.contexts.load(Relaxed))),
+    gauge(
+        "contexts_max",
+        "Series that may be held: shard.contexts_max.",
+        Read::Process(|t| t.contexts_max.load(Relaxed)),
+    ),
     counter(
         "overflow_total",
         "Lines folded into the overflow series because shard.contexts_max was reached.",
@@ -483,6 +500,31 @@ pub const OWN: &[Own] = &[
         "origin_foreign_total",
         "Datagrams of processes outside of our pid namespace, whose containers cannot be found.",
         Read::Process(|t| t.origin_foreign.get()),
+    ),
+    counter(
+        "docker_engine_errors_total",
+        "Calls of the container engine that failed.",
+        Read::Process(|t| t.docker_engine_errors.get()),
+    ),
+    counter(
+        "docker_events_unread_total",
+        "Events of the container engine that could not be understood.",
+        Read::Process(|t| t.docker_events_unread.get()),
+    ),
+    counter(
+        "docker_event_gaps_total",
+        "Times that events of the container engine were missed, so that its list was read anew.",
+        Read::Process(|t| t.docker_event_gaps.get()),
+    ),
+    counter(
+        "docker_events_dropped_total",
+        "DATA LOSS. Events of the container engine beyond 5000 between two runs.",
+        Read::Process(|t| t.docker_events_dropped.get()),
+    ),
+    gauge(
+        "docker_containers_left_out",
+        "Containers that are not measured because of collectors.docker.containers_max.",
+        Read::Process(|t| t.docker_containers_left_out.load(Relaxed)),
     ),
     counter(
         "origin_containers_refused_total",

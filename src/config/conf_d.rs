@@ -31,8 +31,24 @@ enum Effect {
 }
 
 /// Every check whose files are read.
-static CHECKS: &[Check] =
-    &[Check { names: &["cgroup"], section: "collectors.cgroup", options: &[] }];
+static CHECKS: &[Check] = &[
+    Check { names: &["cgroup"], section: "collectors.cgroup", options: &[] },
+    Check {
+        names: &["docker", "docker_daemon"],
+        section: "collectors.docker",
+        options: &[
+            ("socket_timeout", Effect::Sets("timeout")),
+            ("docker_query_timeout", Effect::Sets("timeout")),
+            ("collect_disk_usage", Effect::Sets("collect_container_size")),
+            ("docker_root", Effect::Nothing("use collectors.proc_root and collectors.cgroup_root")),
+            ("custom_cgroups", Effect::Nothing("cgroups are found by themselves")),
+            ("init_retries", Effect::Nothing("the engine is looked for as long as it takes")),
+            ("init_retry_interval", Effect::Nothing("the engine is looked for at each run")),
+            ("new_tag_names", Effect::Nothing("use legacy_names for the old ones")),
+            ("tag_by_command", Effect::Nothing("add container_command to performance_tags")),
+        ],
+    },
+];
 
 /// Options of every check of the Agent's.
 const COMMON: &[(&str, Effect)] = &[
@@ -229,6 +245,47 @@ mod tests {
                 Vec::new()
             ))
         );
+    }
+
+    #[test]
+    fn files_of_the_docker_check_of_three_generations() {
+        let daemon = "init_config:\n  docker_root: /host\n  timeout: 10\n  tls: true\n\
+                      instances:\n  - url: 'unix://var/run/docker.sock'\n    use_histogram: false\n    \
+                      exclude: ['docker_image:.*pause.*']\n    collect_container_size: true\n    \
+                      ok_exit_codes: [0, 143]\n    capped_metrics:\n      docker.cpu.user: 1000\n    \
+                      colect_events: false\n";
+        let (found, notes) = translated("conf.d/docker_daemon.yaml", daemon).expect("a file");
+        let settings: Vec<&str> = found.iter().filter_map(|line| line.split(' ').next()).collect();
+        assert_eq!(
+            settings,
+            [
+                "collectors.docker.timeout=10",
+                "collectors.docker.tls=true",
+                "collectors.docker.enabled=on",
+                "collectors.docker.url=unix://var/run/docker.sock",
+                "collectors.docker.use_histogram=false",
+                "collectors.docker.exclude=docker_image:.*pause.*",
+                "collectors.docker.collect_container_size=true",
+                "collectors.docker.ok_exit_codes=0+143",
+                "collectors.docker.capped_metrics=",
+            ]
+        );
+        assert_eq!(
+            notes,
+            [
+                "conf.d/docker_daemon.yaml:2: docker_root has no effect: use collectors.proc_root \
+                 and collectors.cgroup_root",
+                "conf.d/docker_daemon.yaml:13: unknown option \"colect_events\"; did you mean \
+                 collect_events?",
+            ]
+        );
+        let first = "instances:\n  - socket_timeout: 3\n    tag_by_command: true\n";
+        let (found, notes) = translated("conf.d/docker.yaml", first).expect("a file");
+        assert_eq!(found[1], "collectors.docker.timeout=3 conf.d/docker.yaml:2");
+        assert_eq!(notes.len(), 1);
+        let newest = "instances:\n  - collect_events: true\n    unbundle_events: true\n";
+        let (found, notes) = translated("conf.d/docker.d/conf.yaml", newest).expect("a file");
+        assert_eq!((found.len(), notes.len()), (3, 0));
     }
 
     #[test]

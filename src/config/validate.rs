@@ -31,8 +31,8 @@ pub(super) fn validate(config: &Config) -> Outcome {
         "origin.hostname",
         expected("a host name", hostname),
     )?;
-    within("origin.wait_bytes_max", config.origin.wait_bytes_max, 0..=1 << 30)?;
     collectors(&config.collectors)?;
+    within("origin.wait_bytes_max", config.origin.wait_bytes_max, 0..=1 << 30)?;
     shard(&config.shard)?;
     value(&config.value)?;
     within("journal.max_bytes", config.journal.max_bytes, 256 * 1024..=1 << 50)?;
@@ -126,10 +126,12 @@ fn collectors(config: &collectors::Config) -> Outcome {
         let absolute = root.is_empty() || root.starts_with('/');
         check(absolute, path, expected("an absolute path", root))?;
     }
-    let collectors::Config { cgroup, itself, .. } = config;
-    for (name, interval, budget) in
-        [("cgroup", cgroup.interval, cgroup.budget), ("self", itself.interval, itself.budget)]
-    {
+    let collectors::Config { cgroup, docker, itself, .. } = config;
+    for (name, interval, budget) in [
+        ("cgroup", cgroup.interval, cgroup.budget),
+        ("docker", docker.interval, docker.budget),
+        ("self", itself.interval, itself.budget),
+    ] {
         within(format!("collectors.{name}.interval"), interval, 0..=3600)?;
         within(format!("collectors.{name}.budget"), budget, 0..=3600)?;
     }
@@ -142,7 +144,15 @@ fn collectors(config: &collectors::Config) -> Outcome {
         parsed(path, collectors::cgroup::globs(patterns))?;
     }
     within("collectors.cgroup.max_depth", cgroup.max_depth, 1..=64)?;
-    within("collectors.cgroup.max_cgroups", cgroup.max_cgroups, 1..=100_000)
+    within("collectors.cgroup.max_cgroups", cgroup.max_cgroups, 1..=100_000)?;
+    within("collectors.docker.timeout", docker.timeout, 1..=3600)?;
+    within("collectors.docker.slow_timeout", docker.slow_timeout, 1..=3600)?;
+    let frequency = docker.collect_container_size_frequency;
+    within("collectors.docker.collect_container_size_frequency", frequency, 1..=10_000)?;
+    within("collectors.docker.containers_max", docker.containers_max, 1..=100_000)?;
+    let outcome = collectors::docker::verify(docker);
+    outcome
+        .map_err(|(name, message)| Invalid { path: format!("collectors.docker.{name}"), message })
 }
 
 fn shard(config: &shard::Config) -> Outcome {

@@ -50,6 +50,18 @@ struct Window {
     rest: f64,
 }
 
+impl Window {
+    /// Names that came in it keep their places: it is used again in the window after the next.
+    fn reset(&mut self) {
+        self.rest = 0.0;
+        self.names.retain(|_, busy| {
+            let came = busy.samples > 0.0;
+            (busy.samples, busy.bytes) = (0.0, 0.0);
+            came
+        });
+    }
+}
+
 /// How often a name came.
 #[derive(Clone, Copy, Debug)]
 struct Busy {
@@ -117,8 +129,8 @@ impl Tap {
             samples: per_second(busy.samples),
             bytes: per_second(busy.bytes),
         };
-        let mut rates: Vec<_> =
-            state.last.names.iter().map(|(name, busy)| rate((name, busy))).collect();
+        let came = state.last.names.iter().filter(|(_, busy)| busy.samples > 0.0);
+        let mut rates: Vec<_> = came.map(|(name, busy)| rate((name, busy))).collect();
         rates.sort_by(|a, b| b.samples.total_cmp(&a.samples).then_with(|| a.name.cmp(&b.name)));
         let cut = rates.split_off(limit.min(rates.len()));
         let rest = cut.iter().map(|rate| rate.samples).sum::<f64>() + per_second(state.last.rest);
@@ -144,9 +156,12 @@ impl State {
     fn turn(&mut self, now: i64) {
         let start = now - now.rem_euclid(WINDOW);
         if start != self.start {
-            let complete = std::mem::take(&mut self.window);
-            // After a pause the last window is one without traffic.
-            self.last = if start == self.start + WINDOW { complete } else { Window::default() };
+            std::mem::swap(&mut self.window, &mut self.last);
+            self.window.reset();
+            if start != self.start + WINDOW {
+                // After a pause the last window is one without traffic.
+                self.last.reset();
+            }
             self.start = start;
         }
     }
