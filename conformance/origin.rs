@@ -13,8 +13,10 @@ use tallyd::batch::Batch;
 use tallyd::cgroup::roots::Roots;
 use tallyd::flush::Flush;
 use tallyd::intake;
+use tallyd::journal::{self, Journal};
 use tallyd::origin::{Config, Directory, EntityTags, Origins, resolver};
 use tallyd::reader::{Reader, Shared};
+use tallyd::replay::replay;
 use tallyd::rules::{self, Rules};
 use tallyd::sample::Dialect;
 use tallyd::shard::{self, Shards};
@@ -177,13 +179,23 @@ struct World {
     directory: Arc<Directory>,
     telemetry: Arc<Telemetry>,
     resolver: Option<resolver::Running>,
+    journal: Option<Arc<Journal>>,
 }
 
 const START: Time = Time(1_000_001_000);
 
 impl World {
     fn new(config: Config) -> Self {
+        Self::with_journal(config, None)
+    }
+
+    /// With a journal in this folder, and with what an earlier one left there.
+    fn with_journal(config: Config, folder: Option<&Path>) -> Self {
         let telemetry = Arc::new(Telemetry::default());
+        let opened = folder.map(|folder| {
+            let (config, telemetry) = (journal::Config::default(), Arc::clone(&telemetry));
+            Journal::open(folder, &config, telemetry, Arc::new(|_| Ok(())), START)
+        });
         let rules = Arc::new(Rules::new(&rules::Config::default(), "").expect("rules"));
         let plan = Plan::from_config(&value::Config::default());
         let aggregates = Arc::clone(&plan.aggregates);
@@ -210,9 +222,14 @@ impl World {
             log_rejects: false,
             line_max: 8192,
             spellings_max: 1000,
-            journal: None,
+            journal: opened.as_ref().map(|(journal, _)| Arc::clone(journal)),
         };
         let options = intake::Config::default().options(Dialect::Datadog);
+        let journal = opened.map(|(journal, found)| {
+            let options = |dialect| intake::Config::default().options(dialect);
+            replay(found, &journal, &shared, options, START);
+            journal
+        });
         let listener = telemetry.listener("test".to_owned());
         Self {
             reader: Reader::new(shared, listener, options, false).patient(),
@@ -220,6 +237,7 @@ impl World {
             directory,
             telemetry,
             resolver: Some(resolver.expect("a thread")),
+            journal,
         }
     }
 
@@ -314,6 +332,34 @@ fn nothing_waits_beyond_its_interval() {
     assert_eq!(world.flush(Time(START.0 + 19_000)), ["g [\"image_name:web\"] Gauge(2.0) @1000010"]);
     world.send(&format!("g:3|g|c:{ID}"), Time(START.0 + 19_500));
     assert_eq!(world.flush(Time(START.0 + 29_000)), ["g [\"image_name:new\"] Gauge(3.0) @1000020"]);
+}
+
+#[test]
+fn what_waits_outlives_a_crash() {
+    let text = format!("c:1|c|c:{ID}\ng:1|g");
+    // The generation may close meanwhile, and what it held by then may be safe.
+    for (closes, released) in [(false, false), (false, true), (true, true)] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut world = World::with_journal(Config::default(), Some(folder.path()));
+        let _collector = world.directory.wanted();
+        world.send(&text, START);
+        assert!(world.reader.holds());
+        if closes {
+            let journal = world.journal.as_ref().expect("a journal");
+            journal.checkpoint(&world.flush.shards);
+        }
+        if released {
+            world.publish(ID, "image_name:web");
+            world.release(START);
+        }
+        drop(world);
+        let world = World::with_journal(Config::default(), Some(folder.path()));
+        let lines = world.flush(Time(START.0 + 20_000));
+        let found = lines.iter().map(|line| &line[..line.find('@').expect("a time")]);
+        // Zeros of an idle counter follow.
+        let found: Vec<_> = found.filter(|line| !line.contains("Count(0.0)")).collect();
+        assert_eq!(found, ["c [] Count(1.0) ", "g [] Gauge(1.0) "], "{closes} {released}");
+    }
 }
 
 #[test]

@@ -23,7 +23,7 @@ use crate::rules::{OriginHints, Outcome, Rules, sorted};
 use crate::sample::{
     CheckLine, Dialect, EventLine, Kind, Message, OriginFields, Reject, Sample, Values,
 };
-use crate::shard::{Handle, Shards, Window};
+use crate::shard::{Generation, Handle, Shards, Window};
 use crate::spellings::{Print, Series, Spellings};
 use crate::stream::{FrameError, Framer};
 use crate::sys::{BATCH, Datagram, Receiver, Sender, Senders};
@@ -333,22 +333,19 @@ impl Reader {
 
     /// Has the senders behind keys found out, and lets something wait for it, if it may.
     fn hold(&mut self, keys: &[Key], bytes: &[u8], what: What, arrival: Arrival<'_>) -> Hold {
+        let (now, open) = (arrival.now, arrival.window.generation());
         let mut asked = None;
         for key in keys {
             // It is answered in the order of the questions, as a rule.
-            asked = self.shared.origins.ask(key, arrival.now).then_some(key).or(asked);
+            asked = self.shared.origins.ask(key, now).then_some(key).or(asked);
         }
         // A line of the original statsd may be several messages, of which some have gone ahead.
         let parts = self.options.dialect == Dialect::Statsd && matches!(what, What::Line { .. });
         match asked {
-            Some(key) if !self.late && !parts && self.held.has_room(bytes.len()) => {
-                self.held.push(Item {
-                    bytes: bytes.into(),
-                    what,
-                    key: key.clone(),
-                    arrived: arrival.now,
-                    generation: arrival.window.generation().number,
-                });
+            Some(key) if !self.late && !parts && self.held.may_wait(bytes.len(), open, now) => {
+                let Generation { number: generation, end, .. } = *open;
+                let (bytes, key) = (bytes.into(), key.clone());
+                self.held.push(Item { bytes, what, key, arrived: now, generation, end });
                 Hold::Waits
             }
             _ => {
@@ -369,9 +366,8 @@ impl Reader {
             return;
         }
         let origins = Arc::clone(&self.shared.origins);
-        let interval = self.shared.shards.interval();
         let known = |key: &Key| origins.origin(key, now).is_some();
-        for (item, in_time) in self.held.take(now, interval, origins.news(), known) {
+        for (item, in_time) in self.held.take(now, origins.news(), known) {
             self.take_held(&item, !in_time, now);
         }
     }

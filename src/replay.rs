@@ -159,12 +159,12 @@ mod tests {
             let shared = Shared {
                 rules: Arc::new(Rules::new(&rules::Config::default(), "own").unwrap()),
                 shards: Arc::new(shards),
+                origins: Arc::default(),
                 telemetry,
                 distribution_prefix: None,
                 log_rejects: false,
                 line_max: 8192,
                 spellings_max: 1000,
-                origins: Arc::default(),
                 journal: Some(Arc::clone(&journal)),
             };
             replay(found, &journal, &shared, options, now);

@@ -707,7 +707,7 @@ impl Telemetry {
         endpoint
     }
 
-    /// Adds to what clients report under a name. Names beyond [`CLIENT_NAMES_MAX`] are left out.
+    /// Adds to what clients report under a name. Names beyond `CLIENT_NAMES_MAX` are left out.
     pub fn client_reported(&self, name: &str, value: f64) {
         let mut clients = self.clients.lock().expect("no panic under this lock");
         if let Some(sum) = clients.get_mut(name) {

@@ -6,6 +6,7 @@ use ahash::RandomState;
 use hashbrown::HashMap;
 
 use crate::origin::{Key, Origin};
+use crate::shard::Generation;
 use crate::time::Time;
 
 /// Bytes that each datagram or line takes besides its own.
@@ -32,8 +33,10 @@ pub(super) struct Item {
     pub what: What,
     pub key: Key,
     pub arrived: Time,
-    /// The generation in whose part of the journal it is.
+    /// The generation of the aggregate in which it was read, and when its bucket closes, in Unix
+    /// seconds.
     pub generation: u64,
+    pub end: i64,
 }
 
 /// What is to be done with an item.
@@ -59,9 +62,9 @@ impl Held {
         self.keys.contains_key(key)
     }
 
-    /// Whether so many bytes may wait.
-    pub(super) fn has_room(&self, bytes: usize) -> bool {
-        self.bytes + bytes + OVERHEAD <= self.bytes_max
+    /// Whether there is room for so many bytes, and time before the bucket closes.
+    pub(super) fn may_wait(&self, bytes: usize, generation: &Generation, now: Time) -> bool {
+        self.bytes + bytes + OVERHEAD <= self.bytes_max && now.0 < last_call(generation.end)
     }
 
     pub(super) fn push(&mut self, item: Item) {
@@ -75,15 +78,11 @@ impl Held {
     pub(super) fn take(
         &mut self,
         now: Time,
-        interval: u32,
         news: u64,
         known: impl Fn(&Key) -> bool,
     ) -> Vec<(Item, bool)> {
         let heard = std::mem::replace(&mut self.news, news) == news;
-        let is_over = |item: &Item| {
-            let closes = (item.arrived.bucket(interval) + i64::from(interval)) * 1000;
-            now.0 >= closes - MARGIN || now < item.arrived
-        };
+        let is_over = |item: &Item| now.0 >= last_call(item.end) || now < item.arrived;
         if heard && !self.items.front().is_some_and(is_over) {
             return Vec::new();
         }
@@ -121,6 +120,11 @@ impl Held {
     }
 }
 
+/// When nothing waits any longer that is to be in a bucket that closes at `end`.
+const fn last_call(end: i64) -> i64 {
+    end * 1000 - MARGIN
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,7 +135,8 @@ mod tests {
             what: What::Datagram { truncated: false },
             key: Key::Process(pid),
             arrived: Time(arrived),
-            generation: 0,
+            generation: 1,
+            end: 20,
         }
     }
 
@@ -140,7 +145,7 @@ mod tests {
     }
 
     fn take(held: &mut Held, now: i64, news: u64, pid: u32) -> Vec<(String, bool)> {
-        let items = held.take(Time(now), 10, news, |key| *key == Key::Process(pid));
+        let items = held.take(Time(now), news, |key| *key == Key::Process(pid));
         let (items, known): (Vec<_>, Vec<_>) = items.into_iter().unzip();
         texts(items).into_iter().zip(known).collect()
     }
@@ -172,12 +177,15 @@ mod tests {
     #[test]
     fn there_is_room_for_so_many_bytes() {
         let mut held = Held::new(2 * OVERHEAD + 10);
-        assert!(held.has_room(10));
+        let now = Time(11_000);
+        let open = Generation { number: 1, start: 10, end: 20 };
+        assert!(held.may_wait(10, &open, now));
+        assert!(!held.may_wait(10, &open, Time(19_750)), "it closes soon");
         held.push(item("12345", 1, 0));
-        assert!(held.has_room(5) && !held.has_room(6));
+        assert!(held.may_wait(5, &open, now) && !held.may_wait(6, &open, now));
         held.push(item("12345", 1, 0));
-        assert!(!held.has_room(0));
+        assert!(!held.may_wait(0, &open, now));
         assert_eq!(texts(held.take_all()), ["12345", "12345"]);
-        assert!(held.has_room(10) && !held.waits_for(&Key::Process(1)));
+        assert!(held.may_wait(10, &open, now) && !held.waits_for(&Key::Process(1)));
     }
 }

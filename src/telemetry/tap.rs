@@ -220,7 +220,7 @@ fn text(sample: &Sample) -> Vec<u8> {
     line
 }
 
-/// Says which samples a reader picks: about [`PICKS`] in a second, at random.
+/// Says which samples a reader picks: about `PICKS` in a second, at random.
 #[derive(Debug)]
 pub struct Probe {
     second: i64,
