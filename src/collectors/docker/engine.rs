@@ -1,6 +1,6 @@
 //! The client of the engine's API: over a Unix socket or TCP with TLS, each call with a deadline.
 //!
-//! HTTP and TLS are the sinks' own library. A ready-made client of the Docker API was tried and left
+//! HTTP and TLS are the sinks' own library. A ready-made client of the Docker API was read and left
 //! out: its types refuse a whole list, and end a stream of events, for a single word that is not in
 //! its tables, and Podman and newer engines send such words.
 //!
