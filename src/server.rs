@@ -438,7 +438,10 @@ impl Folders {
         }
         match &folders.journal {
             Some(journal) => {
-                tracing::info!("what is read is kept in {} until every sink has it safe", journal.display());
+                tracing::info!(
+                    "what is read is kept in {} until every sink has it safe",
+                    journal.display()
+                );
             }
             None => tracing::info!("no journal: a crash loses what was not flushed"),
         }
