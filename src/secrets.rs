@@ -26,7 +26,7 @@ pub struct Config {
     /// secret_backend_command. It belongs to root or to the user of tallyd, and nobody else may
     /// write it.
     pub command: String,
-    /// Its arguments.
+    /// Its arguments. Shown as stars.
     pub arguments: Vec<String>,
     /// Seconds it may take.
     pub timeout: u64,

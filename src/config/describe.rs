@@ -75,6 +75,7 @@ pub fn is_secret(path: &str) -> bool {
         "sinks.datadog.dd_url",
         "sinks.datadog.http.proxy_http",
         "sinks.datadog.http.proxy_https",
+        "secrets.arguments",
     ]
     .contains(&path)
 }

@@ -444,11 +444,11 @@ mod tests {
                 left -= read.min(left);
                 // In all longer than the silence that is allowed.
                 let pause = std::sync::mpsc::channel::<()>();
-                let _ = pause.1.recv_timeout(Duration::from_millis(4));
+                let _ = pause.1.recv_timeout(Duration::from_millis(8));
             }
             stream.write_all(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n").unwrap();
         });
-        assert_eq!(post(&url, Duration::from_millis(150)).await.unwrap(), 202);
+        assert_eq!(post(&url, Duration::from_millis(400)).await.unwrap(), 202);
     }
 
     #[tokio::test]
