@@ -7,6 +7,7 @@ mod pprof;
 pub mod series;
 
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -206,7 +207,7 @@ pub async fn start(
         Err(error) => return Err(error),
     }
     // The Agent's health port answers every path.
-    let health_alone = health().fallback(get(|| async { "ok\n" }));
+    let health_alone = health(&status).fallback(get(|| async { "ok\n" }));
     servers.open("status.health_listen", &config.health_listen, health_alone).await?;
     servers.open("status.trace_listen", &config.trace_listen, proxy(config, &status)).await?;
     Ok(servers)
@@ -266,16 +267,31 @@ fn everything(config: &Config, status: &Arc<Status>) -> Router {
         .merge(guarded)
         .with_state(Arc::clone(status))
         .merge(proxy(config, status))
-        .merge(health())
+        .merge(health(status))
 }
 
-/// The Agent's and Prometheus' names for the same thing: it is up, and its listeners are open.
-/// Whether a backend answers is none of it.
-fn health() -> Router {
-    let names = ["/health", "/live", "/ready", "/startup", "/-/healthy", "/-/ready"];
-    names
+/// The Agent's and Prometheus' names for the same things: that it is up with its listeners open, and
+/// that it is ready as well. Whether a backend answers is none of it.
+fn health(status: &Arc<Status>) -> Router {
+    let up = ["/health", "/live", "/startup", "/-/healthy"];
+    let router = up
         .into_iter()
-        .fold(Router::new(), |router, name| router.route(name, get(|| async { "ok\n" })))
+        .fold(Router::new(), |router, name| router.route(name, get(|| async { "ok\n" })));
+    let ready = ["/ready", "/-/ready"];
+    let router = ready.into_iter().fold(router, |router, name| router.route(name, get(is_ready)));
+    router.with_state(Arc::clone(status))
+}
+
+/// Ready is who can keep what it takes in: while the disk fails, payloads wait in bounded memory.
+async fn is_ready(State(status): State<Arc<Status>>) -> Response {
+    let endpoints = status.telemetry.endpoints();
+    match endpoints.iter().find(|endpoint| endpoint.spool_failing.load(Ordering::Relaxed)) {
+        None => "ok\n".into_response(),
+        Some(endpoint) => {
+            let problem = format!("the spool of {} fails; see the log\n", endpoint.name);
+            (StatusCode::SERVICE_UNAVAILABLE, problem).into_response()
+        }
+    }
 }
 
 fn proxy(config: &Config, status: &Arc<Status>) -> Router {
@@ -414,6 +430,18 @@ mod tests {
         let page = to_bytes(page.into_body(), 1 << 20).await.unwrap();
         assert!(page.starts_with(b"# HELP tallyd_listener_datagrams_total "));
         assert_eq!(status.pages.available_permits(), UNDER_WAY_MAX);
+    }
+
+    #[tokio::test]
+    async fn who_cannot_spool_is_not_ready() {
+        let status = status();
+        let ready = || is_ready(State(Arc::clone(&status)));
+        let endpoint = status.telemetry.endpoint("datadog", "https://x".to_owned());
+        assert_eq!(ready().await.status(), StatusCode::OK);
+        endpoint.spool_failing.store(true, Ordering::Relaxed);
+        assert_eq!(ready().await.status(), StatusCode::SERVICE_UNAVAILABLE);
+        endpoint.spool_failing.store(false, Ordering::Relaxed);
+        assert_eq!(ready().await.status(), StatusCode::OK);
     }
 
     #[tokio::test]
