@@ -188,6 +188,8 @@ pub struct Journal {
 #[derive(Debug, Default)]
 pub struct Rejects {
     counts: [Counter; Reject::ALL.len()],
+    /// When the line of each reason was kept, in Unix seconds.
+    kept: [AtomicI64; Reject::ALL.len()],
     last: Mutex<[Option<Refused>; Reject::ALL.len()]>,
 }
 
@@ -211,10 +213,10 @@ impl Rejects {
     /// Counts a refused line and keeps its beginning, for each reason at most once a second.
     pub fn add(&self, reason: Reject, line: &[u8], now: Time) {
         self.of(reason).add(1);
-        let mut last = self.last.lock().expect("no panic under this lock");
-        let last = &mut last[reason as usize];
-        if last.as_ref().is_none_or(|last| last.at.seconds() != now.seconds()) {
-            *last = Some(Refused { at: now, excerpt: excerpt(line) });
+        // A sender of nothing else must not make its reader take a lock for each line.
+        if self.kept[reason as usize].swap(now.seconds(), Relaxed) != now.seconds() {
+            let refused = Refused { at: now, excerpt: excerpt(line) };
+            self.last.lock().expect("no panic under this lock")[reason as usize] = Some(refused);
         }
     }
 
