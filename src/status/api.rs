@@ -22,7 +22,7 @@ use tokio::time::Sleep;
 
 use super::{Status, busy, elsewhere, series};
 use crate::capture::{self, Record};
-use crate::cgroup::proc::{self, Proc};
+use crate::cgroup::proc::{self, Proc, TICKS_PER_SECOND};
 use crate::cost::Cost;
 use crate::ledger::Ledger;
 use crate::telemetry::recorder::Datagram;
@@ -64,9 +64,6 @@ const PATHS: &[(&str, &str, &str)] = &[
 
 /// Names and keys shown when the request does not say how many.
 const LIMIT: usize = 50;
-
-/// Linux gives processor time to programs in these units on every machine.
-const TICKS_PER_SECOND: f64 = 100.0;
 
 /// How long a tap or a capture stays open at most, and a capture when not told.
 const TAP_SECONDS: u64 = 3600;
@@ -357,7 +354,7 @@ fn process() -> Json {
     let stat = proc.of(id, "stat").ok().and_then(|text| proc::stat(&text));
     let status = proc.of(id, "status").ok().map(|text| proc::status(&text));
     json!({
-        "cpu_seconds": stat.map(|s| (s.user_ticks + s.system_ticks) as f64 / TICKS_PER_SECOND),
+        "cpu_seconds": stat.map(|s| (s.user_ticks + s.system_ticks) as f64 / TICKS_PER_SECOND as f64),
         "rss_bytes": status.as_ref().and_then(|status| status.resident_bytes),
         "threads": status.as_ref().and_then(|status| status.threads),
         "open_files": proc.open_files(id).ok(),
