@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
-use super::ledger;
+use super::books;
 use super::namespace::{Namespace, ip};
 use super::process::{DEADLINE, KEY, Launch, UDP};
 use super::received::Received;
@@ -70,12 +70,12 @@ fn a_dead_link_is_noticed_and_the_payload_is_sent_again() {
         link.set("down");
         tallyd.wait_for_stderr("fails: ");
         let noticed = cut.elapsed();
-        ledger::assert_conserved(&tallyd, "datadog");
+        books::assert_conserved(&tallyd, "datadog");
         link.set("up");
         tallyd.wait_until("it is delivered", |tallyd| {
-            ledger::figure(tallyd, "datadog", "delivered_points_total") == 2.0
+            books::figure(tallyd, "datadog", "delivered_points_total") == 2.0
         });
-        ledger::assert_conserved(&tallyd, "datadog");
+        books::assert_conserved(&tallyd, "datadog");
         tallyd.stop();
         noticed
     });

@@ -1,74 +1,73 @@
-//! The books of the sinks, as `/metrics` shows them.
+//! The ledger of a running process: every line and every point has an outcome.
 
-use std::sync::atomic::Ordering::Relaxed;
+use serde_json::Value as Json;
 
-use tallyd::telemetry::Endpoint;
+use super::process::{Launch, UDP};
+use super::received::Received;
+use super::test_intake::{Intake, Response};
 
-use super::process::Tallyd;
+const LINES: [&str; 7] = [
+    "a:1|c\nb:2|g\nbad\n_e{1,1}:t|x\n_sc|up|0",
+    "c:1:2:3|h|#x:y",
+    "d:1|q\nd:2|q\nd:x|c",
+    "datadog.dogstatsd.client.packets_dropped:4|c|#client:go",
+    "datadog.dogstatsd.client.packets_dropped:3|c|#client:py",
+    "e:nan|g",
+    "_e{9,9}:t|x",
+];
 
-/// The sum of a figure over the endpoints of a sink.
-pub fn figure(tallyd: &Tallyd, sink: &str, name: &str) -> f64 {
-    tallyd.figure(&format!("tallyd_sink_{name}"), &format!("sink=\"{sink}\""))
-}
-
-/// Points of one page by endpoint: what came in or was found, and what became of it.
-fn accounts(page: &str, sink: &str) -> Vec<(String, f64, f64)> {
-    let came = ["offered_points_total", "spool_found_points_total"];
-    let went = ["delivered_points_total", "spooled_points", "held_points", "dropped_points_total"];
-    let figure = |line: &str| -> Option<(String, String, f64)> {
-        let (series, value) = line.strip_prefix("tallyd_sink_")?.rsplit_once(' ')?;
-        let (name, labels) = series.split_once('{')?;
-        let endpoint = labels.split("endpoint=\"").nth(1)?.split('"').next()?;
-        let of_sink = labels.contains(&format!("sink=\"{sink}\""));
-        of_sink.then(|| (name.to_owned(), endpoint.to_owned(), value.parse().unwrap()))
-    };
-    let figures: Vec<_> = page.lines().filter_map(figure).collect();
-    let mut endpoints: Vec<_> = figures.iter().map(|(_, endpoint, _)| endpoint.clone()).collect();
-    endpoints.sort();
-    endpoints.dedup();
-    let sum = |endpoint: &str, names: &[&str]| {
-        let chosen =
-            figures.iter().filter(|(name, of, _)| of == endpoint && names.contains(&name.as_str()));
-        chosen.map(|(.., value)| value).sum::<f64>()
-    };
-    let account =
-        |endpoint: String| (endpoint.clone(), sum(&endpoint, &came), sum(&endpoint, &went));
-    endpoints.into_iter().map(account).collect()
-}
-
-/// At each endpoint of a sink every point that came in, or was found, is delivered, spooled, held,
-/// or dropped for a cause. While a payload changes from one to the other it may be seen in both, so
-/// this waits a moment for the books to balance.
-pub fn assert_conserved(tallyd: &Tallyd, sink: &str) {
-    let balanced = |page: &str| accounts(page, sink).iter().all(|(_, came, went)| came == went);
-    tallyd.wait_until(&format!("the books of {sink} balance"), |tallyd| {
-        let page = tallyd.page("/metrics");
-        assert!(!accounts(&page, sink).is_empty(), "{page}");
-        balanced(&page)
-    });
-}
-
-/// The same of an endpoint within this process. What is offered counts once it is encoded, and is
-/// held until then: so this is true only while no batch is on that way.
-pub fn balance(endpoint: &Endpoint) -> bool {
-    let came = endpoint.offered.get() + endpoint.found.get();
-    let dropped: u64 = endpoint.drops().iter().map(|(_, points)| points).sum();
-    let waits = endpoint.spooled.points.load(Relaxed) + endpoint.held.load(Relaxed);
-    came == endpoint.delivered.get() + waits + dropped
+fn ledger(text: &str) -> Json {
+    serde_json::from_str(text).expect("the ledger is JSON")
 }
 
 #[test]
-fn books_that_do_not_balance_are_seen() {
-    let page = "tallyd_sink_offered_points_total{sink=\"s\",endpoint=\"a\"} 5\n\
-                tallyd_sink_offered_points_total{sink=\"s\",endpoint=\"b\"} 2\n\
-                tallyd_sink_offered_points_total{sink=\"t\",endpoint=\"a\"} 9\n\
-                tallyd_sink_spool_found_points_total{sink=\"s\",endpoint=\"b\"} 3\n\
-                tallyd_sink_delivered_points_total{sink=\"s\",endpoint=\"a\"} 1\n\
-                tallyd_sink_spooled_points{sink=\"s\",endpoint=\"a\"} 1\n\
-                tallyd_sink_held_points{sink=\"s\",endpoint=\"a\"} 1\n\
-                tallyd_sink_dropped_points_total{sink=\"s\",endpoint=\"a\",cause=\"x\"} 1\n\
-                tallyd_sink_dropped_points_total{sink=\"s\",endpoint=\"a\",cause=\"y\"} 1\n\
-                tallyd_sink_retries_total{sink=\"s\",endpoint=\"a\"} 7\n";
-    let expected = [("a".to_owned(), 5.0, 5.0), ("b".to_owned(), 5.0, 0.0)];
-    assert_eq!(accounts(page, "s"), expected);
+fn every_line_and_point_has_an_outcome() {
+    let intake = Intake::start();
+    // What the intake refuses is dropped with its cause.
+    intake.respond_with(|request| {
+        Response::status(if request.path.contains("check_run") { 400 } else { 202 })
+    });
+    let tallyd = Launch::new()
+        .to(&intake)
+        .env("TALLYD_TELEMETRY__SERIES", "true")
+        .set("telemetry.agent_series", "true")
+        .listen(&[UDP])
+        .start();
+    for datagram in LINES {
+        tallyd.send([datagram]);
+    }
+    let refused = |t: &super::process::Tallyd| {
+        let ledger = ledger(&t.page("/api/ledger"));
+        ledger["sinks"][0]["dropped"]["refused"] == 1 && ledger["clients"] != serde_json::json!({})
+    };
+    tallyd.wait_until("the check to be refused", refused);
+    let page = ledger(&tallyd.page("/api/ledger"));
+    let listener = &page["listeners"][0];
+    for (figure, expected) in [
+        ("datagrams", 7),
+        ("lines", 13),
+        ("samples", 6),
+        ("events", 1),
+        ("checks", 1),
+        ("kernel_drops", 0),
+        ("difference", 0),
+    ] {
+        assert_eq!(listener[figure], expected, "{figure} of {listener:#}");
+    }
+    let rejects = listener["rejects"].as_object().unwrap();
+    let lines: u64 = rejects.values().map(|reject| reject["lines"].as_u64().unwrap()).sum();
+    assert_eq!(lines, 5, "{rejects:#?}");
+    assert_eq!(rejects["type"]["excerpt"], "d:1|q");
+    assert_eq!(page["aggregate"]["non_finite"], 1);
+    assert_eq!(page["clients"]["datadog.dogstatsd.client.packets_dropped"], 7.0);
+    let sink = &page["sinks"][0];
+    assert_eq!(sink["difference"], 0, "{sink:#}");
+
+    let finished = tallyd.stop();
+    assert_eq!(finished.code(), 0, "{finished:#?}");
+    let received = Received::of(&intake.requests());
+    assert_eq!(received.sum("tallyd.listener_lines"), 13.0);
+    assert_eq!(received.sum("tallyd.listener_rejects"), 5.0);
+    assert_eq!(received.sum("datadog.agent.dogstatsd.processed"), 6.0 + 1.0 + 1.0 + 5.0);
+    assert_eq!(received.sum("datadog.agent.dogstatsd.udp_packets"), 7.0);
 }

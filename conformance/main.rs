@@ -4,6 +4,7 @@
 mod activation;
 mod aggregate_model;
 mod aggregate_vectors;
+mod books;
 mod captures;
 mod cgroups;
 mod clock;
@@ -20,7 +21,6 @@ mod journal_kills;
 mod latencies;
 mod layers;
 mod ledger;
-mod ledger_page;
 mod namespace;
 mod origin;
 mod outage;

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use super::books;
 use super::datadog_payload::Body;
-use super::ledger;
 use super::process::{DEADLINE, KEY, Launch, Tallyd, UDP};
 use super::received::Received;
 use super::test_intake::{Intake, Request, Response};
@@ -59,7 +59,7 @@ impl World {
 }
 
 fn figure(tallyd: &Tallyd, name: &str) -> f64 {
-    ledger::figure(tallyd, "datadog", name)
+    books::figure(tallyd, "datadog", name)
 }
 
 /// Sends gauges `g0`, `g1` and so on, each in a flush of its own, and waits until they are spooled.
@@ -87,7 +87,7 @@ fn assert_gauges(intake: &Intake, wanted: &[u32]) {
 }
 
 fn assert_conserved(tallyd: &Tallyd) {
-    ledger::assert_conserved(tallyd, "datadog");
+    books::assert_conserved(tallyd, "datadog");
 }
 
 fn kill(tallyd: Tallyd) {

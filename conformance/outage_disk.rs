@@ -18,7 +18,7 @@ use tallyd::sinks::{Durable, Sending, Sink, Verdict};
 use tallyd::telemetry::{Endpoint, Telemetry};
 use tokio::time::Instant;
 
-use super::ledger::{assert_conserved, balance, figure};
+use super::books::{assert_conserved, balance, figure};
 use super::process::{KEY, Launch, Tallyd, UDP};
 use super::received::Received;
 use super::test_intake::{Intake, Request, Response};

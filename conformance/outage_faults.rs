@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::pki_types::PrivatePkcs8KeyDer;
 
-use super::ledger::{assert_conserved, figure};
+use super::books::{assert_conserved, figure};
 use super::namespace::Namespace;
 use super::process::{KEY, Launch, Tallyd, UDP};
 
