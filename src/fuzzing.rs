@@ -253,15 +253,17 @@ pub fn journal(data: &[u8]) {
             let generation = Generation { number: 1, start: 10, end: 20 };
             let (dialect, eol_required) = (Dialect::Statsd, false);
             let source = journal::Source { name: "x".to_owned(), dialect, eol_required };
-            let mut file = Header { seed: 7, sequence: 0, generation, source }.encode();
+            let (numbering, waiting) = (0, false);
+            let header = Header { seed: 7, sequence: 0, generation, source, numbering, waiting };
+            let mut file = header.encode();
             file.extend((data.len() as u32).to_le_bytes());
             let mut checksum = crc32fast::Hasher::new_with_initial(7);
             checksum.update(data);
             file.extend(checksum.finalize().to_le_bytes());
             file.extend(data);
             file.extend(END);
-            let bytes = segment(&file).expect("its header is good");
-            assert!(bytes <= data.len());
+            let entries = segment(&file).expect("its header is good");
+            assert!(entries <= data.len());
         }
         2 => checkpoint(data),
         3 => {
@@ -281,11 +283,10 @@ pub fn journal(data: &[u8]) {
     }
 }
 
-/// Bytes of the datagrams in a segment.
+/// Entries in a segment.
 fn segment(file: &[u8]) -> Option<usize> {
     let (header, rest) = Header::decode(file).ok()?;
-    let datagrams = Records::new(&header, rest).flat_map(|record| record.datagrams);
-    Some(datagrams.map(|datagram| datagram.bytes.len()).sum())
+    Some(Records::new(&header, rest).map(|record| record.entries.len()).sum())
 }
 
 fn checkpoint(file: &[u8]) {

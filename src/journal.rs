@@ -1,17 +1,27 @@
 //! What was read outlives the process.
 //!
-//! A reader appends each batch of datagrams to a file of its own, its *segment*, before it adds them
-//! to the aggregate. Once every sink has the batch of a flush safe, the segments that it came from
-//! are released, and used again. What a process leaves behind is read again by the next one.
+//! A reader appends what it understood of each batch of datagrams to a file of its own, its
+//! *segment*, in the same window in which it adds it to the aggregate: a number for the series,
+//! which is described once, and the values. Until then the datagrams themselves lie in buffers that
+//! outlive the process too ([`landing`]). Once every sink has the batch of a flush safe, the
+//! segments that it came from are released, and used again. What a process leaves behind is taken
+//! in again by the next one.
 //!
 //! ```text
-//! reader   --append--> segment-3     under the window: a segment is of one generation
-//! flush    --batch---> sinks         with a receipt; when the last of it is gone:
-//! journal  --release-> released      one write says which generations need no replay
-//!          --sync----> segment-*     each journal.sync_interval, off the readers' way
+//! socket   --recvmmsg-> landing       datagrams
+//! reader   --append---> segment-3     samples, under the window: a segment is of one generation
+//! flush    --batch----> sinks         with a receipt; when the last of it is gone:
+//! journal  --release--> released      one write says which generations need no replay
+//!          --sync-----> segment-*     each journal.sync_interval, off the readers' way
 //! ```
 //!
-//! Appending is one `pwritev` into the page cache: it survives the process at once, and a loss of
+//! Samples instead of datagrams, since they are a tenth of the bytes, have the tags of their
+//! senders already, and need not be parsed and mapped again.
+//!
+//! What waits for the tags of its sender is in no generation yet. It lies as it came in a segment
+//! apart, until it is taken in: the record that holds its samples says so as well.
+//!
+//! Appending is one `pwrite` into the page cache: it survives the process at once, and a loss of
 //! power once it is synced. Errors of the disk never stop a reader: what could not be appended is
 //! counted, and appending is tried again in the next generation and each second.
 
@@ -20,7 +30,7 @@ pub mod format;
 mod landing;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, IoSlice};
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -30,18 +40,20 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use ahash::{HashSet, HashSetExt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smallvec::SmallVec;
 
+use crate::batch::{Event, ServiceCheck};
 use crate::fail;
 use crate::hash::Keys;
-use crate::shard::{Generation, Shards};
-use crate::sys::{self, Datagram, Receiver};
+use crate::sample::Sample;
+use crate::shard::{Generation, Handle, Locked, Shards};
+use crate::sys::Receiver;
 use crate::telemetry::Telemetry;
 use crate::time::Time;
 use checkpoint::{Checkpoint, Encoder, Entry};
-use format::{END, Header, Released, SLOT, Unreadable};
+use format::{Draft, END, Header, Record, Released, SLOT, Unreadable, Waiting};
 
 pub use format::Source;
 pub use landing::Landing;
@@ -68,9 +80,6 @@ impl Default for Config {
 const SEGMENT_MIN: u64 = 16 * 1024;
 const SEGMENT_MAX: u64 = 4 * 1024 * 1024;
 const SEGMENTS: u64 = 16;
-
-/// Buffers of one write: the head of a record, the datagrams, the end.
-const SLICES_MAX: usize = 1024;
 
 const SEGMENT: &str = "segment-";
 const CHECKPOINT: &str = "checkpoint-";
@@ -150,11 +159,13 @@ struct Files {
     checkpoints: Vec<(Range<u64>, PathBuf)>,
 }
 
-/// One reader's part of one generation.
+/// One reader's part of one generation, or what waits in it.
 struct Segment {
     path: PathBuf,
     file: File,
     generation: Generation,
+    /// It holds what waits, of whatever generation, and is released by its reader alone.
+    waiting: bool,
     /// Bytes of the file that are in use.
     written: AtomicU64,
     synced: AtomicU64,
@@ -202,6 +213,8 @@ impl Drop for Slip {
 pub struct Found {
     /// In the order in which they were written.
     segments: Vec<(Header, PathBuf)>,
+    /// Segments of what waits.
+    waiting: Vec<(Header, PathBuf)>,
     checkpoints: Vec<PathBuf>,
     landings: Vec<Landing>,
     /// What the members of sets in checkpoints are hashed under.
@@ -288,6 +301,10 @@ impl Journal {
                 continue;
             };
             *sequence = (*sequence).max(header.sequence + 1);
+            if header.waiting {
+                found.waiting.push((header, path));
+                continue;
+            }
             if released.holds(header.generation.number) || covered(header.generation.number) {
                 let _ = self.step(Op::Remove).and_then(|()| fs::remove_file(&path));
                 continue;
@@ -296,7 +313,7 @@ impl Journal {
             found.start = found.start.max(Some(header.generation.start));
             let file = OpenOptions::new().read(true).write(true).open(&path)?;
             self.used.fetch_add(bytes, Relaxed);
-            segments.push(Arc::new(Segment::new(path.clone(), file, header.generation, bytes)));
+            segments.push(Arc::new(Segment::new(path.clone(), file, &header, bytes)));
             found.segments.push((header, path));
         }
         checkpoints.sort_by_key(|(range, _)| range.start);
@@ -380,7 +397,18 @@ impl Journal {
 
     /// What a reader appends by.
     pub fn writer(self: &Arc<Self>, source: Source) -> Writer {
-        Writer { journal: Arc::clone(self), source, open: None, head: Vec::new() }
+        Writer {
+            journal: Arc::clone(self),
+            source,
+            draft: Draft::default(),
+            open: None,
+            generation: None,
+            numbers: Numbers::default(),
+            waiting: None,
+            waiting_count: 0,
+            taken: Vec::new(),
+            next_id: landing::random(),
+        }
     }
 
     /// Stands for these generations, until the last clone is gone.
@@ -389,9 +417,17 @@ impl Journal {
         Slip(Some((work, generations)))
     }
 
-    /// Begins a segment.
-    fn segment(&self, generation: Generation, source: &Source) -> io::Result<Open> {
-        if self.used.load(Relaxed) + self.segment_bytes > self.max_bytes {
+    /// Begins a segment that has room for a record of this length. Without a numbering it begins
+    /// one.
+    fn segment(
+        &self,
+        generation: Generation,
+        source: &Source,
+        numbering: Option<u64>,
+        waiting: bool,
+        length: u64,
+    ) -> io::Result<Open> {
+        if self.used.load(Relaxed) + length.max(self.segment_bytes) > self.max_bytes {
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
         let (spare, number, sequence) = {
@@ -406,14 +442,16 @@ impl Journal {
             None => self.create(number)?,
         };
         let seed = random();
-        let header = Header { seed, sequence, generation, source: source.clone() }.encode();
+        let (source, numbering) = (source.clone(), numbering.unwrap_or(sequence));
+        let header = Header { seed, sequence, generation, source, numbering, waiting };
+        let bytes = header.encode();
         self.step(Op::Append)?;
-        file.write_all_at(&[&header[..], &END].concat(), 0)?;
-        let position = header.len() as u64;
-        self.used.fetch_add(position, Relaxed);
-        let segment = Arc::new(Segment::new(path, file, generation, position));
+        file.write_all_at(&[&bytes[..], &END].concat(), 0)?;
+        let first = bytes.len() as u64;
+        self.used.fetch_add(first, Relaxed);
+        let segment = Arc::new(Segment::new(path, file, &header, first));
         self.files().segments.push(Arc::clone(&segment));
-        Ok(Open { segment, seed, position })
+        Ok(Open { segment, seed, numbering, first, position: first })
     }
 
     fn create(&self, number: u64) -> io::Result<(PathBuf, File)> {
@@ -517,11 +555,12 @@ impl Journal {
 }
 
 impl Segment {
-    fn new(path: PathBuf, file: File, generation: Generation, written: u64) -> Self {
+    fn new(path: PathBuf, file: File, header: &Header, written: u64) -> Self {
         Self {
             path,
             file,
-            generation,
+            generation: header.generation,
+            waiting: header.waiting,
             written: AtomicU64::new(written),
             synced: AtomicU64::new(0),
             broken: AtomicBool::new(false),
@@ -533,16 +572,86 @@ impl Segment {
 pub struct Writer {
     journal: Arc<Journal>,
     source: Source,
+    /// The record in the making.
+    draft: Draft,
     open: Option<Open>,
-    /// The head of a record.
-    head: Vec<u8>,
+    /// What the record belongs to; of another one, series have no numbers yet.
+    generation: Option<Generation>,
+    numbers: Numbers,
+    /// Holds what waits.
+    waiting: Option<Open>,
+    waiting_count: usize,
+    /// What waited and is in the record.
+    taken: Vec<u64>,
+    /// Of the next one that waits. They begin by chance, so that no two processes have one alike.
+    next_id: u64,
 }
 
 /// The segment that is being written.
 struct Open {
     segment: Arc<Segment>,
     seed: u32,
+    numbering: u64,
+    /// Behind the header.
+    first: u64,
     position: u64,
+}
+
+/// The numbers of series, which begin anew in each generation.
+#[derive(Default)]
+struct Numbers {
+    /// Which beginning this is.
+    turn: u32,
+    next: u32,
+    /// By shard and row: the number, and the turn that gave it.
+    rows: Vec<Vec<(u32, u32)>>,
+}
+
+impl Numbers {
+    fn begin(&mut self) {
+        self.next = 0;
+        self.turn = self.turn.wrapping_add(1);
+        if self.turn == 0 {
+            // No row may seem to have a number of a turn so long ago.
+            self.rows.clear();
+            self.turn = 1;
+        }
+    }
+
+    /// The number of a series, and whether it is new.
+    #[inline]
+    fn of(&mut self, handle: Handle) -> (u32, bool) {
+        if let Some(&(number, turn)) =
+            self.rows.get(handle.shard()).and_then(|rows| rows.get(handle.row()))
+            && turn == self.turn
+        {
+            return (number, false);
+        }
+        (self.give(handle), true)
+    }
+
+    #[cold]
+    fn give(&mut self, handle: Handle) -> u32 {
+        let (shard, row) = (handle.shard(), handle.row());
+        if self.rows.len() <= shard {
+            self.rows.resize_with(shard + 1, Vec::new);
+        }
+        let rows = &mut self.rows[shard];
+        if rows.len() <= row {
+            rows.resize((row + 1).next_power_of_two(), (0, 0));
+        }
+        let number = self.next;
+        self.next += 1;
+        rows[row] = (number, self.turn);
+        number
+    }
+}
+
+/// What a record stands for, should it not be appended.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Load {
+    pub datagrams: u64,
+    pub bytes: u64,
 }
 
 impl Writer {
@@ -551,58 +660,134 @@ impl Writer {
         landing::open(&self.journal.folder, &self.source, buffer_size)
     }
 
-    /// Appends what arrived at `now` and is about to be added to this generation. What cannot be
-    /// appended is counted.
-    /// `batch` is the number that their receiver gave them, or 0.
-    pub fn append(
-        &mut self,
-        datagrams: &[Datagram<'_>],
-        batch: u64,
-        generation: &Generation,
-        now: Time,
-    ) {
-        let journal = Arc::clone(&self.journal);
-        let bytes = || datagrams.iter().map(|datagram| datagram.bytes.len() as u64).sum();
-        let count = datagrams.len() as u64;
-        if self.open.is_none() && !journal.worth_a_try(generation, now) {
-            return journal.unprotected(count, bytes(), now, || {});
-        }
-        if let Err(error) = self.try_append(datagrams, batch, generation, now) {
-            // Whatever was written in part is behind the last end, and cut off when it is read.
-            self.open = None;
-            journal.failed(&error, count, bytes(), now);
+    /// Begins a record of what is added to this generation.
+    pub fn begin(&mut self, generation: &Generation) {
+        self.draft.clear();
+        self.taken.clear();
+        if self.generation != Some(*generation) {
+            self.begin_numbering();
+            self.generation = Some(*generation);
         }
     }
 
-    fn try_append(
+    /// Series are described again.
+    fn begin_numbering(&mut self) {
+        self.open = None;
+        self.numbers.begin();
+    }
+
+    /// Puts a sample into the record that was just added to a series of this shard.
+    #[inline]
+    pub fn sample(&mut self, handle: Handle, shard: &Locked<'_>, sample: &Sample<'_>) {
+        let (number, new) = self.numbers.of(handle);
+        if new {
+            self.draft.series(shard.context(handle));
+        }
+        self.draft.sample(number, sample, shard.absolute(handle, sample.values));
+    }
+
+    pub fn event(&mut self, event: &Event) {
+        self.draft.event(event);
+    }
+
+    pub fn check(&mut self, check: &ServiceCheck) {
+        self.draft.check(check);
+    }
+
+    /// Appends something that waits for the tags of its sender, as it came at `now` in this batch.
+    /// Returns the number by which it is told later that it was taken in.
+    pub fn wait(
         &mut self,
-        datagrams: &[Datagram<'_>],
+        bytes: &[u8],
+        (truncated, line): (bool, bool),
         batch: u64,
+        now: Time,
+    ) -> u64 {
+        let id = self.next_id;
+        self.next_id = self.next_id.wrapping_add(1);
+        let mut draft = Draft::default();
+        draft.waits(Waiting { id, bytes, truncated, line });
+        if let Err(error) = self.try_wait(&mut draft, batch, now) {
+            self.waiting = None;
+            self.journal.failed(&error, 1, bytes.len() as u64, now);
+        }
+        self.waiting_count += 1;
+        id
+    }
+
+    fn try_wait(&mut self, draft: &mut Draft, batch: u64, now: Time) -> io::Result<()> {
+        let generation = self.generation.ok_or(io::ErrorKind::NotFound)?;
+        let length = draft.len() as u64;
+        let open = self.waiting.take().filter(|open| !open.segment.broken.load(Relaxed));
+        let mut open = match open {
+            Some(open) => open,
+            None => self.journal.segment(generation, &self.source, None, true, length)?,
+        };
+        self.append(&mut open, draft, batch, now)?;
+        self.waiting = Some(open);
+        Ok(())
+    }
+
+    /// What waited under this number is in the record.
+    pub fn taken(&mut self, id: u64) {
+        self.draft.taken(id);
+        self.taken.push(id);
+        self.waiting_count = self.waiting_count.saturating_sub(1);
+    }
+
+    /// Appends the record of what arrived at `now`, while nothing rotates since it was begun.
+    /// `batch` is the number that its receiver gave it, or 0. What cannot be appended is counted.
+    pub fn commit(&mut self, batch: u64, load: Load, now: Time) {
+        if self.draft.is_empty() && batch == 0 {
+            return;
+        }
+        let Some(generation) = self.generation else { return };
+        let journal = Arc::clone(&self.journal);
+        if self.open.is_none() && !journal.worth_a_try(&generation, now) {
+            self.begin_numbering();
+            return journal.unprotected(load.datagrams, load.bytes, now, || {});
+        }
+        let mut draft = std::mem::take(&mut self.draft);
+        if let Err(error) = self.try_commit(&mut draft, &generation, batch, now) {
+            // Whatever was written in part is behind the last end, and cut off when it is read.
+            self.begin_numbering();
+            journal.failed(&error, load.datagrams, load.bytes, now);
+        }
+        self.draft = draft;
+        if self.waiting_count == 0 {
+            self.nothing_waits();
+        } else if !self.taken.is_empty() {
+            self.some_wait(now);
+        }
+    }
+
+    fn try_commit(
+        &mut self,
+        draft: &mut Draft,
         generation: &Generation,
+        batch: u64,
         now: Time,
     ) -> io::Result<()> {
-        let length = format::record_length(datagrams) as u64;
+        let length = draft.len() as u64;
+        let numbering = self.open.as_ref().map(|open| open.numbering);
         let has_room = |open: &Open| {
-            open.segment.generation == *generation
-                && open.position + length <= self.journal.segment_bytes
+            open.position + length <= self.journal.segment_bytes
                 && !open.segment.broken.load(Relaxed)
         };
         let mut open = match self.open.take().filter(has_room) {
             Some(open) => open,
-            None => self.journal.segment(*generation, &self.source)?,
+            None => self.journal.segment(*generation, &self.source, numbering, false, length)?,
         };
         self.journal.works(now);
-        format::write_record_head(open.seed, now, batch, datagrams, &mut self.head);
-        let mut slices = SmallVec::<[IoSlice<'_>; 32]>::new();
-        slices.push(IoSlice::new(&self.head));
-        slices.extend(datagrams.iter().map(|datagram| IoSlice::new(datagram.bytes)));
-        slices.push(IoSlice::new(&END));
-        debug_assert!(slices.len() <= SLICES_MAX);
+        self.append(&mut open, draft, batch, now)?;
+        self.open = Some(open);
+        Ok(())
+    }
+
+    fn append(&self, open: &mut Open, draft: &mut Draft, batch: u64, now: Time) -> io::Result<()> {
+        let length = draft.len() as u64;
         self.journal.step(Op::Append)?;
-        let written = sys::write_at(&open.segment.file, &slices, open.position)?;
-        if (written as u64) < length {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
+        open.segment.file.write_all_at(draft.finish(open.seed, now, batch), open.position)?;
         fail::point("journal.appended");
         open.position += length;
         open.segment.written.store(open.position, Relaxed);
@@ -611,8 +796,39 @@ impl Writer {
             self.journal.want_checkpoint();
         }
         self.journal.telemetry.journal.bytes.add(length);
-        self.open = Some(open);
         Ok(())
+    }
+
+    /// Some of what waited was taken in. Its record may be released before the rest is.
+    fn some_wait(&mut self, now: Time) {
+        let Some(mut open) = self.waiting.take() else { return };
+        let mut draft = Draft::default();
+        self.taken.iter().for_each(|id| draft.taken(*id));
+        match self.append(&mut open, &mut draft, 0, now) {
+            Ok(()) => self.waiting = Some(open),
+            Err(error) => self.journal.failed(&error, 0, 0, now),
+        }
+    }
+
+    /// All that waited was taken in, so none of it is to be taken in again.
+    fn nothing_waits(&mut self) {
+        let Some(open) = &mut self.waiting else { return };
+        if open.position == open.first {
+            return;
+        }
+        let emptied = self.journal.step(Op::Append);
+        match emptied.and_then(|()| open.segment.file.write_all_at(&END, open.first)) {
+            Ok(()) => {
+                self.journal.used.fetch_sub(open.position - open.first, Relaxed);
+                open.position = open.first;
+                open.segment.written.store(open.first, Relaxed);
+            }
+            Err(error) => {
+                let _ = fs::remove_file(&open.segment.path);
+                self.waiting = None;
+                tracing::debug!("journal: cannot empty what waited: {error}");
+            }
+        }
     }
 }
 
@@ -781,8 +997,9 @@ impl Journal {
     /// Takes segments out of use.
     fn free(&self, files: &mut Files, is_free: impl Fn(u64) -> bool) {
         let segments = std::mem::take(&mut files.segments);
-        let (gone, kept) =
-            segments.into_iter().partition::<Vec<_>, _>(|s| is_free(s.generation.number));
+        let (gone, kept) = segments
+            .into_iter()
+            .partition::<Vec<_>, _>(|s| !s.waiting && is_free(s.generation.number));
         files.segments = kept;
         for segment in gone {
             self.used.fetch_sub(segment.written.load(Relaxed), Relaxed);
@@ -824,21 +1041,35 @@ impl Journal {
     }
 }
 
+/// What was received or waited, and never came into a record of samples.
+#[derive(Debug)]
+pub struct Left {
+    pub source: Source,
+    pub arrival: Time,
+    /// The number of the batch in which they were received, or 0.
+    pub batch: u64,
+    pub datagrams: Vec<(Vec<u8>, bool)>,
+    /// What they are known by, if they waited.
+    pub ids: Vec<u64>,
+}
+
 impl Found {
     pub fn is_empty(&self) -> bool {
-        self.segments.is_empty() && self.checkpoints.is_empty() && self.landings.is_empty()
+        self.segments.is_empty()
+            && self.waiting.is_empty()
+            && self.checkpoints.is_empty()
+            && self.landings.is_empty()
     }
 
-    /// Gives every record that was found, generation by generation, with where it came from.
-    /// Returns the batches that were received and appended to no segment.
+    /// Gives every record that was found, generation by generation, with where it came from; then
+    /// what is left, which is to be appended by the time that `left` is over.
     pub fn replay(
         self,
         journal: &Journal,
         mut restore: impl FnMut(Entry),
-        mut each: impl FnMut(&Header, &[Datagram<'_>], Time),
-    ) -> Vec<Landing> {
-        let counters = &journal.telemetry.journal;
-        let mut torn = 0;
+        mut each: impl FnMut(&Header, Record<'_>),
+        mut left: impl FnMut(Left),
+    ) {
         for path in self.checkpoints {
             // It was whole a moment ago.
             let Ok(bytes) = fs::read(&path) else { continue };
@@ -847,32 +1078,79 @@ impl Found {
                 restore(entry);
             }
         }
-        let mut landings = self.landings;
-        for (header, path) in self.segments {
-            let read = journal.step(Op::Read).and_then(|()| fs::read(&path));
-            let bytes = match read {
-                Ok(bytes) => bytes,
-                Err(error) => {
-                    journal.set_aside(&path, &error.to_string());
-                    continue;
-                }
-            };
-            let Ok((_, records)) = Header::decode(&bytes) else { continue };
-            let mut records = format::Records::new(&header, records);
-            for record in &mut records {
-                counters.replayed_datagrams.add(record.datagrams.len() as u64);
-                each(&header, &record.datagrams, record.arrival);
-                landings.iter_mut().for_each(|landing| landing.appended(record.batch));
-            }
-            torn += u64::from(records.is_torn());
+        let (mut torn, mut taken, mut batches) = (0, HashSet::new(), HashSet::new());
+        let mut take = |record: &Record<'_>| {
+            let ids = record.entries.iter().filter_map(|entry| match entry {
+                format::Entry::Taken(id) => Some(*id),
+                _ => None,
+            });
+            taken.extend(ids);
+        };
+        for (header, path) in &self.segments {
+            torn += journal.records(header, path, |record| {
+                batches.insert(record.batch);
+                take(&record);
+                each(header, record);
+            });
         }
-        counters.torn.add(torn);
+        for (header, path) in &self.waiting {
+            torn += journal.records(header, path, |record| take(&record));
+        }
+        let (appended, landings): (Vec<_>, Vec<_>) =
+            self.landings.into_iter().partition(|landing| batches.contains(&landing.batch()));
+        appended.into_iter().for_each(Landing::remove);
+        for (header, path) in &self.waiting {
+            journal.records(header, path, |record| {
+                let waits = record.entries.into_iter().filter_map(|entry| match entry {
+                    format::Entry::Waits(waiting) if !taken.contains(&waiting.id) => Some(waiting),
+                    _ => None,
+                });
+                // Of a batch that has to be taken in as a whole nothing is taken in by itself.
+                let landed = |batch| batch != 0 && landings.iter().any(|l| l.batch() == batch);
+                for Waiting { id, bytes, truncated, line } in waits {
+                    if landed(record.batch) {
+                        continue;
+                    }
+                    // With its end, which the listener may require.
+                    let end: &[u8] = if line { b"\n" } else { b"" };
+                    left(Left {
+                        source: header.source.clone(),
+                        arrival: record.arrival,
+                        batch: 0,
+                        datagrams: vec![([bytes, end].concat(), truncated)],
+                        ids: vec![id],
+                    });
+                }
+            });
+            let _ = fs::remove_file(path);
+        }
+        for landing in landings {
+            landing.take(&mut left);
+        }
+        journal.telemetry.journal.torn.add(torn);
         if torn > 0 {
             tracing::warn!(
                 "journal: {torn} segments end in a record that is not whole: what it held is lost"
             );
         }
-        landings
+    }
+}
+
+impl Journal {
+    /// Gives the records of a segment. Returns how many were not whole, which is at most one.
+    fn records(&self, header: &Header, path: &Path, mut each: impl FnMut(Record<'_>)) -> u64 {
+        let read = self.step(Op::Read).and_then(|()| fs::read(path));
+        let bytes = match read {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                self.set_aside(path, &error.to_string());
+                return 0;
+            }
+        };
+        let Ok((_, records)) = Header::decode(&bytes) else { return 0 };
+        let mut records = format::Records::new(header, records);
+        records.by_ref().for_each(&mut each);
+        records.is_torn().into()
     }
 }
 
@@ -898,11 +1176,29 @@ fn random() -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sample::Dialect;
+    use crate::sample::{AlertType, Dialect, Priority};
     use crate::shard;
     use crate::value::{self, Plan};
 
     const NOW: Time = Time::from_seconds(1003);
+
+    /// Appends a record of one event.
+    fn append(writer: &mut Writer, title: &str, generation: &Generation, now: Time) {
+        let event = Event {
+            title: title.to_owned(),
+            text: String::new(),
+            timestamp: 0,
+            host: String::new(),
+            aggregation_key: String::new(),
+            source_type: String::new(),
+            priority: Priority::Normal,
+            alert_type: AlertType::Info,
+            tags: Vec::new(),
+        };
+        writer.begin(generation);
+        writer.event(&event);
+        writer.commit(0, Load { datagrams: 1, bytes: title.len() as u64 }, now);
+    }
 
     /// A journal whose disk fails at one operation while it is told to.
     struct Faulty {
@@ -936,10 +1232,8 @@ mod tests {
         }
 
         fn append(&mut self, text: &str, now: Time) {
-            let datagram =
-                Datagram { bytes: text.as_bytes(), truncated: false, sender: sys::Sender::Unknown };
             let window = self.shards.window(now);
-            self.writer.append(&[datagram], 0, window.generation(), now);
+            append(&mut self.writer, text, window.generation(), now);
         }
 
         /// What the next process would read, in order.
@@ -949,15 +1243,13 @@ mod tests {
             let gate: Gate = Arc::new(|_| Ok(()));
             let (journal, found) = Journal::open(&place, &config, Arc::default(), gate, NOW);
             let mut all = Vec::new();
-            found.replay(
-                &journal,
-                |_| {},
-                |_, datagrams, _| {
-                    let texts =
-                        datagrams.iter().map(|d| String::from_utf8_lossy(d.bytes).into_owned());
-                    all.extend(texts);
-                },
-            );
+            let each = |_: &Header, record: Record<'_>| {
+                all.extend(record.entries.into_iter().map(|entry| match entry {
+                    format::Entry::Event(event) => event.title,
+                    other => panic!("{other:?}"),
+                }));
+            };
+            found.replay(&journal, |_| {}, each, |left| panic!("{left:?}"));
             all
         }
 
@@ -1092,13 +1384,10 @@ mod tests {
         assert!(journal.telemetry.journal.failing.load(Relaxed) && found.is_empty());
         let generation = Generation { number: found.next, start: 1010, end: 1020 };
         world.writer = journal.writer(world.writer.source.clone());
-        let append = |writer: &mut Writer, text: &[u8], generation| {
-            let datagram = Datagram { bytes: text, truncated: false, sender: sys::Sender::Unknown };
-            writer.append(&[datagram], 0, &generation, Time::from_seconds(1011));
-        };
-        append(&mut world.writer, b"b", generation);
+        append(&mut world.writer, "b", &generation, NOW);
         journal.release(found.first..found.next + 1);
-        append(&mut world.writer, b"c", Generation { number: found.next + 1, ..generation });
+        let next = Generation { number: found.next + 1, ..generation };
+        append(&mut world.writer, "c", &next, NOW);
         assert_eq!(world.found(), ["a", "c"]);
     }
 

@@ -16,14 +16,14 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use self::held::{Held, Item, What};
-use crate::journal::{self, Journal};
+use crate::journal::{self, Journal, Load};
 use crate::origin::{Claims, Found, Key, Origin, Origins};
 use crate::parse;
 use crate::rules::{OriginHints, Outcome, Rules, sorted};
 use crate::sample::{
     CheckLine, Dialect, EventLine, Kind, Message, OriginFields, Reject, Sample, Values,
 };
-use crate::shard::{Generation, Handle, Shards, Window};
+use crate::shard::{Handle, Shards, Window};
 use crate::spellings::{Print, Series, Spellings};
 use crate::stream::{FrameError, Framer};
 use crate::sys::{BATCH, Datagram, Receiver, Sender, Senders};
@@ -70,6 +70,8 @@ pub struct Reader {
     late: bool,
     probe: Probe,
     journal: Option<journal::Writer>,
+    /// Number of the batch that is being taken in, by its receiver, or 0.
+    batch: u64,
 }
 
 /// Of what is being taken in: what it goes into, who sent it, and when it arrived.
@@ -126,7 +128,18 @@ impl Reader {
         let source = journal::Source { name, dialect: options.dialect, eol_required };
         let journal = shared.journal.as_ref().map(|journal| journal.writer(source));
         let (late, probe) = (false, Probe::default());
-        Self { shared, listener, options, eol_required, spellings, held, late, probe, journal }
+        Self {
+            shared,
+            listener,
+            options,
+            eol_required,
+            spellings,
+            held,
+            late,
+            probe,
+            journal,
+            batch: 0,
+        }
     }
 
     /// Lets samples of new senders wait for their tags, if the settings say so. Whoever wants that
@@ -149,7 +162,7 @@ impl Reader {
 
     /// Takes in what arrived at `now`, or lets it wait until its sender is known.
     pub fn datagrams(&mut self, datagrams: &[Datagram<'_>], now: Time) {
-        self.batch(datagrams, 0, now);
+        self.batch(datagrams, 0, now, || ());
     }
 
     /// What is to receive datagrams for this reader: they are the journal's, if there is one, from
@@ -159,18 +172,63 @@ impl Reader {
         landing.unwrap_or_else(|| Receiver::new(buffer_size)).asking(senders)
     }
 
-    /// Takes in what a receiver got at `now`, as the batch of this number.
-    pub fn batch(&mut self, datagrams: &[Datagram<'_>], number: u64, now: Time) {
+    /// Takes in what a receiver got at `now`, as the batch of this number, and tells when it is in
+    /// the journal. Until then nothing of it can be flushed.
+    pub fn batch(
+        &mut self,
+        datagrams: &[Datagram<'_>],
+        number: u64,
+        now: Time,
+        is_safe: impl FnOnce(),
+    ) {
         let shards = Arc::clone(&self.shared.shards);
-        for some in datagrams.chunks(WINDOW) {
+        let mut is_safe = Some(is_safe);
+        for (i, some) in datagrams.chunks(WINDOW).enumerate() {
             let window = shards.window(now);
-            if let Some(journal) = &mut self.journal {
-                journal.append(some, number, window.generation(), now);
-            }
+            self.batch = number;
+            self.begin_record(&window);
             for datagram in some {
                 self.receive(datagram, &window, now);
             }
+            self.commit_record(some.iter().map(|datagram| datagram.bytes), now);
+            if (i + 1) * WINDOW >= datagrams.len()
+                && let Some(is_safe) = is_safe.take()
+            {
+                is_safe();
+            }
         }
+    }
+
+    /// Takes in what an earlier process had left, and notes in the journal that it waits no more.
+    pub fn take_left(&mut self, datagrams: &[Datagram<'_>], batch: u64, ids: &[u64], now: Time) {
+        let shards = Arc::clone(&self.shared.shards);
+        let window = shards.window(now);
+        self.batch = batch;
+        self.begin_record(&window);
+        for datagram in datagrams {
+            self.receive(datagram, &window, now);
+        }
+        if let Some(journal) = &mut self.journal {
+            ids.iter().for_each(|id| journal.taken(*id));
+        }
+        self.commit_record(datagrams.iter().map(|datagram| datagram.bytes), now);
+    }
+
+    fn begin_record(&mut self, window: &Window<'_>) {
+        if let Some(journal) = &mut self.journal {
+            journal.begin(window.generation());
+        }
+    }
+
+    fn commit_record<'a>(&mut self, datagrams: impl Iterator<Item = &'a [u8]>, now: Time) {
+        let batch = std::mem::take(&mut self.batch);
+        let Some(journal) = &mut self.journal else { return };
+        let mut load = Load::default();
+        for datagram in datagrams {
+            load.datagrams += 1;
+            load.bytes += datagram.len() as u64;
+        }
+        journal.commit(batch, load, now);
     }
 
     fn receive(&mut self, datagram: &Datagram<'_>, window: &Window<'_>, now: Time) {
@@ -272,19 +330,20 @@ impl Reader {
         }
     }
 
-    /// Takes in what collectors made, each message as a line. It is not in the journal: what was not
-    /// sent is measured anew.
+    /// Takes in what collectors made, each message as a line.
     pub fn messages<'a>(&mut self, messages: impl Iterator<Item = Message<'a>>, now: Time) {
         let shards = Arc::clone(&self.shared.shards);
         let arrival = Arrival { window: &shards.window(now), sent: Origin::NONE, now };
         let mut run = Run::new();
         let mut counts = Counts::default();
+        self.begin_record(arrival.window);
         for message in messages {
             counts.lines += 1;
             self.message(message, b"", arrival, &mut run, &mut counts);
         }
         self.take(&mut run, arrival);
         self.count(&counts);
+        self.commit_record(std::iter::empty(), now);
     }
 
     fn count(&self, counts: &Counts) {
@@ -300,6 +359,9 @@ impl Reader {
         let Some(found) = self.origin_tags(line.origin, &hints, text, arrival) else { return };
         event.tags.extend(found.tags);
         event.tags = sorted(event.tags);
+        if let Some(journal) = &mut self.journal {
+            journal.event(&event);
+        }
         arrival.window.event(event);
     }
 
@@ -308,6 +370,9 @@ impl Reader {
         let Some(found) = self.origin_tags(line.origin, &hints, text, arrival) else { return };
         check.tags.extend(found.tags);
         check.tags = sorted(check.tags);
+        if let Some(journal) = &mut self.journal {
+            journal.check(&check);
+        }
         arrival.window.check(check);
     }
 
@@ -343,9 +408,15 @@ impl Reader {
         let parts = self.options.dialect == Dialect::Statsd && matches!(what, What::Line { .. });
         match asked {
             Some(key) if !self.late && !parts && self.held.may_wait(bytes.len(), open, now) => {
-                let Generation { number: generation, end, .. } = *open;
-                let (bytes, key) = (bytes.into(), key.clone());
-                self.held.push(Item { bytes, what, key, arrived: now, generation, end });
+                let key = key.clone();
+                let (truncated, line) = match what {
+                    What::Datagram { truncated } => (truncated, false),
+                    What::Line { .. } => (false, true),
+                };
+                let journal = self.journal.as_mut();
+                let id = journal.map(|j| j.wait(bytes, (truncated, line), self.batch, now));
+                let (bytes, end) = (bytes.into(), open.end);
+                self.held.push(Item { bytes, what, key, arrived: now, end, id });
                 Hold::Waits
             }
             _ => {
@@ -382,7 +453,7 @@ impl Reader {
     fn take_held(&mut self, item: &Item, late: bool, now: Time) {
         let shards = Arc::clone(&self.shared.shards);
         let window = shards.window(item.arrived);
-        self.append_again(item, &window);
+        self.begin_record(&window);
         let arrival = |sent| Arrival { window: &window, sent, now: item.arrived };
         self.late = late;
         match (item.what, self.shared.origins.origin(&item.key, now)) {
@@ -401,27 +472,10 @@ impl Reader {
             }
         }
         self.late = false;
-    }
-
-    /// What has waited goes into this generation: it has to be in the journal as long as that is.
-    fn append_again(&mut self, item: &Item, window: &Window<'_>) {
-        let Some(journal) = &mut self.journal else { return };
-        if item.generation == window.generation().number {
-            return;
+        if let (Some(journal), Some(id)) = (&mut self.journal, item.id) {
+            journal.taken(id);
         }
-        let sender = Sender::Unknown;
-        match item.what {
-            What::Datagram { truncated } => {
-                let whole = Datagram { bytes: &item.bytes, truncated, sender };
-                journal.append(&[whole], 0, window.generation(), item.arrived);
-            }
-            What::Line { .. } => {
-                // With its end, which the listener may require.
-                let bytes = &[&item.bytes, &b"\n"[..]].concat();
-                let line = Datagram { bytes, truncated: false, sender };
-                journal.append(&[line], 0, window.generation(), item.arrived);
-            }
-        }
+        self.commit_record([&*item.bytes].into_iter(), item.arrived);
     }
 
     /// Takes in every payload that a stream has complete. Returns false when the stream cannot be
@@ -532,6 +586,7 @@ impl Reader {
 
     /// Adds a run of samples, shard by shard and within each in the order of arrival.
     fn apply(&mut self, run: &Run<'_>, arrival: Arrival<'_>) {
+        let journal = &mut self.journal;
         let mut again = SmallVec::<[(usize, Kind); 4]>::new();
         for number in 0..self.shared.shards.len() {
             let mut none = true;
@@ -548,6 +603,8 @@ impl Reader {
                 stale = stale || shard.add(handle, pending.used, kind, &pending.sample).is_err();
                 if stale {
                     again.push((i, kind));
+                } else if let Some(journal) = journal {
+                    journal.sample(handle, &shard, &pending.sample);
                 }
             });
         }
@@ -572,6 +629,9 @@ impl Reader {
             };
             let mut shard = arrival.window.lock(handle.shard());
             if shard.add(handle, epoch, kind, sample).is_ok() {
+                if let Some(journal) = &mut self.journal {
+                    journal.sample(handle, &shard, sample);
+                }
                 return;
             }
         }

@@ -4,16 +4,21 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::journal::checkpoint::Entry;
-use crate::journal::{Found, Journal, Source};
+use crate::journal::checkpoint;
+use crate::journal::format::{Entry, Header, Record};
+use crate::journal::{Found, Journal, Left, Source};
 use crate::parse::Options;
 use crate::reader::{Reader, Shared};
-use crate::sample::Dialect;
-use crate::shard::Generation;
+use crate::sample::{Dialect, Kind};
+use crate::shard::{Generation, Handle};
+use crate::sys::{Datagram, Sender};
 use crate::time::Time;
 
 /// Before every bucket: rotates none.
 const START: Time = Time(i64::MIN);
+
+/// The series of each numbering, by number.
+type Numbered = HashMap<u64, Vec<(Handle, Kind)>>;
 
 /// Adds what was found to the aggregate, in the buckets in which it arrived. They are closed then,
 /// and wait for the first flush.
@@ -39,44 +44,98 @@ pub fn replay(
     // What is in the journal already is not appended once more.
     let unjournaled = Shared { journal: None, ..shared.clone() };
     let mut readers = HashMap::new();
+    let mut series = Numbered::default();
+    let counters = &shared.telemetry.journal;
     let open = Cell::new(None);
-    let restore = |entry| match entry {
-        Entry::Bucket(bucket) => {
-            if open.replace(Some(bucket)) != Some(bucket) {
-                shards.begin(bucket);
-            }
+    let begin = |generation| {
+        let new = open.replace(Some(generation)) != Some(generation);
+        if new {
+            shards.begin(generation);
         }
-        Entry::Cell(context, cell) => shards.window(START).restore(context, None, cell),
-        Entry::Timed(context, time, cell) => {
+        new
+    };
+    let restore = |entry| match entry {
+        checkpoint::Entry::Bucket(bucket) => drop(begin(bucket)),
+        checkpoint::Entry::Cell(context, cell) => shards.window(START).restore(context, None, cell),
+        checkpoint::Entry::Timed(context, time, cell) => {
             shards.window(START).restore(context, Some(time), cell);
         }
-        Entry::Event(event) => shards.window(START).event(event),
-        Entry::Check(check) => shards.window(START).check(check),
+        checkpoint::Entry::Event(event) => shards.window(START).event(event),
+        checkpoint::Entry::Check(check) => shards.window(START).check(check),
     };
-    let landings = found.replay(journal, restore, |header, datagrams, arrival| {
-        if open.replace(Some(header.generation)) != Some(header.generation) {
-            shards.begin(header.generation);
+    let each = |header: &Header, record: Record<'_>| {
+        if begin(header.generation) {
+            series.clear();
         }
-        let key = (header.source.dialect, header.source.eol_required);
-        let reader = readers.entry(key).or_insert_with(|| reader(&unjournaled, &header.source));
-        reader.datagrams(datagrams, arrival);
-    });
-    for landing in landings {
-        let datagrams = landing.datagrams();
-        if !datagrams.is_empty() {
-            let bucket = landed_in(open.get(), latest, landing.arrival, interval);
-            let generation = Generation { number: first.number, ..bucket };
-            open.set(Some(generation));
-            shards.begin(generation);
-            first = following(&first, generation.start, interval);
-            shared.telemetry.journal.replayed_datagrams.add(datagrams.len() as u64);
-            reader(shared, &landing.source).batch(&datagrams, landing.batch(), landing.arrival);
+        let window = shards.window(START);
+        let mut whole = Vec::new();
+        for entry in record.entries {
+            match entry {
+                Entry::Series(context) => {
+                    let kind = context.kind();
+                    let handle = window.intern(context, false).handle;
+                    series.entry(header.numbering).or_default().push((handle, kind));
+                    continue;
+                }
+                Entry::Taken(_) | Entry::Waits(_) => continue,
+                Entry::Datagram(bytes, truncated) => {
+                    whole.push(Datagram { bytes, truncated, sender: Sender::Unknown });
+                    continue;
+                }
+                Entry::Sample(number, sample) => {
+                    let of = series.get(&header.numbering);
+                    let Some((handle, kind)) = of.and_then(|of| of.get(number as usize)) else {
+                        // Its description was in a part that is lost.
+                        counters.torn.add(1);
+                        continue;
+                    };
+                    let added =
+                        window.lock(handle.shard()).add(*handle, window.epoch(), *kind, &sample);
+                    debug_assert!(added.is_ok(), "nothing is flushed meanwhile");
+                    listener.samples.add(1);
+                }
+                Entry::Event(event) => {
+                    window.event(event);
+                    listener.events.add(1);
+                }
+                Entry::Check(check) => {
+                    window.check(check);
+                    listener.checks.add(1);
+                }
+            }
+            listener.lines.add(1);
+            counters.replayed.add(1);
         }
-        landing.remove();
-    }
+        drop(window);
+        if !whole.is_empty() {
+            let key = (header.source.dialect, header.source.eol_required);
+            let reader = readers.entry(key).or_insert_with(|| reader(&unjournaled, &header.source));
+            reader.datagrams(&whole, record.arrival);
+        }
+    };
+    let left = |left: Left| {
+        let bucket = landed_in(open.get(), latest, left.arrival, interval);
+        let generation = Generation { number: first.number, ..bucket };
+        begin(generation);
+        first = following(&first, generation.start, interval);
+        let datagrams: Vec<_> = left
+            .datagrams
+            .iter()
+            .map(|(bytes, truncated)| Datagram {
+                bytes,
+                truncated: *truncated,
+                sender: Sender::Unknown,
+            })
+            .collect();
+        let before = listener.lines.get();
+        let mut reader = reader(shared, &left.source);
+        reader.take_left(&datagrams, left.batch, &left.ids, left.arrival);
+        counters.replayed.add(listener.lines.get() - before);
+    };
+    found.replay(journal, restore, each, left);
     tracing::info!(
-        "journal: took in {} datagrams that an earlier process had read",
-        shared.telemetry.journal.replayed_datagrams.get()
+        "journal: took in {} samples, events and checks that an earlier process had read",
+        counters.replayed.get()
     );
     shards.begin(first);
 }
@@ -241,8 +300,10 @@ mod tests {
             assert_eq!(second.flush(Time(NOW.0 + 60_000)), lost, "after {crash} datagrams");
             // Every line that was read again is a sample, an event, a check, or refused.
             let telemetry = &second.shared.telemetry;
-            assert_eq!(telemetry.journal.replayed_datagrams.get(), crash as u64);
-            let lines: usize = LINES[..crash].iter().map(|text| text.lines().count()).sum();
+            let lines = LINES[..crash].iter().flat_map(|text| text.lines());
+            // What was refused is not there to be refused again.
+            let lines = lines.filter(|line| *line != "refused").count();
+            assert_eq!(telemetry.journal.replayed.get(), lines as u64);
             let listeners = telemetry.listeners();
             let came = listeners
                 .iter()

@@ -102,6 +102,11 @@ impl Handle {
     pub const fn shard(self) -> usize {
         self.shard as usize
     }
+
+    /// The index of its row there.
+    pub const fn row(self) -> usize {
+        self.row as usize
+    }
 }
 
 /// The series behind a handle has expired: look it up again.
@@ -664,6 +669,20 @@ impl Locked<'_> {
     pub fn prefetch(&self, handle: Handle) {
         if let Some(cell) = self.shard.open.cells.get(handle.row as usize) {
             sys::prefetch(cell);
+        }
+    }
+
+    /// What the series is that a sample was just added to.
+    pub fn context(&self, handle: Handle) -> &Context {
+        let context = &self.shard.states[handle.row()].context;
+        context.as_ref().expect("a series in use is not freed")
+    }
+
+    /// Values that were just added, with what a change came to in the place of the change.
+    pub fn absolute<'v>(&self, handle: Handle, values: Values<'v>) -> Values<'v> {
+        match values {
+            Values::Delta(_) => Values::One(self.shard.gauge(handle.row)),
+            Values::One(_) | Values::Packed(_) | Values::Member(_) => values,
         }
     }
 

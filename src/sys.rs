@@ -3,7 +3,7 @@
 
 use std::ffi::CString;
 use std::fs::File;
-use std::io::{self, IoSlice};
+use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
@@ -123,6 +123,51 @@ pub struct Landed<'a> {
     /// As it was told to [`Receiver::expect`].
     pub arrival: i64,
     pub datagrams: Vec<Datagram<'a>>,
+}
+
+/// The datagrams of one call, where the kernel put them.
+pub struct Received<'a> {
+    headers: &'a [libc::mmsghdr],
+    buffers: &'a [u8],
+    buffer_size: usize,
+    senders: &'a Senders,
+    numbers: &'a [AtomicU64; 8],
+    next: usize,
+}
+
+impl<'a> Received<'a> {
+    /// What has to be told when the datagrams are safe elsewhere.
+    pub const fn landed(&self) -> Landing<'a> {
+        Landing(self.numbers)
+    }
+}
+
+impl<'a> Iterator for Received<'a> {
+    type Item = Datagram<'a>;
+
+    fn next(&mut self) -> Option<Datagram<'a>> {
+        let (i, size) = (self.next, self.buffer_size);
+        let header = self.headers.get(i)?;
+        self.next += 1;
+        let length = (header.msg_len as usize).min(size);
+        Some(Datagram {
+            bytes: &self.buffers[i * size..][..length],
+            truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
+            sender: self.senders.answer(i, &header.msg_hdr),
+        })
+    }
+}
+
+/// A batch that is nowhere but where the kernel put it.
+#[derive(Clone, Copy)]
+pub struct Landing<'a>(&'a [AtomicU64; 8]);
+
+impl Landing<'_> {
+    /// The batch is safe elsewhere, or given up.
+    pub fn is_safe(self) {
+        let received = self.0[RECEIVED].load(Ordering::Relaxed);
+        self.0[SAFE].store(received, Ordering::Release);
+    }
 }
 
 /// What lies behind the label in the file of a [`Receiver::landing`]: see there. `None` when this is
@@ -315,7 +360,10 @@ impl Receiver {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         file.write_all_at(label, LABEL as u64)?;
-        let memory = Memory::new(BUFFERS + BATCH * buffer_size, Some(file))?;
+        let mut memory = Memory::new(BUFFERS + BATCH * buffer_size, Some(file))?;
+        // Every page is there before the kernel is to write to it: a process that is killed while one
+        // is fetched would lose the datagram.
+        memory.parts().2.fill(0);
         let numbers = memory.numbers();
         numbers[RECEIVED].store(first, Ordering::Release);
         numbers[SAFE].store(first, Ordering::Release);
@@ -343,21 +391,11 @@ impl Receiver {
         numbers[RECEIVED].load(Ordering::Relaxed) + 1
     }
 
-    /// Tells that the last batch is safe elsewhere, or given up.
-    pub fn safe(&mut self) {
-        let numbers = self.memory.numbers();
-        let received = numbers[RECEIVED].load(Ordering::Relaxed);
-        numbers[SAFE].store(received, Ordering::Release);
-    }
-
     /// Takes what waits in the socket, up to [`BATCH`] datagrams, without waiting for more.
     ///
     /// # Errors
     /// `WouldBlock` when nothing waits; whatever else `recvmmsg` says.
-    pub fn receive(
-        &mut self,
-        socket: BorrowedFd<'_>,
-    ) -> io::Result<impl Iterator<Item = Datagram<'_>>> {
+    pub fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<Received<'_>> {
         let size = self.buffer_size;
         let (numbers, headers, buffers) = self.memory.parts();
         let first = buffers.as_mut_ptr();
@@ -388,36 +426,15 @@ impl Receiver {
             )
         };
         if count < 0 {
-            return Err(io::Error::last_os_error());
+            let error = io::Error::last_os_error();
+            Landing(numbers).is_safe();
+            return Err(error);
         }
-        let senders = &self.senders;
-        let buffers = buffers.chunks_exact(size).enumerate();
         // Only what was received by this very call: older datagrams still lie in later buffers.
-        let received = headers.iter().zip(buffers).take(count as usize);
-        Ok(received.map(move |(header, (i, buffer))| Datagram {
-            bytes: &buffer[..(header.msg_len as usize).min(size)],
-            truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
-            sender: senders.answer(i, &header.msg_hdr),
-        }))
+        let headers = &headers[..count as usize];
+        let (buffer_size, senders) = (size, &self.senders);
+        Ok(Received { headers, buffers, buffer_size, senders, numbers, next: 0 })
     }
-}
-
-/// Writes these slices one after another at a place in a file, and returns how many bytes were
-/// written.
-///
-/// # Errors
-/// Whatever `pwritev` says.
-pub fn write_at(file: &File, slices: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
-    let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
-    // SAFETY: an IoSlice has the layout of an iovec; the kernel only reads what they point to, which
-    // is borrowed until the call is over.
-    let written = unsafe {
-        libc::pwritev(file.as_raw_fd(), slices.as_ptr().cast(), slices.len() as libc::c_int, offset)
-    };
-    if written < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(written as usize)
 }
 
 /// Ends this process as `kill -9` would.
@@ -767,7 +784,9 @@ mod tests {
                 sender.send(text.as_bytes()).expect("send");
             }
             assert_eq!(batch.expect(-5), number);
-            assert_eq!(batch.receive(receiver.as_fd()).expect("receive").count(), texts.len());
+            let received = batch.receive(receiver.as_fd()).expect("receive");
+            let mark = received.landed();
+            assert_eq!(received.count(), texts.len());
             let file = left();
             let landed = landed(&file).expect("it is not safe");
             assert_eq!((landed.batch, landed.arrival), (number, -5));
@@ -777,28 +796,16 @@ mod tests {
                 .map(|text| (&text.as_bytes()[..text.len().min(8)], text.len() > 8));
             let found = landed.datagrams.iter().map(|d| (d.bytes, d.truncated));
             assert_eq!(found.collect::<Vec<_>>(), texts.collect::<Vec<_>>());
-            batch.safe();
+            mark.is_safe();
             assert!(super::landed(&left()).is_none());
         }
         // A call that brings nothing leaves nothing of the one before.
         batch.expect(-4);
         assert!(batch.receive(receiver.as_fd()).is_err());
-        assert!(landed(&left()).is_none_or(|landed| landed.datagrams.is_empty()));
+        assert!(landed(&left()).is_none());
         drop(batch.removing(path.clone()));
         assert!(!path.exists());
         assert!(label(b"short").is_none() && landed(&[0; 9000]).is_none());
-    }
-
-    #[test]
-    fn a_write_of_slices_goes_where_it_is_told() {
-        let folder = tempfile::tempdir().expect("folder");
-        let path = folder.path().join("file");
-        std::fs::write(&path, "0123456789").expect("write");
-        let file = File::options().write(true).open(&path).expect("file");
-        let slices = [IoSlice::new(b"ab"), IoSlice::new(b""), IoSlice::new(b"c")];
-        assert_eq!(write_at(&file, &slices, 4).expect("write"), 3);
-        assert_eq!(std::fs::read(&path).expect("read"), b"0123abc789");
-        assert!(write_at(&file, &slices, u64::MAX).is_err());
     }
 
     #[test]

@@ -174,8 +174,8 @@ pub struct Journal {
     pub errors: Counter,
     /// What is read now cannot be appended.
     pub failing: AtomicBool,
-    /// Datagrams of an earlier process that were taken in again.
-    pub replayed_datagrams: Counter,
+    /// Samples, events and checks of an earlier process that were taken in again.
+    pub replayed: Counter,
     /// Times that segments were replaced by what they came to.
     pub checkpoints: Counter,
     /// Segments of an earlier process that end in a record which is not whole.
@@ -586,9 +586,9 @@ pub const OWN: &[Own] = &[
         Read::Process(|t| u64::from(t.journal.failing.load(Relaxed))),
     ),
     counter(
-        "journal_replayed_datagrams_total",
-        "Datagrams of an earlier process that were taken in again at the start; their lines are those of the listener `journal`.",
-        Read::Process(|t| t.journal.replayed_datagrams.get()),
+        "journal_replayed_total",
+        "Samples, events and service checks of an earlier process that were taken in again at the start, as lines of the listener `journal`.",
+        Read::Process(|t| t.journal.replayed.get()),
     ),
     counter(
         "journal_checkpoints_total",

@@ -100,8 +100,9 @@ impl Datagrams {
         self.reader.release(now);
         let number = self.receiver.expect(now.0);
         match self.receiver.receive(self.socket.as_fd()) {
-            Ok(datagrams) => {
-                let datagrams: SmallVec<[Datagram<'_>; BATCH]> = datagrams.collect();
+            Ok(received) => {
+                let landed = received.landed();
+                let datagrams: SmallVec<[Datagram<'_>; BATCH]> = received.collect();
                 count = datagrams.len();
                 if let Some(forward) = &self.forward {
                     let failed = |datagram: &&Datagram<'_>| forward.send(datagram.bytes).is_err();
@@ -109,7 +110,7 @@ impl Datagrams {
                     self.reader.listener().forward_errors.add(failures as u64);
                 }
                 fail::point("intake.received");
-                self.reader.batch(&datagrams, number, now);
+                self.reader.batch(&datagrams, number, now, || landed.is_safe());
             }
             Err(error) => match error.kind() {
                 ErrorKind::WouldBlock => {}
@@ -121,7 +122,6 @@ impl Datagrams {
         if count > 0 {
             self.reader.listener().batch.record(begun.elapsed(), now);
         }
-        self.receiver.safe();
         if now.seconds() != self.drops_read {
             self.drops_read = now.seconds();
             self.count_drops(now);

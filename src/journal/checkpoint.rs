@@ -7,17 +7,16 @@
 //!   1 a bucket, to which the cells and points behind it belong: number u64, start i64, end i64
 //!   2 a cell: context, cell         3 what has a time of its own: context, time i64, cell
 //!   4 an event                      5 a service check, each as a text of JSON
-//! context   kind u8 | source u16 | name | host | number of tags u16 | tags
-//! text      length u32 | UTF-8
 //! ```
+//!
+//! Contexts and texts are as in segments (`format.rs`).
 
 use std::ops::Range;
 
-use super::format::{Bytes, Unreadable};
+use super::format::{Bytes, Unreadable, put_bytes, put_context, take_context, take_text};
 use crate::batch::{Event, ServiceCheck};
-use crate::context::{Context, Source};
+use crate::context::Context;
 use crate::hash::Keys;
-use crate::sample::Kind;
 use crate::shard::{Generation, Held};
 use crate::value::Cell;
 
@@ -53,12 +52,12 @@ impl Encoder {
             }
             Held::Cell(context, cell) => {
                 self.0.push(CELL);
-                self.context(context);
+                put_context(&mut self.0, context);
                 cell.encode(&mut self.0);
             }
             Held::Timed(context, time, cell) => {
                 self.0.push(TIMED);
-                self.context(context);
+                put_context(&mut self.0, context);
                 self.0.extend(time.to_le_bytes());
                 cell.encode(&mut self.0);
             }
@@ -71,22 +70,8 @@ impl Encoder {
         // Texts and numbers always have one.
         if let Ok(text) = text {
             self.0.push(tag);
-            self.text(&text);
+            put_bytes(&mut self.0, text.as_bytes());
         }
-    }
-
-    fn context(&mut self, context: &Context) {
-        self.0.push(context.kind() as u8);
-        self.0.extend(context.source().0.to_le_bytes());
-        self.text(context.name());
-        self.text(context.host());
-        self.0.extend((context.tags().count() as u16).to_le_bytes());
-        context.tags().for_each(|tag| self.text(tag));
-    }
-
-    fn text(&mut self, text: &str) {
-        self.0.extend((text.len() as u32).to_le_bytes());
-        self.0.extend(text.as_bytes());
     }
 
     pub(super) const fn len(&self) -> usize {
@@ -153,34 +138,17 @@ impl<'a> Checkpoint<'a> {
                 start: bytes.i64()?,
                 end: bytes.i64()?,
             }),
-            CELL => Entry::Cell(context(bytes)?, cell(bytes)?),
-            TIMED => Entry::Timed(context(bytes)?, bytes.i64()?, cell(bytes)?),
-            EVENT => Entry::Event(serde_json::from_str(text(bytes)?).ok()?),
-            CHECK => Entry::Check(serde_json::from_str(text(bytes)?).ok()?),
+            CELL => Entry::Cell(take_context(bytes)?, cell(bytes)?),
+            TIMED => Entry::Timed(take_context(bytes)?, bytes.i64()?, cell(bytes)?),
+            EVENT => Entry::Event(serde_json::from_str(take_text(bytes)?).ok()?),
+            CHECK => Entry::Check(serde_json::from_str(take_text(bytes)?).ok()?),
             _ => return None,
         })
     }
-}
-
-fn context(bytes: &mut Bytes<'_>) -> Option<Context> {
-    let kind = *Kind::ALL.get(usize::from(bytes.u8()?))?;
-    let source = Source(bytes.u16()?);
-    let (name, host) = (text(bytes)?, text(bytes)?);
-    let count = bytes.u16()?;
-    let mut tags = Vec::new();
-    for _ in 0..count {
-        tags.push(text(bytes)?.to_owned());
-    }
-    Some(Context::new(name, kind, host, tags, source))
 }
 
 fn cell(bytes: &mut Bytes<'_>) -> Option<Cell> {
     let (cell, rest) = Cell::decode(bytes.0).ok()?;
     bytes.0 = rest;
     Some(cell)
-}
-
-fn text<'a>(bytes: &mut Bytes<'a>) -> Option<&'a str> {
-    let length = bytes.u32()? as usize;
-    std::str::from_utf8(bytes.take(length)?).ok()
 }

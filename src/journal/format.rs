@@ -5,47 +5,70 @@
 //! header    magic 8 | version u16 | length u16 | CRC-32 of what follows u32
 //!           | seed u32 | sequence u64 | generation u64 | start i64 | end i64
 //!           | dialect u8 | eol required u8 | length of the name u16 | name of the listener
+//!           | numbering u64 | of what waits u8
 //! record    length of what follows the checksum u32 | CRC-32 of that, begun at the seed, u32
-//!           | kind u8 | 0 u8 | datagrams u16 | arrival i64 | batch of the receiver u64, or 0
-//!           | for each datagram: length u32, its top bit set if truncated | origin u32
-//!           | the bytes of the datagrams
+//!           | kind u8 = 2 | 0 u8 | 0 u16 | arrival i64 | batch of the receiver u64, or 0
+//!           | entries, each with a tag u8:
+//!   1 a series, which has the next number of its numbering: context
+//!   2 an event                      3 a service check, each as a text of JSON
+//!   4 what waits for its sender's tags: id u64, flags u8 (1 truncated, 2 a line), bytes
+//!   5 what waited was taken in: id u64
+//!   128 and flags, a sample: number u32 | rate f64 (flag 1) | time i64 (flag 2)
+//!     | bytes of a member (flag 4), or packed values (flag 8), or else a value f64
+//! bytes     length u32 | as many          text  UTF-8 as bytes
+//! context   kind u8 | source u16 | name | host | number of tags u16 | tags, all texts
 //! released  two slots of 512 bytes, written in turn
 //! slot      magic 8 | CRC-32 of what follows u32 | ranges u32 | sequence u64 | start i64
 //!           | for each range of generations: first u64 | behind the last u64
 //! ```
 //!
 //! Numbers are little-endian. Files are used again without being emptied, so each use of a segment
-//! has a seed of its own, and no older record has a checksum that fits. A record of kind 2 says what
-//! an origin's number means; its bytes are for those who know origins.
+//! has a seed of its own, and no older record has a checksum that fits. Segments of one generation
+//! and reader share a numbering, so a series is described once.
+//!
+//! Version 1 had no numbering, and records of kind 1, which hold datagrams as they came: number of
+//! them in the second u16, for each its length u32, the top bit set if truncated, and 0 u32; then
+//! their bytes. They are still read.
 
 use std::ops::Range;
 
-use crate::sample::Dialect;
+use crate::batch::{Event, ServiceCheck};
+use crate::context::{Context, Source as Product};
+use crate::sample::{Dialect, Kind, Sample, Values};
 use crate::shard::Generation;
-use crate::sys::{Datagram, Sender};
 use crate::time::Time;
 
 const SEGMENT_MAGIC: &[u8; 8] = b"tallyd\0J";
 const RELEASED_MAGIC: &[u8; 8] = b"tallyd\0R";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 
 /// Bytes before those that a header's checksum covers.
 const PREFIX: usize = 16;
 /// Bytes before those that a record's checksum covers.
 const RECORD_PREFIX: usize = 8;
-/// Bytes of a record before those of its datagrams.
-const RECORD_FIXED: usize = 20;
-const PER_DATAGRAM: usize = 8;
-const TRUNCATED: u32 = 1 << 31;
+/// Bytes of a record before its entries.
+const RECORD_HEAD: usize = RECORD_PREFIX + 20;
 
 /// What stands behind the last record.
 pub const END: [u8; 4] = [0; 4];
 
-/// Datagrams of a record.
-pub const DATAGRAMS_MAX: usize = u16::MAX as usize;
-
 const KIND_DATAGRAMS: u8 = 1;
-const KIND_ORIGIN: u8 = 2;
+const KIND_ENTRIES: u8 = 2;
+/// Of version 1: see there.
+const PER_DATAGRAM: usize = 8;
+const TRUNCATED: u32 = 1 << 31;
+
+const SERIES: u8 = 1;
+const EVENT: u8 = 2;
+const CHECK: u8 = 3;
+const WAITS: u8 = 4;
+const TAKEN: u8 = 5;
+const SAMPLE: u8 = 128;
+
+const WITH_RATE: u8 = 1;
+const WITH_TIME: u8 = 2;
+const MEMBER: u8 = 4;
+const PACKED: u8 = 8;
 
 /// Where a segment's datagrams came from, and how they are to be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +88,10 @@ pub struct Header {
     pub sequence: u64,
     pub generation: Generation,
     pub source: Source,
+    /// Segments of the same one describe a series once for all.
+    pub numbering: u64,
+    /// It holds what waits for the tags of its senders, of whatever generation.
+    pub waiting: bool,
 }
 
 /// Why a file cannot be read.
@@ -98,6 +125,8 @@ impl Header {
         let name = &self.source.name.as_bytes()[..self.source.name.len().min(1024)];
         covered.extend((name.len() as u16).to_le_bytes());
         covered.extend(name);
+        covered.extend(self.numbering.to_le_bytes());
+        covered.push(self.waiting.into());
         let mut bytes = SEGMENT_MAGIC.to_vec();
         bytes.extend(VERSION.to_le_bytes());
         bytes.extend(((PREFIX + covered.len()) as u16).to_le_bytes());
@@ -119,13 +148,17 @@ impl Header {
             return Err(Unreadable::Foreign);
         }
         let version = bytes.u16().ok_or(Unreadable::Damaged)?;
-        if version != VERSION {
+        if !(1..=VERSION).contains(&version) {
             return Err(Unreadable::Version(version));
         }
-        Self::decode_covered(bytes, file).ok_or(Unreadable::Damaged)
+        Self::decode_covered(bytes, file, version).ok_or(Unreadable::Damaged)
     }
 
-    fn decode_covered<'a>(mut bytes: Bytes<'a>, file: &'a [u8]) -> Option<(Self, &'a [u8])> {
+    fn decode_covered<'a>(
+        mut bytes: Bytes<'a>,
+        file: &'a [u8],
+        version: u16,
+    ) -> Option<(Self, &'a [u8])> {
         let (length, checksum) = (usize::from(bytes.u16()?), bytes.u32()?);
         let covered = file.get(PREFIX..length)?;
         if crc32fast::hash(covered) != checksum {
@@ -144,50 +177,167 @@ impl Header {
         let length = usize::from(bytes.u16()?);
         let name = String::from_utf8_lossy(bytes.take(length)?).into_owned();
         let source = Source { name, dialect, eol_required };
-        Some((Self { seed, sequence, generation, source }, &file[PREFIX + covered.len()..]))
+        let (numbering, waiting) =
+            if version == 1 { (sequence, false) } else { (bytes.u64()?, bytes.u8()? != 0) };
+        let header = Self { seed, sequence, generation, source, numbering, waiting };
+        Some((header, &file[PREFIX + covered.len()..]))
     }
 }
 
-/// Bytes that a record of such datagrams takes.
-pub fn record_length(datagrams: &[Datagram<'_>]) -> usize {
-    let bytes: usize = datagrams.iter().map(|datagram| datagram.bytes.len()).sum();
-    RECORD_PREFIX + RECORD_FIXED + datagrams.len() * PER_DATAGRAM + bytes
-}
+/// A record in the making.
+#[derive(Debug, Default)]
+pub struct Draft(Vec<u8>);
 
-/// Writes all of a record but the datagrams' own bytes, which follow it in the file.
-pub fn write_record_head(
-    seed: u32,
-    arrival: Time,
-    batch: u64,
-    datagrams: &[Datagram<'_>],
-    out: &mut Vec<u8>,
-) {
-    debug_assert!(datagrams.len() <= DATAGRAMS_MAX);
-    out.clear();
-    out.extend(((record_length(datagrams) - RECORD_PREFIX) as u32).to_le_bytes());
-    out.extend([0; 4]);
-    out.extend([KIND_DATAGRAMS, 0]);
-    out.extend((datagrams.len() as u16).to_le_bytes());
-    out.extend(arrival.0.to_le_bytes());
-    out.extend(batch.to_le_bytes());
-    for datagram in datagrams {
-        let truncated = if datagram.truncated { TRUNCATED } else { 0 };
-        out.extend((datagram.bytes.len() as u32 | truncated).to_le_bytes());
-        out.extend(0_u32.to_le_bytes());
+impl Draft {
+    /// Drops what was put into it.
+    pub fn clear(&mut self) {
+        self.0.clear();
     }
-    let mut checksum = crc32fast::Hasher::new_with_initial(seed);
-    checksum.update(&out[RECORD_PREFIX..]);
-    datagrams.iter().for_each(|datagram| checksum.update(datagram.bytes));
-    out[4..RECORD_PREFIX].copy_from_slice(&checksum.finalize().to_le_bytes());
+
+    pub const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Bytes of the record.
+    pub fn len(&self) -> usize {
+        self.0.len().max(RECORD_HEAD)
+    }
+
+    /// Where entries go: behind the head, which is filled in at last.
+    fn entries(&mut self) -> &mut Vec<u8> {
+        if self.0.is_empty() {
+            self.0.resize(RECORD_HEAD, 0);
+        }
+        &mut self.0
+    }
+
+    /// Describes a series, which gets the next number.
+    pub fn series(&mut self, context: &Context) {
+        let out = self.entries();
+        out.push(SERIES);
+        put_context(out, context);
+    }
+
+    /// A sample of a series that was described. Its values stand for those of its line.
+    #[inline]
+    pub fn sample(&mut self, number: u32, sample: &Sample<'_>, values: Values<'_>) {
+        let out = self.entries();
+        if let (Values::One(value) | Values::Delta(value), None) = (values, sample.timestamp)
+            && sample.rate == 1.0
+        {
+            // Nearly every one.
+            let mut entry = [SAMPLE; 13];
+            entry[1..5].copy_from_slice(&number.to_le_bytes());
+            entry[5..].copy_from_slice(&value.to_le_bytes());
+            return out.extend_from_slice(&entry);
+        }
+        let flags = match values {
+            Values::One(_) | Values::Delta(_) => 0,
+            Values::Member(_) => MEMBER,
+            Values::Packed(_) => PACKED,
+        };
+        let rated = if sample.rate == 1.0 { 0 } else { WITH_RATE };
+        let timed = if sample.timestamp.is_some() { WITH_TIME } else { 0 };
+        out.push(SAMPLE | flags | rated | timed);
+        out.extend(number.to_le_bytes());
+        if rated > 0 {
+            out.extend(sample.rate.to_le_bytes());
+        }
+        if let Some(time) = sample.timestamp {
+            out.extend(time.to_le_bytes());
+        }
+        match values {
+            Values::One(value) | Values::Delta(value) => out.extend(value.to_le_bytes()),
+            Values::Member(bytes) | Values::Packed(bytes) => put_bytes(out, bytes),
+        }
+    }
+
+    pub fn event(&mut self, event: &Event) {
+        self.json(EVENT, serde_json::to_string(event));
+    }
+
+    pub fn check(&mut self, check: &ServiceCheck) {
+        self.json(CHECK, serde_json::to_string(check));
+    }
+
+    fn json(&mut self, tag: u8, text: serde_json::Result<String>) {
+        // Texts and numbers always have one.
+        if let Ok(text) = text {
+            let out = self.entries();
+            out.push(tag);
+            put_bytes(out, text.as_bytes());
+        }
+    }
+
+    /// Something that waits for the tags of its sender.
+    pub fn waits(&mut self, waiting: Waiting<'_>) {
+        let Waiting { id, bytes, truncated, line } = waiting;
+        let out = self.entries();
+        out.push(WAITS);
+        out.extend(id.to_le_bytes());
+        out.push(u8::from(truncated) | u8::from(line) << 1);
+        put_bytes(out, bytes);
+    }
+
+    /// What waited under this id is taken in by this record.
+    pub fn taken(&mut self, id: u64) {
+        let out = self.entries();
+        out.push(TAKEN);
+        out.extend(id.to_le_bytes());
+    }
+
+    /// The whole record, with an end behind it.
+    pub fn finish(&mut self, seed: u32, arrival: Time, batch: u64) -> &[u8] {
+        let length = self.entries().len() - RECORD_PREFIX;
+        let head = &mut self.0[..RECORD_HEAD];
+        head[..4].copy_from_slice(&(length as u32).to_le_bytes());
+        head[8] = KIND_ENTRIES;
+        head[12..20].copy_from_slice(&arrival.0.to_le_bytes());
+        head[20..].copy_from_slice(&batch.to_le_bytes());
+        let checksum = checksum(seed, &self.0[RECORD_PREFIX..]);
+        self.0[4..RECORD_PREFIX].copy_from_slice(&checksum.to_le_bytes());
+        self.0.extend(END);
+        &self.0
+    }
 }
 
-/// One batch of datagrams that arrived together.
-#[derive(Clone, Debug)]
+fn checksum(seed: u32, covered: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new_with_initial(seed);
+    hasher.update(covered);
+    hasher.finalize()
+}
+
+/// Something that waits for the tags of its sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiting<'a> {
+    pub id: u64,
+    pub bytes: &'a [u8],
+    pub truncated: bool,
+    /// It is a line without its end, not a datagram.
+    pub line: bool,
+}
+
+/// What a record says.
+#[derive(Debug, PartialEq)]
+pub enum Entry<'a> {
+    Series(Context),
+    /// Its number, and a sample that names nothing.
+    Sample(u32, Sample<'a>),
+    Event(Event),
+    Check(ServiceCheck),
+    Waits(Waiting<'a>),
+    Taken(u64),
+    /// As it came, and whether it was truncated. Of version 1.
+    Datagram(&'a [u8], bool),
+}
+
+/// What was taken in together.
+#[derive(Debug, PartialEq)]
 pub struct Record<'a> {
     pub arrival: Time,
     /// The number that the receiver gave to the batch, or 0.
     pub batch: u64,
-    pub datagrams: Vec<Datagram<'a>>,
+    pub entries: Vec<Entry<'a>>,
 }
 
 /// The records of a segment, one after another.
@@ -210,33 +360,100 @@ impl<'a> Records<'a> {
 
     fn record(&mut self) -> Option<Record<'a>> {
         let mut bytes = Bytes(self.rest);
-        let (length, checksum) = (bytes.u32()? as usize, bytes.u32()?);
+        let (length, expected) = (bytes.u32()? as usize, bytes.u32()?);
         let covered = bytes.take(length)?;
-        let mut hasher = crc32fast::Hasher::new_with_initial(self.seed);
-        hasher.update(covered);
-        if hasher.finalize() != checksum {
+        if checksum(self.seed, covered) != expected {
             return None;
         }
         let rest = bytes.0;
         let mut bytes = Bytes(covered);
         let (kind, _, count) = (bytes.u8()?, bytes.u8()?, usize::from(bytes.u16()?));
         let (arrival, batch) = (Time(bytes.i64()?), bytes.u64()?);
-        let mut record = Record { arrival, batch, datagrams: Vec::new() };
+        let mut entries = Vec::new();
         match kind {
             KIND_DATAGRAMS => {
                 let mut table = Bytes(bytes.take(count * PER_DATAGRAM)?);
-                while let (Some(length), Some(_origin)) = (table.u32(), table.u32()) {
-                    let truncated = length & TRUNCATED != 0;
-                    let bytes = bytes.take((length & !TRUNCATED) as usize)?;
-                    record.datagrams.push(Datagram { bytes, truncated, sender: Sender::Unknown });
+                while let (Some(length), Some(_)) = (table.u32(), table.u32()) {
+                    let text = bytes.take((length & !TRUNCATED) as usize)?;
+                    entries.push(Entry::Datagram(text, length & TRUNCATED != 0));
                 }
             }
-            KIND_ORIGIN => {}
+            KIND_ENTRIES => {
+                while !bytes.0.is_empty() {
+                    entries.push(entry(&mut bytes)?);
+                }
+            }
             _ => return None,
         }
         self.rest = rest;
-        Some(record)
+        Some(Record { arrival, batch, entries })
     }
+}
+
+fn entry<'a>(bytes: &mut Bytes<'a>) -> Option<Entry<'a>> {
+    Some(match bytes.u8()? {
+        SERIES => Entry::Series(take_context(bytes)?),
+        EVENT => Entry::Event(serde_json::from_str(take_text(bytes)?).ok()?),
+        CHECK => Entry::Check(serde_json::from_str(take_text(bytes)?).ok()?),
+        WAITS => {
+            let (id, flags) = (bytes.u64()?, bytes.u8()?);
+            let (truncated, line) = (flags & 1 != 0, flags & 2 != 0);
+            Entry::Waits(Waiting { id, bytes: take_bytes(bytes)?, truncated, line })
+        }
+        TAKEN => Entry::Taken(bytes.u64()?),
+        tag if tag & SAMPLE != 0 => {
+            let number = bytes.u32()?;
+            let rate = if tag & WITH_RATE != 0 { bytes.f64()? } else { 1.0 };
+            let timestamp = if tag & WITH_TIME != 0 { Some(bytes.i64()?) } else { None };
+            let values = match tag & (MEMBER | PACKED) {
+                0 => Values::One(bytes.f64()?),
+                MEMBER => Values::Member(take_bytes(bytes)?),
+                PACKED => Values::Packed(take_bytes(bytes)?),
+                _ => return None,
+            };
+            // The series knows its kind.
+            let kind = Kind::Count;
+            let (name, tags, origin) = (&b""[..], &b""[..], Default::default());
+            let sample = Sample { name, kind, values, rate, tags, timestamp, origin };
+            Entry::Sample(number, sample)
+        }
+        _ => return None,
+    })
+}
+
+pub(super) fn put_context(out: &mut Vec<u8>, context: &Context) {
+    out.push(context.kind() as u8);
+    out.extend(context.source().0.to_le_bytes());
+    put_bytes(out, context.name().as_bytes());
+    put_bytes(out, context.host().as_bytes());
+    out.extend((context.tags().count() as u16).to_le_bytes());
+    context.tags().for_each(|tag| put_bytes(out, tag.as_bytes()));
+}
+
+pub(super) fn take_context(bytes: &mut Bytes<'_>) -> Option<Context> {
+    let kind = *Kind::ALL.get(usize::from(bytes.u8()?))?;
+    let product = Product(bytes.u16()?);
+    let (name, host) = (take_text(bytes)?, take_text(bytes)?);
+    let count = bytes.u16()?;
+    let mut tags = Vec::new();
+    for _ in 0..count {
+        tags.push(take_text(bytes)?.to_owned());
+    }
+    Some(Context::new(name, kind, host, tags, product))
+}
+
+pub(super) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend((bytes.len() as u32).to_le_bytes());
+    out.extend(bytes);
+}
+
+fn take_bytes<'a>(bytes: &mut Bytes<'a>) -> Option<&'a [u8]> {
+    let length = bytes.u32()? as usize;
+    bytes.take(length)
+}
+
+pub(super) fn take_text<'a>(bytes: &mut Bytes<'a>) -> Option<&'a str> {
+    std::str::from_utf8(take_bytes(bytes)?).ok()
 }
 
 impl<'a> Iterator for Records<'a> {
@@ -368,6 +585,10 @@ impl<'a> Bytes<'a> {
     pub(super) fn i64(&mut self) -> Option<i64> {
         self.array().map(i64::from_le_bytes)
     }
+
+    fn f64(&mut self) -> Option<f64> {
+        self.array().map(f64::from_le_bytes)
+    }
 }
 
 #[cfg(test)]
@@ -379,53 +600,75 @@ mod tests {
         let generation = Generation { number: 7, start: 1000, end: 1010 };
         let name = "udp://127.0.0.1:8125".to_owned();
         let source = Source { name, dialect: Dialect::Statsd, eol_required: true };
-        Header { seed, sequence: 3, generation, source }
+        Header { seed, sequence: 3, generation, source, numbering: 2, waiting: true }
     }
 
-    type Batch = (i64, Vec<(Vec<u8>, bool)>);
+    type Batch<'a> = (i64, Vec<Entry<'a>>);
 
-    fn file(seed: u32, batches: &[Batch]) -> Vec<u8> {
+    fn file(seed: u32, batches: &[Batch<'_>]) -> Vec<u8> {
         let mut bytes = header(seed).encode();
-        let mut head = Vec::new();
-        for (arrival, batch) in batches {
-            let datagrams: Vec<_> = batch
-                .iter()
-                .map(|(bytes, truncated)| Datagram {
-                    bytes,
-                    truncated: *truncated,
-                    sender: Sender::Unknown,
-                })
-                .collect();
-            let before = bytes.len();
-            write_record_head(seed, Time(*arrival), 9, &datagrams, &mut head);
-            bytes.extend(&head);
-            batch.iter().for_each(|(datagram, _)| bytes.extend(datagram));
-            assert_eq!(bytes.len() - before, record_length(&datagrams));
+        let mut draft = Draft::default();
+        for (arrival, entries) in batches {
+            draft.clear();
+            for entry in entries {
+                match entry {
+                    Entry::Series(context) => draft.series(context),
+                    Entry::Sample(number, sample) => draft.sample(*number, sample, sample.values),
+                    Entry::Event(event) => draft.event(event),
+                    Entry::Check(check) => draft.check(check),
+                    Entry::Waits(waiting) => draft.waits(*waiting),
+                    Entry::Taken(id) => draft.taken(*id),
+                    Entry::Datagram(..) => unreachable!("of version 1"),
+                }
+            }
+            let length = draft.len();
+            bytes.extend(&draft.finish(seed, Time(*arrival), 9)[..length]);
         }
         bytes.extend(END);
         bytes
     }
 
     /// What can be read of a file, and whether it is torn.
-    fn read(file: &[u8]) -> Option<(Vec<Batch>, bool)> {
+    fn read(file: &[u8]) -> Option<(Vec<Batch<'_>>, bool)> {
         let (header, rest) = Header::decode(file).ok()?;
         let mut records = Records::new(&header, rest);
-        let batches = records
-            .by_ref()
-            .map(|record| {
-                assert_eq!(record.batch, 9);
-                let datagrams = record.datagrams.iter();
-                (record.arrival.0, datagrams.map(|d| (d.bytes.to_vec(), d.truncated)).collect())
-            })
-            .collect();
+        let batches = records.by_ref().map(|record| {
+            assert_eq!(record.batch, 9);
+            (record.arrival.0, record.entries)
+        });
+        let batches = batches.collect();
         Some((batches, records.is_torn()))
     }
 
-    fn some() -> Vec<Batch> {
+    fn sample(values: Values<'_>, rate: f64, timestamp: Option<i64>) -> Entry<'_> {
+        let (name, tags, origin) = (&b""[..], &b""[..], Default::default());
+        let kind = Kind::Count;
+        Entry::Sample(8, Sample { name, kind, values, rate, tags, timestamp, origin })
+    }
+
+    fn some() -> Vec<Batch<'static>> {
+        let tags = vec!["a:b".to_owned(), "c".to_owned()];
+        let series = Context::new("name", Kind::Timer, "host", tags, Product(3));
         vec![
-            (1_000_500, vec![(b"a:1|c".to_vec(), false), (b"b:2|g".to_vec(), true)]),
+            (
+                1_000_500,
+                vec![
+                    Entry::Series(series),
+                    sample(Values::One(-2.5), 1.0, None),
+                    sample(Values::One(4.0), 0.1, Some(900)),
+                ],
+            ),
             (1_000_501, vec![]),
-            (1_000_502, vec![(vec![], false), (b"c:3|s\n".to_vec(), false)]),
+            (
+                1_000_502,
+                vec![
+                    sample(Values::Member(b"me|mber"), 0.5, None),
+                    sample(Values::Packed(b"1:2::3"), 1.0, Some(-1)),
+                    Entry::Waits(Waiting { id: 7, bytes: b"x:1|c", truncated: true, line: false }),
+                    Entry::Waits(Waiting { id: 8, bytes: b"", truncated: false, line: true }),
+                    Entry::Taken(7),
+                ],
+            ),
         ]
     }
 
@@ -436,8 +679,8 @@ mod tests {
         assert_eq!(Header::decode(&[0; 100]).unwrap_err(), Unreadable::Empty);
         assert_eq!(Header::decode(b"something else of a length").unwrap_err(), Unreadable::Foreign);
         let mut later = file.clone();
-        later[8] = 2;
-        assert_eq!(Header::decode(&later).unwrap_err(), Unreadable::Version(2));
+        later[8] = 3;
+        assert_eq!(Header::decode(&later).unwrap_err(), Unreadable::Version(3));
         for at in 10..file.len() - END.len() {
             let mut damaged = file.clone();
             damaged[at] ^= 4;
@@ -448,7 +691,7 @@ mod tests {
     #[test]
     fn a_file_torn_at_any_byte_gives_what_is_whole() {
         let (whole, all) = (file(5, &some()), some());
-        assert_eq!(read(&whole), Some((all.clone(), false)));
+        assert_eq!(read(&whole), Some((some(), false)));
         let begin = header(5).encode().len();
         for length in begin..whole.len() {
             let (batches, torn) = read(&whole[..length]).expect("a header");
@@ -471,25 +714,83 @@ mod tests {
 
     #[test]
     fn what_an_earlier_use_left_is_not_read() {
-        let earlier = file(5, &[some(), some(), some()].concat());
+        let earlier = file(5, &some().into_iter().chain(some()).chain(some()).collect::<Vec<_>>());
         for kept in 0..some().len() {
             let mut again = file(6, &some()[..kept]);
             again.extend(&earlier[again.len()..]);
-            assert_eq!(read(&again), Some((some()[..kept].to_vec(), false)));
+            let (batches, torn) = read(&again).expect("a header");
+            assert_eq!((&batches[..], torn), (&some()[..kept], false));
         }
     }
 
     proptest! {
         #[test]
-        fn records_are_read_as_they_were_written(
+        fn samples_are_read_as_they_were_written(
             seed: u32,
-            batches in prop::collection::vec(
-                (any::<i64>(), prop::collection::vec((prop::collection::vec(any::<u8>(), 0..40), any::<bool>()), 0..5)),
-                0..5,
+            samples in prop::collection::vec(
+                (any::<u32>(), any::<f64>(), prop::option::of(any::<f64>()), prop::option::of(any::<i64>()), prop::option::of((any::<bool>(), prop::collection::vec(any::<u8>(), 0..40)))),
+                0..20,
             ),
         ) {
-            prop_assert_eq!(read(&file(seed, &batches)), Some((batches, false)));
+            let drafted = samples.iter().map(entry).collect();
+            let file = file(seed, &[(5, drafted)]);
+            let (batches, torn) = read(&file).expect("a header");
+            prop_assert!(!torn && batches[0].1.len() == samples.len());
+            for (found, written) in batches[0].1.iter().zip(&samples) {
+                // As bits: a NaN equals nothing.
+                prop_assert_eq!(bits(found), bits(&entry(written)));
+            }
         }
+    }
+
+    type Written = (u32, f64, Option<f64>, Option<i64>, Option<(bool, Vec<u8>)>);
+
+    fn entry((number, value, rate, time, text): &Written) -> Entry<'_> {
+        let values = match text {
+            None => Values::One(*value),
+            Some((true, text)) => Values::Member(text),
+            Some((false, text)) => Values::Packed(text),
+        };
+        match sample(values, rate.unwrap_or(1.0), *time) {
+            Entry::Sample(_, sample) => Entry::Sample(*number, sample),
+            other => other,
+        }
+    }
+
+    fn bits(entry: &Entry<'_>) -> String {
+        let Entry::Sample(number, sample) = entry else { panic!("{entry:?}") };
+        let values = match sample.values {
+            Values::One(value) => value.to_bits().to_string(),
+            other => format!("{other:?}"),
+        };
+        format!("{number} {} {:?} {values}", sample.rate.to_bits(), sample.timestamp)
+    }
+
+    /// As version 1 wrote it.
+    #[test]
+    fn datagrams_of_the_first_version_are_read() {
+        let (datagram, seed) = (b"a:1|c", 5_u32);
+        let mut covered = vec![KIND_DATAGRAMS, 0, 1, 0];
+        covered.extend(77_i64.to_le_bytes());
+        covered.extend(9_u64.to_le_bytes());
+        covered.extend((datagram.len() as u32 | TRUNCATED).to_le_bytes());
+        covered.extend(0_u32.to_le_bytes());
+        covered.extend(datagram);
+        let mut file = header(seed).encode();
+        file.truncate(file.len() - 9);
+        file[8] = 1;
+        let length = file.len() as u16;
+        file[10..12].copy_from_slice(&length.to_le_bytes());
+        let checked = crc32fast::hash(&file[PREFIX..]);
+        file[12..16].copy_from_slice(&checked.to_le_bytes());
+        file.extend((covered.len() as u32).to_le_bytes());
+        file.extend(checksum(seed, &covered).to_le_bytes());
+        file.extend(covered);
+        file.extend(END);
+        let (found, _) = Header::decode(&file).expect("a header");
+        assert_eq!((found.numbering, found.waiting), (3, false));
+        let expected = vec![(77, vec![Entry::Datagram(datagram, true)])];
+        assert_eq!(read(&file), Some((expected, false)));
     }
 
     #[test]

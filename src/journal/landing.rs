@@ -9,9 +9,10 @@ use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use super::Left;
 use super::format::{Header, Source};
 use crate::shard::Generation;
-use crate::sys::{self, Datagram, Receiver, Sender};
+use crate::sys::{self, Receiver};
 use crate::time::Time;
 
 const FOLDER: &str = "/dev/shm";
@@ -24,39 +25,23 @@ const FILE_MAX: u64 = 80 << 20;
 #[derive(Debug)]
 pub struct Landing {
     path: PathBuf,
-    pub source: Source,
-    pub arrival: Time,
-    batch: u64,
-    datagrams: Vec<(Vec<u8>, bool)>,
+    left: Left,
 }
 
 impl Landing {
-    /// A batch was appended; it may be this one.
-    pub(super) fn appended(&mut self, batch: u64) {
-        if batch == self.batch {
-            self.datagrams.clear();
-        }
-    }
-
     pub const fn batch(&self) -> u64 {
-        self.batch
+        self.left.batch
     }
 
-    /// None, if the batch was appended.
-    pub fn datagrams(&self) -> Vec<Datagram<'_>> {
-        let datagrams = self.datagrams.iter();
-        datagrams
-            .map(|(bytes, truncated)| Datagram {
-                bytes,
-                truncated: *truncated,
-                sender: Sender::Unknown,
-            })
-            .collect()
+    /// Hands over the batch. It is safe elsewhere when that is done.
+    pub fn take(self, left: &mut impl FnMut(Left)) {
+        left(self.left);
+        // Until it is gone it is recognised by its batch, which is appended now.
+        let _ = fs::remove_file(self.path);
     }
 
-    /// Once the batch is safe.
+    /// The batch was appended.
     pub fn remove(self) {
-        // One that stays is recognised by its batch, which is appended now.
         let _ = fs::remove_file(self.path);
     }
 }
@@ -92,7 +77,8 @@ fn create() -> io::Result<(File, PathBuf)> {
 fn label(folder: &Path, source: &Source) -> Vec<u8> {
     let folder = folder.as_os_str().as_encoded_bytes();
     let generation = Generation { number: 0, start: 0, end: 0 };
-    let header = Header { seed: 0, sequence: 0, generation, source: source.clone() };
+    let source = source.clone();
+    let header = Header { seed: 0, sequence: 0, generation, source, numbering: 0, waiting: false };
     [&(folder.len() as u32).to_le_bytes(), folder, &header.encode()].concat()
 }
 
@@ -130,15 +116,17 @@ fn read(path: &Path, folder: &Path) -> Option<Landing> {
         let _ = fs::remove_file(path);
         return None;
     };
-    Some(Landing {
-        path: path.to_owned(),
+    let left = Left {
         source: header.source,
         arrival: Time(landed.arrival),
         batch: landed.batch,
         datagrams: landed.datagrams.iter().map(|d| (d.bytes.to_vec(), d.truncated)).collect(),
-    })
+        ids: Vec::new(),
+    };
+    Some(Landing { path: path.to_owned(), left })
 }
 
-fn random() -> u64 {
+/// Not zero.
+pub(super) fn random() -> u64 {
     ahash::RandomState::new().hash_one(0_u8) >> 1 | 1
 }

@@ -33,10 +33,10 @@ pub(super) struct Item {
     pub what: What,
     pub key: Key,
     pub arrived: Time,
-    /// The generation of the aggregate in which it was read, and when its bucket closes, in Unix
-    /// seconds.
-    pub generation: u64,
+    /// When the bucket in which it was read closes, in Unix seconds.
     pub end: i64,
+    /// What the journal knows it by.
+    pub id: Option<u64>,
 }
 
 /// What is to be done with an item.
@@ -135,8 +135,8 @@ mod tests {
             what: What::Datagram { truncated: false },
             key: Key::Process(pid),
             arrived: Time(arrived),
-            generation: 1,
             end: 20,
+            id: None,
         }
     }
 
