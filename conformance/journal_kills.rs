@@ -11,8 +11,9 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -310,4 +311,33 @@ fn one_world(seed: u64, kills: usize) -> Figures {
         at_fail_points += usize::from(world.live(&mut random, fail_point));
     }
     Figures { kills, at_fail_points, ..world.end() }
+}
+
+/// The connection dies with the process, but not what had been read from it. The first read brings
+/// half a line at its end, the second the rest of it.
+#[test]
+fn what_was_read_of_a_stream_survives_too() {
+    let all = [("n:0", 1.0), ("n:1", 1.0)];
+    for (fail_point, expected) in
+        [("intake.read:1", &all[..1]), ("journal.appended:1", &all[..1]), ("intake.read:2", &all)]
+    {
+        let world = World::new(false);
+        let socket = world.folder.path().join("stream.socket");
+        let launch = || world.launch().listen(&[&format!("unixstream://{}", socket.display())]);
+        let mut tallyd = launch().env("TALLYD_FAIL_POINT", fail_point).start();
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        stream.write_all(b"kill.c:1|c|#n:0\nkill.c:1|").unwrap();
+        while tallyd.lives() && sys::unread(stream.as_fd()).unwrap() > 0 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        // Where the first read was the end, nobody is there any more.
+        let _ = stream.write_all(b"c|#n:1\nkill.c:1|c|#n:");
+        tallyd.wait();
+        launch().start().stop();
+        let received = Received::of(&world.intake.requests());
+        let points = received.points.iter().filter(|point| point.name == "kill.c");
+        let mut found: Vec<_> = points.map(|p| (p.tags.as_str(), p.value)).collect();
+        found.sort_by_key(|(tags, _)| *tags);
+        assert_eq!(found, expected, "{fail_point}");
+    }
 }

@@ -183,7 +183,12 @@ impl Reader {
     ) {
         let shards = Arc::clone(&self.shared.shards);
         let mut is_safe = Some(is_safe);
-        for (i, some) in datagrams.chunks(WINDOW).enumerate() {
+        // A batch of a receiver is one record, so that a replay finds all of it there or none.
+        let most = if number == 0 { WINDOW } else { datagrams.len() };
+        let mut rest = datagrams;
+        loop {
+            let (some, later) = rest.split_at(most.min(rest.len()));
+            rest = later;
             let window = shards.window(now);
             self.batch = number;
             self.begin_record(&window);
@@ -191,10 +196,11 @@ impl Reader {
                 self.receive(datagram, &window, now);
             }
             self.commit_record(some.iter().map(|datagram| datagram.bytes), now);
-            if (i + 1) * WINDOW >= datagrams.len()
-                && let Some(is_safe) = is_safe.take()
-            {
-                is_safe();
+            if rest.is_empty() {
+                if let Some(is_safe) = is_safe.take() {
+                    is_safe();
+                }
+                return;
             }
         }
     }
@@ -212,6 +218,11 @@ impl Reader {
             ids.iter().for_each(|id| journal.taken(*id));
         }
         self.commit_record(datagrams.iter().map(|datagram| datagram.bytes), now);
+    }
+
+    /// What is to read from streams for this reader, if there is a journal: see [`Self::receiver`].
+    pub fn stream_receiver(&self, buffer_size: usize) -> Option<Receiver> {
+        self.journal.as_ref().and_then(|journal| journal.landing(buffer_size))
     }
 
     fn begin_record(&mut self, window: &Window<'_>) {
@@ -478,9 +489,16 @@ impl Reader {
         self.commit_record([&*item.bytes].into_iter(), item.arrived);
     }
 
-    /// Takes in every payload that a stream has complete. Returns false when the stream cannot be
-    /// read any further.
-    pub fn payloads(&mut self, framer: &mut Framer, sender: Sender, now: Time) -> bool {
+    /// Takes in every payload that a stream has complete, as the batch of this number, and tells when
+    /// they are in the journal. Returns false when the stream cannot be read any further.
+    pub fn payloads(
+        &mut self,
+        framer: &mut Framer,
+        sender: Sender,
+        number: u64,
+        now: Time,
+        is_safe: impl FnOnce(),
+    ) -> bool {
         let mut complete = SmallVec::<[Datagram<'_>; WINDOW]>::new();
         let mut readable = true;
         for payload in framer.payloads() {
@@ -497,7 +515,7 @@ impl Reader {
                 }
             }
         }
-        self.datagrams(&complete, now);
+        self.batch(&complete, number, now, is_safe);
         readable
     }
 

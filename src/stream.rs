@@ -82,6 +82,24 @@ impl Framer {
         &mut buffer[unread.end..]
     }
 
+    /// As [`Framer::space`]; before it what has come and was not given out yet, and how it is cut
+    /// up: what [`Framer::resume`] takes.
+    pub fn kept_and_space(&mut self) -> (&[u8], u32, &mut [u8]) {
+        self.space();
+        let (kept, space) = self.buffer.split_at_mut(self.cut.unread.end);
+        (kept, self.cut.mode as u32, space)
+    }
+
+    /// One that goes on where another was that had kept this, with the bytes that came later behind
+    /// it. A form that no framer tells is taken for one that has not begun.
+    pub fn resume(bytes: &[u8], form: u64) -> Self {
+        let modes = [Mode::Unknown, Mode::Frames, Mode::Lines, Mode::Skipping, Mode::Closed];
+        let mode = modes.into_iter().find(|mode| *mode as u64 == form).unwrap_or(Mode::Unknown);
+        let unread = 0..bytes.len();
+        let cut = Cut { unread, limit: bytes.len(), mode, ended: false };
+        Self { buffer: bytes.into(), cut }
+    }
+
     /// Tells how many bytes have been put at the beginning of [`Framer::space`].
     pub fn filled(&mut self, bytes: usize) {
         let end = &mut self.cut.unread.end;
@@ -257,6 +275,34 @@ mod tests {
 
     fn whole(bytes: &[u8]) -> Vec<Result<Vec<u8>, FrameError>> {
         read(Framer::new(8), [bytes])
+    }
+
+    #[test]
+    fn a_framer_goes_on_where_another_was() {
+        let text = b"a:1|c\nb:2|c\nc:3";
+        for framer in [Framer::new(100), Framer::lines(100)] {
+            for cut in 0..text.len() {
+                let mut framer = Framer { buffer: framer.buffer.clone(), cut: framer.cut.clone() };
+                framer.space()[..cut].copy_from_slice(&text[..cut]);
+                framer.filled(cut);
+                let mut lines = Vec::<u8>::new();
+                framer.payloads().for_each(|payload| lines.extend(payload.expect("text")));
+                let (kept, form, _) = framer.kept_and_space();
+                let bytes = [kept, &text[cut..]].concat();
+                let mut later = Framer::resume(&bytes, form.into());
+                later.payloads().for_each(|payload| lines.extend(payload.expect("text")));
+                assert_eq!(lines, b"a:1|c\nb:2|c\n", "cut at {cut}");
+            }
+        }
+        let frames = [&3_u32.to_le_bytes()[..], b"one", &3_u32.to_le_bytes(), b"two"].concat();
+        let mut framer = Framer::new(100);
+        framer.space()[..9].copy_from_slice(&frames[..9]);
+        framer.filled(9);
+        assert_eq!(framer.payload(), Some(Ok(&b"one"[..])));
+        assert_eq!(framer.payload(), None);
+        let (kept, form, _) = framer.kept_and_space();
+        let bytes = [kept, &frames[9..]].concat();
+        assert_eq!(Framer::resume(&bytes, form.into()).payload(), Some(Ok(&b"two"[..])));
     }
 
     #[test]

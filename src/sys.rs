@@ -49,6 +49,9 @@ const RECEIVED: usize = 1;
 const SAFE: usize = 2;
 const ARRIVAL: usize = 3;
 const BUFFER_SIZE: usize = 4;
+/// For bytes of a stream: how many of them had come before, and their form plus one; else 0.
+const KEPT: usize = 5;
+const FORM: usize = 6;
 
 impl Memory {
     fn new(length: usize, file: Option<&File>) -> io::Result<Self> {
@@ -123,6 +126,8 @@ pub struct Landed<'a> {
     /// As it was told to [`Receiver::expect`].
     pub arrival: i64,
     pub datagrams: Vec<Datagram<'a>>,
+    /// Bytes of a stream instead, and what [`Receiver::read`] was told of their form.
+    pub stream: Option<(&'a [u8], u64)>,
 }
 
 /// The datagrams of one call, where the kernel put them.
@@ -176,6 +181,9 @@ pub fn label(file: &[u8]) -> Option<&[u8]> {
     (number(file, 0)? == MARK).then(|| file.get(LABEL..TABLE))?
 }
 
+/// Where the length of a datagram stands in its entry of the table.
+const LENGTH: usize = std::mem::offset_of!(libc::mmsghdr, msg_len);
+
 /// The batch that a receiver left in its file, if it was not safe elsewhere.
 pub fn landed(file: &[u8]) -> Option<Landed<'_>> {
     let (batch, arrival) = (number(file, RECEIVED)?, number(file, ARRIVAL)?.cast_signed());
@@ -183,9 +191,17 @@ pub fn landed(file: &[u8]) -> Option<Landed<'_>> {
         return None;
     }
     let size = usize::try_from(number(file, BUFFER_SIZE)?).ok().filter(|size| *size > 0)?;
+    let mut landed = Landed { batch, arrival, datagrams: Vec::new(), stream: None };
+    if let Some(form) = number(file, FORM)?.checked_sub(1) {
+        let length = file.get(TABLE + LENGTH..)?.first_chunk().map(|b| u32::from_ne_bytes(*b))?;
+        let end = usize::try_from(number(file, KEPT)?).ok()?.checked_add(length as usize)?;
+        // Nothing new was read.
+        let bytes = if length == 0 { &[] } else { file.get(BUFFERS..)?.get(..end)? };
+        landed.stream = Some((bytes, form));
+        return Some(landed);
+    }
     let entries = file.get(TABLE..)?.chunks_exact(size_of::<libc::mmsghdr>()).take(BATCH);
     let buffers = file.get(BUFFERS..)?.chunks_exact(size);
-    const LENGTH: usize = std::mem::offset_of!(libc::mmsghdr, msg_len);
     const FLAGS: usize = std::mem::offset_of!(libc::mmsghdr, msg_hdr)
         + std::mem::offset_of!(libc::msghdr, msg_flags);
     let received = entries.zip(buffers).map_while(|(entry, buffer)| {
@@ -195,8 +211,8 @@ pub fn landed(file: &[u8]) -> Option<Landed<'_>> {
         Some(Datagram { bytes: &buffer[..length], truncated, sender: Sender::Unknown })
     });
     // What has no length was not received, or holds nothing.
-    let datagrams = received.filter(|datagram| !datagram.bytes.is_empty()).collect();
-    Some(Landed { batch, arrival, datagrams })
+    landed.datagrams = received.filter(|datagram| !datagram.bytes.is_empty()).collect();
+    Some(landed)
 }
 
 fn number(file: &[u8], index: usize) -> Option<u64> {
@@ -410,6 +426,7 @@ impl Receiver {
             header.msg_hdr.msg_iovlen = 1;
             self.senders.ask(i, &mut header.msg_hdr);
         }
+        numbers[FORM].store(0, Ordering::Release);
         // From here on lengths in the table are those of this batch.
         numbers[RECEIVED].fetch_add(1, Ordering::Release);
         // SAFETY: each of the BATCH headers holds one slice, a part of `buffers` of the stated
@@ -434,6 +451,53 @@ impl Receiver {
         let headers = &headers[..count as usize];
         let (buffer_size, senders) = (size, &self.senders);
         Ok(Received { headers, buffers, buffer_size, senders, numbers, next: 0 })
+    }
+
+    /// Reads from a stream into `space`, as `read` does; what was read lies in the receiver's memory
+    /// as well, behind what was `kept` of that stream, as the next batch. `form` is the caller's to
+    /// know how such bytes are cut up.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing waits; whatever else `recvmmsg` says.
+    pub fn read(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        kept: &[u8],
+        form: u32,
+        space: &mut [u8],
+    ) -> io::Result<(usize, Landing<'_>)> {
+        let (numbers, headers, buffers) = self.memory.parts();
+        let room = buffers.len().checked_sub(kept.len()).ok_or(io::ErrorKind::InvalidInput)?;
+        let (before, buffer) = buffers.split_at_mut(kept.len());
+        before.copy_from_slice(kept);
+        let mut slice =
+            libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: space.len().min(room) };
+        // SAFETY: mmsghdr is plain data for which all zeroes is a valid value.
+        headers[0] = unsafe { std::mem::zeroed() };
+        headers[0].msg_hdr.msg_iov = &raw mut slice;
+        headers[0].msg_hdr.msg_iovlen = 1;
+        numbers[KEPT].store(kept.len() as u64, Ordering::Release);
+        numbers[FORM].store(u64::from(form) + 1, Ordering::Release);
+        numbers[RECEIVED].fetch_add(1, Ordering::Release);
+        // SAFETY: the one header holds one slice, a part of `buffer` of the stated length. Neither is
+        // touched otherwise until the call is over.
+        let count = unsafe {
+            libc::recvmmsg(
+                socket.as_raw_fd(),
+                headers.as_mut_ptr(),
+                1,
+                libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC,
+                std::ptr::null_mut(),
+            )
+        };
+        if count < 0 {
+            let error = io::Error::last_os_error();
+            Landing(numbers).is_safe();
+            return Err(error);
+        }
+        let length = (headers[0].msg_len as usize).min(slice.iov_len);
+        space[..length].copy_from_slice(&buffer[..length]);
+        Ok((length, Landing(numbers)))
     }
 }
 
@@ -740,7 +804,7 @@ pub fn cpu_time() -> Duration {
 mod tests {
     use std::net::UdpSocket;
     use std::os::fd::AsFd;
-    use std::os::unix::net::UnixDatagram;
+    use std::os::unix::net::{UnixDatagram, UnixStream};
     use std::time::Instant;
 
     use super::*;
@@ -809,6 +873,35 @@ mod tests {
     }
 
     #[test]
+    fn what_was_read_of_a_stream_lies_behind_what_was_kept() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("landing");
+        let mut options = File::options();
+        let file = options.read(true).write(true).create_new(true).open(&path).expect("file");
+        let mut batch = Receiver::landing(&file, b"", 7, 8).expect("memory");
+        let (mut sender, receiver) = UnixStream::pair().expect("socket pair");
+        let left = || std::fs::read(&path).expect("the file");
+        io::Write::write_all(&mut sender, b"c\nd").expect("write");
+        let mut space = [0; 16];
+        assert_eq!(batch.expect(-5), 8);
+        let (length, landed) =
+            batch.read(receiver.as_fd(), b"ab", 3, &mut space).expect("something");
+        assert_eq!(&space[..length], b"c\nd");
+        let file = left();
+        let found = super::landed(&file).expect("it is not safe");
+        assert_eq!((found.batch, found.arrival, found.stream), (8, -5, Some((&b"abc\nd"[..], 3))));
+        landed.is_safe();
+        assert!(super::landed(&left()).is_none());
+        let again = batch.read(receiver.as_fd(), b"", 3, &mut space).err().map(|e| e.kind());
+        assert_eq!(again, Some(io::ErrorKind::WouldBlock));
+        assert!(super::landed(&left()).is_none());
+        drop(sender);
+        let (length, _) = batch.read(receiver.as_fd(), b"d", 3, &mut space).expect("the end");
+        assert_eq!(length, 0);
+        assert_eq!(super::landed(&left()).expect("one").stream, Some((&b""[..], 3)));
+    }
+
+    #[test]
     fn a_unix_socket_says_which_process_sent() {
         let me = Sender::Process { pid: std::process::id(), uid: effective_uid() };
         let (sender, receiver) = UnixDatagram::pair().expect("socket pair");
@@ -830,7 +923,7 @@ mod tests {
         let got: Vec<_> = batch.receive(receiver.as_fd()).expect("receive").collect();
         assert_eq!(got[0].sender, Sender::Process { pid, uid: effective_uid() });
 
-        let (one, other) = std::os::unix::net::UnixStream::pair().expect("socket pair");
+        let (one, other) = UnixStream::pair().expect("socket pair");
         assert_eq!((peer(one.as_fd()), peer(other.as_fd())), (me, me));
         assert_eq!(peer(receiver.as_fd()), me);
         let udp = UdpSocket::bind("127.0.0.1:0").expect("bind");

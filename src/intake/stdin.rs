@@ -26,10 +26,10 @@ pub(super) fn start(
                     break;
                 }
             }
-            reader.payloads(&mut framer, Sender::Unknown, Time::now());
+            reader.payloads(&mut framer, Sender::Unknown, 0, Time::now(), || ());
         }
         framer.end();
-        reader.payloads(&mut framer, Sender::Unknown, Time::now());
+        reader.payloads(&mut framer, Sender::Unknown, 0, Time::now(), || ());
         ended();
     };
     std::thread::Builder::new().name("intake-stdin".to_owned()).spawn(run).map(drop)

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -11,10 +11,11 @@ use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::{Events, Interest, Poll, Registry, Token};
 
 use super::datagrams::SHORT_POLL;
+use crate::fail;
 use crate::reader::Reader;
 use crate::sample::Reject;
 use crate::stream::Framer;
-use crate::sys::{self, Sender};
+use crate::sys::{self, Receiver, Sender};
 use crate::time::Time;
 
 /// Reads of one connection before the others get their turn.
@@ -52,6 +53,8 @@ struct Connection {
 struct Listener {
     listening: Listening,
     reader: Reader,
+    /// What is read through, so that it outlives the process.
+    receiver: Option<Receiver>,
     /// Number of its connections that are open.
     open: usize,
 }
@@ -86,7 +89,10 @@ impl Streams {
             next: listeners.len(),
             listeners: listeners
                 .into_iter()
-                .map(|(listening, reader)| Listener { listening, reader, open: 0 })
+                .map(|(listening, reader)| {
+                    let receiver = reader.stream_receiver(buffer_size);
+                    Listener { listening, reader, receiver, open: 0 }
+                })
                 .collect(),
             connections: HashMap::new(),
             unfinished: Vec::new(),
@@ -171,7 +177,7 @@ impl Streams {
 
     fn accept(&mut self, number: usize, registry: &Registry) {
         loop {
-            let Listener { listening, reader, open } = &mut self.listeners[number];
+            let Listener { listening, reader, open, .. } = &mut self.listeners[number];
             let listener = reader.listener();
             let (mut stream, sender) = match listening.accept() {
                 Ok(accepted) => accepted,
@@ -206,7 +212,7 @@ impl Streams {
     fn read(&mut self, token: Token, registry: &Registry) {
         let Some(connection) = self.connections.get_mut(&token) else { return };
         let listener = &mut self.listeners[connection.listener];
-        match connection.turn(&mut listener.reader) {
+        match connection.turn(&mut listener.reader, listener.receiver.as_mut()) {
             Turn::Waits => {}
             Turn::Unfinished => self.unfinished.push(token),
             Turn::Over => {
@@ -221,28 +227,45 @@ impl Streams {
 }
 
 impl Connection {
-    fn turn(&mut self, reader: &mut Reader) -> Turn {
+    fn turn(&mut self, reader: &mut Reader, mut receiver: Option<&mut Receiver>) -> Turn {
         for _ in 0..READS_PER_TURN {
-            match self.stream.read(self.framer.space()) {
-                Ok(0) => self.framer.end(),
-                Ok(bytes) => {
-                    self.framer.filled(bytes);
-                    if reader.payloads(&mut self.framer, self.sender, Time::now()) {
-                        continue;
-                    }
-                    return Turn::Over;
-                }
+            let now = Time::now();
+            match self.read(reader, receiver.as_deref_mut(), now) {
+                Ok(Some(true)) => continue,
+                Ok(Some(false)) => return Turn::Over,
+                Ok(None) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Turn::Waits,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(_) => {
-                    reader.listener().read_errors.add(1);
-                    self.framer.end();
-                }
+                Err(_) => reader.listener().read_errors.add(1),
             }
-            reader.payloads(&mut self.framer, self.sender, Time::now());
+            self.framer.end();
+            reader.payloads(&mut self.framer, self.sender, 0, now, || ());
             return Turn::Over;
         }
         Turn::Unfinished
+    }
+
+    /// Reads once and takes in what is complete. Returns whether there may be more, or nothing at
+    /// the end of the connection.
+    fn read(
+        &mut self,
+        reader: &mut Reader,
+        receiver: Option<&mut Receiver>,
+        now: Time,
+    ) -> io::Result<Option<bool>> {
+        let Self { stream, sender, framer, .. } = self;
+        let Some(receiver) = receiver else {
+            let bytes = stream.read(framer.space())?;
+            framer.filled(bytes);
+            return Ok((bytes > 0).then(|| reader.payloads(framer, *sender, 0, now, || ())));
+        };
+        let number = receiver.expect(now.0);
+        let (kept, form, space) = framer.kept_and_space();
+        let (bytes, landed) = receiver.read(stream.as_fd(), kept, form, space)?;
+        framer.filled(bytes);
+        fail::point("intake.read");
+        let is_safe = || landed.is_safe();
+        Ok((bytes > 0).then(|| reader.payloads(framer, *sender, number, now, is_safe)))
     }
 
     /// Ends a connection that its client has not ended. A line without its newline may be half a
@@ -283,6 +306,13 @@ impl Stream {
         match self {
             Self::Tcp(stream) => stream.read(space),
             Self::Unix(stream) => stream.read(space),
+        }
+    }
+
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
         }
     }
 

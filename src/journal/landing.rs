@@ -1,4 +1,4 @@
-//! Where datagrams land: receive buffers in shared memory, which outlives the process. They protect
+//! Where datagrams, and bytes of streams, land: receive buffers in shared memory, which outlives the process. They protect
 //! what was received and not yet appended to a segment.
 //!
 //! They lie on `/dev/shm` rather than in the journal's folder: memory that a disk stands behind would
@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use super::Left;
 use super::format::{Header, Source};
 use crate::shard::Generation;
+use crate::stream::Framer;
 use crate::sys::{self, Receiver};
 use crate::time::Time;
 
@@ -112,7 +113,16 @@ fn read(path: &Path, folder: &Path) -> Option<Landing> {
     }
     let (header, _) = Header::decode(header).ok()?;
     let landed = sys::landed(&bytes);
-    let Some(landed) = landed.filter(|landed| !landed.datagrams.is_empty()) else {
+    let mut datagrams = Vec::new();
+    if let Some(landed) = &landed {
+        datagrams.extend(landed.datagrams.iter().map(|d| (d.bytes.to_vec(), d.truncated)));
+        if let Some((bytes, form)) = landed.stream {
+            // What is not whole was never accepted: its connection has ended.
+            let mut framer = Framer::resume(bytes, form);
+            datagrams.extend(framer.payloads().flatten().map(|payload| (payload.to_vec(), false)));
+        }
+    }
+    let Some(landed) = landed.filter(|_| !datagrams.is_empty()) else {
         let _ = fs::remove_file(path);
         return None;
     };
@@ -120,7 +130,7 @@ fn read(path: &Path, folder: &Path) -> Option<Landing> {
         source: header.source,
         arrival: Time(landed.arrival),
         batch: landed.batch,
-        datagrams: landed.datagrams.iter().map(|d| (d.bytes.to_vec(), d.truncated)).collect(),
+        datagrams,
         ids: Vec::new(),
     };
     Some(Landing { path: path.to_owned(), left })
