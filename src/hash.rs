@@ -57,6 +57,7 @@ impl<'a> Hash<'a> {
         self.even = self.step(self.even, [x, y]);
     }
 
+    #[inline]
     fn step(&self, [a, b]: [u64; 2], [x, y]: [u64; 2]) -> [u64; 2] {
         [fold(x ^ self.keys[2], y ^ a), fold(x ^ b, y ^ self.keys[3])]
     }
@@ -67,7 +68,8 @@ impl<'a> Hash<'a> {
     }
 
     /// Their number must be hashed beforehand, so that some may be taken twice.
-    #[inline]
+    // In line, so that the state stays in registers from one part of a spelling to the next.
+    #[inline(always)]
     pub fn bytes(&mut self, bytes: &[u8]) {
         let (pairs, tail) = bytes.as_chunks::<32>();
         for pair in pairs {

@@ -145,18 +145,27 @@ fn metric<'a>(line: &'a [u8], options: Options) -> Result<Sample<'a>, Reject> {
     Ok(sample)
 }
 
-/// The kind, and the fields behind it if a `|` follows.
+/// The kind, and the fields behind it if a `|` follows. Read from a table, since which kind comes
+/// next is chance, and a wrong guess costs more than all of this.
+#[inline]
 fn kind(text: &[u8]) -> Option<(Kind, Option<&[u8]>)> {
-    let (kind, rest) = match text {
-        [b'c', rest @ ..] => (Kind::Count, rest),
-        [b'g', rest @ ..] => (Kind::Gauge, rest),
-        [b'h', rest @ ..] => (Kind::Histogram, rest),
-        [b'm', b's', rest @ ..] => (Kind::Timer, rest),
-        [b'd', rest @ ..] => (Kind::Distribution, rest),
-        [b's', rest @ ..] => (Kind::Set, rest),
-        _ => return None,
+    const KINDS: [Option<Kind>; 256] = {
+        let mut kinds = [None; 256];
+        kinds[b'c' as usize] = Some(Kind::Count);
+        kinds[b'g' as usize] = Some(Kind::Gauge);
+        kinds[b'h' as usize] = Some(Kind::Histogram);
+        kinds[b'm' as usize] = Some(Kind::Timer);
+        kinds[b'd' as usize] = Some(Kind::Distribution);
+        kinds[b's' as usize] = Some(Kind::Set);
+        kinds
     };
-    match rest {
+    let kind = KINDS[usize::from(*text.first()?)]?;
+    // `ms` is the only one of two letters.
+    let timer = kind == Kind::Timer;
+    if timer && text.get(1) != Some(&b's') {
+        return None;
+    }
+    match &text[1 + usize::from(timer)..] {
         [] => Some((kind, None)),
         [b'|', fields @ ..] => Some((kind, Some(fields))),
         _ => None,

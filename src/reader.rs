@@ -69,6 +69,8 @@ pub struct Reader {
     /// The time of what is being taken in is up: it waits for nothing more.
     late: bool,
     probe: Probe,
+    /// For each shard; all clear between two runs.
+    marks: Box<[Marks]>,
     journal: Option<journal::Writer>,
     /// Number of the batch that is being taken in, by its receiver, or 0.
     batch: u64,
@@ -115,6 +117,11 @@ struct Pending<'a> {
 
 type Run<'a> = SmallVec<[Pending<'a>; RUN]>;
 
+/// Which samples of a run go to one shard, by the kind of their series: a bit for each place.
+type Marks = [u64; Kind::ALL.len()];
+
+const _: () = assert!(RUN <= u64::BITS as usize);
+
 impl Reader {
     pub fn new(
         shared: Shared,
@@ -128,6 +135,7 @@ impl Reader {
         let source = journal::Source { name, dialect: options.dialect, eol_required };
         let journal = shared.journal.as_ref().map(|journal| journal.writer(source));
         let (late, probe) = (false, Probe::default());
+        let marks = vec![Marks::default(); shared.shards.len()].into();
         Self {
             shared,
             listener,
@@ -137,6 +145,7 @@ impl Reader {
             held,
             late,
             probe,
+            marks,
             journal,
             batch: 0,
         }
@@ -602,20 +611,32 @@ impl Reader {
         Some((series, !found.asked))
     }
 
-    /// Adds a run of samples, shard by shard and within each in the order of arrival.
+    /// Adds a run of samples, shard by shard and kind by kind. The samples of a series stay in the
+    /// order of their arrival, since a series has one shard and one kind.
+    ///
+    /// Which shard and which kind come next is chance, and a processor that guesses wrongly loses
+    /// the time of some fifty instructions: hence marks, which are made and followed without a
+    /// question, and the kinds one after the other.
     fn apply(&mut self, run: &Run<'_>, arrival: Arrival<'_>) {
+        for (i, Pending { series, sample, .. }) in run.iter().enumerate() {
+            for (handle, kind) in series.handles(sample.kind) {
+                self.marks[handle.shard()][kind as usize] |= 1 << i;
+            }
+        }
         let journal = &mut self.journal;
         let mut again = SmallVec::<[(usize, Kind); 4]>::new();
-        for number in 0..self.shared.shards.len() {
-            let mut none = true;
-            each_in(number, run, |_, _, _| none = false);
-            if none {
+        for (number, marks) in self.marks.iter_mut().enumerate() {
+            let marks = std::mem::take(marks);
+            if marks == Marks::default() {
                 continue;
             }
             let mut shard = arrival.window.lock(number);
-            each_in(number, run, |_, handle, _| shard.prefetch(handle));
+            each(&Kind::ALL, &marks, run, |_, handle, _| shard.prefetch(handle));
+            // What lies behind a cell, and then what lies behind that.
+            each(&Kind::BOXED, &marks, run, |_, handle, _| shard.prefetch_value(handle));
+            each(&Kind::BOXED, &marks, run, |_, handle, _| shard.prefetch_place(handle));
             let mut stale = false;
-            each_in(number, run, |i, handle, kind| {
+            each(&Kind::ALL, &marks, run, |i, handle, kind| {
                 let pending = &run[i];
                 // Behind a sample that has to wait the others wait too: they may be of its series.
                 stale = stale || shard.add(handle, pending.used, kind, &pending.sample).is_err();
@@ -642,9 +663,7 @@ impl Reader {
             if lasts {
                 self.spellings.insert(pending.print, series, epoch);
             }
-            let Some((handle, _)) = series.handles(sample.kind).find(|(_, k)| *k == kind) else {
-                return;
-            };
+            let Some(handle) = series.handle_of(sample.kind, kind) else { return };
             let mut shard = arrival.window.lock(handle.shard());
             if shard.add(handle, epoch, kind, sample).is_ok() {
                 if let Some(journal) = &mut self.journal {
@@ -675,15 +694,17 @@ impl Reader {
     }
 }
 
-/// Names the samples of a run that go to one shard, each with its place there and the kind of its
-/// series.
-fn each_in(number: usize, run: &Run<'_>, mut each: impl FnMut(usize, Handle, Kind)) {
-    for (i, Pending { series, sample, .. }) in run.iter().enumerate() {
-        if let Some(handle) = series.handle.filter(|handle| handle.shard() == number) {
-            each(i, handle, sample.kind);
-        }
-        if let Some(copy) = series.copy.filter(|copy| copy.shard() == number) {
-            each(i, copy, Kind::Distribution);
+/// Names the samples of a run that are marked, each with its place there and with handle and kind of
+/// its series.
+fn each(kinds: &[Kind], marks: &Marks, run: &Run<'_>, mut each: impl FnMut(usize, Handle, Kind)) {
+    for &kind in kinds {
+        let mut left = marks[kind as usize];
+        while left != 0 {
+            let i = left.trailing_zeros() as usize;
+            left &= left - 1;
+            if let Some(handle) = run[i].series.handle_of(run[i].sample.kind, kind) {
+                each(i, handle, kind);
+            }
         }
     }
 }

@@ -27,6 +27,9 @@ impl Kind {
     pub const ALL: [Self; 6] =
         [Self::Count, Self::Gauge, Self::Set, Self::Timer, Self::Histogram, Self::Distribution];
 
+    /// The kinds whose values do not fit into a cell.
+    pub const BOXED: [Self; 4] = [Self::Set, Self::Timer, Self::Histogram, Self::Distribution];
+
     /// The word used on pages, in tables and in tags.
     pub const fn word(self) -> &'static str {
         match self {

@@ -672,6 +672,20 @@ impl Locked<'_> {
         }
     }
 
+    /// The same of what lies behind the cell, which should be there by now.
+    pub fn prefetch_value(&self, handle: Handle) {
+        if let Some(cell) = self.shard.open.cells.get(handle.row as usize) {
+            cell.prefetch();
+        }
+    }
+
+    /// The same of where the next value goes.
+    pub fn prefetch_place(&self, handle: Handle) {
+        if let Some(cell) = self.shard.open.cells.get(handle.row as usize) {
+            cell.prefetch_place();
+        }
+    }
+
     /// What the series is that a sample was just added to.
     pub fn context(&self, handle: Handle) -> &Context {
         let context = &self.shard.states[handle.row()].context;

@@ -7,6 +7,7 @@ use std::iter;
 
 use crate::bins::Bins;
 use crate::compact::{Input, Malformed, put_float, put_integer};
+use crate::sys;
 
 /// Ratio of the values of neighbouring bins: 1 + 2/128.
 const GAMMA: f64 = 1.015625;
@@ -97,6 +98,13 @@ impl Sketch {
         } else {
             self.bins.add(key(v).into(), n);
             self.collapse();
+        }
+    }
+
+    /// Has the place of the next value fetched into the cache.
+    pub fn prefetch(&self) {
+        if let Some(last) = self.buffer.last() {
+            sys::prefetch(last);
         }
     }
 

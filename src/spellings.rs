@@ -35,6 +35,11 @@ pub struct Series {
 }
 
 impl Series {
+    /// The row of this kind, for samples of kind `sent`.
+    pub fn handle_of(&self, sent: Kind, kind: Kind) -> Option<Handle> {
+        if kind == sent { self.handle } else { self.copy }
+    }
+
     /// The rows to add to, each with the kind of its series.
     pub fn handles(self, kind: Kind) -> impl Iterator<Item = (Handle, Kind)> {
         let handle = self.handle.map(|handle| (handle, kind));
@@ -127,15 +132,27 @@ impl Spellings {
     /// Where the samples of a spelling go, and the epoch in which its series was last used. A
     /// series that was not used for longer than its handle can be trusted is asked for at its
     /// shard; `None` when it has expired.
+    #[inline]
     pub fn find(&mut self, print: Print, epoch: u32, window: &Window<'_>) -> Option<(Series, u32)> {
         let at = self.position(print).ok()?;
+        let slot = &mut self.slots[at];
+        if slot.state == State::Kept && epoch.wrapping_sub(slot.used) <= 1 {
+            let used = std::mem::replace(&mut slot.used, epoch);
+            return Some((Series { handle: Some(slot.handle), ..Series::default() }, used));
+        }
+        self.find_other(at, epoch, window)
+    }
+
+    /// The same of what is rare: what is not used all the time, and what is more than one series.
+    #[cold]
+    fn find_other(&mut self, at: usize, epoch: u32, window: &Window<'_>) -> Option<(Series, u32)> {
         let slot = &mut self.slots[at];
         let age = epoch.wrapping_sub(slot.used);
         if slot.state == State::Named && age > 0 {
             return None;
         }
         let used = std::mem::replace(&mut slot.used, epoch);
-        let (handle, state) = (slot.handle, slot.state);
+        let (print, handle, state) = (slot.print, slot.handle, slot.state);
         if age > IDLE_EPOCHS {
             // Generations are few: one that old may have come round.
             return None;

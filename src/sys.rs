@@ -511,10 +511,15 @@ pub fn kill_own_process() {
 #[inline]
 pub fn prefetch<T>(place: &T) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch is a hint: it reads nothing the program could see, and cannot fault.
+    // SAFETY: a prefetch is a hint: it reads nothing the program could see, and cannot fault. The
+    // second place is the last byte of what is borrowed.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(place).cast());
+        let start = std::ptr::from_ref(place).cast::<i8>();
+        _mm_prefetch::<_MM_HINT_T0>(start);
+        if size_of::<T>() > 64 {
+            _mm_prefetch::<_MM_HINT_T0>(start.add(size_of::<T>() - 1));
+        }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = place;

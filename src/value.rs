@@ -16,6 +16,7 @@ use crate::compact::{Input, Malformed, put_float};
 use crate::hash::Keys;
 use crate::sample::Kind;
 use crate::sketch::Sketch;
+use crate::sys;
 
 /// How histograms and sets are summed up.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -268,6 +269,26 @@ impl Cell {
             Kind::Set => matches!(self, Self::Set(_)),
             Kind::Timer | Kind::Histogram => matches!(self, Self::Histogram(_)),
             Kind::Distribution => matches!(self, Self::Sketch(_)),
+        }
+    }
+
+    /// Has what lies behind the cell fetched into the cache.
+    pub fn prefetch(&self) {
+        match self {
+            Self::Empty | Self::Count(_) | Self::Gauge(_) => {}
+            Self::Set(members) => sys::prefetch(&**members),
+            Self::Histogram(histogram) => sys::prefetch(&**histogram),
+            Self::Sketch(sketch) => sys::prefetch(&**sketch),
+        }
+    }
+
+    /// The same of the place where the next value goes; what lies behind the cell is looked at.
+    pub fn prefetch_place(&self) {
+        match self {
+            // Where a member goes its hash will tell.
+            Self::Empty | Self::Count(_) | Self::Gauge(_) | Self::Set(_) => {}
+            Self::Histogram(histogram) => histogram.prefetch(),
+            Self::Sketch(sketch) => sketch.prefetch(),
         }
     }
 

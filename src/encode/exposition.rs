@@ -95,6 +95,11 @@ impl Labels {
         Self::of_named(named)
     }
 
+    /// As it stands between the braces.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
     fn of_named<'a>(named: impl Iterator<Item = (String, &'a str)>) -> Self {
         let mut values: BTreeMap<String, Cow<str>> = BTreeMap::new();
         for (name, value) in named.filter(|(_, value)| !value.is_empty()) {

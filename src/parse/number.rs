@@ -55,15 +55,16 @@ pub(super) fn short(text: &[u8], length: usize) -> Option<f64> {
     let bytes = u64::from_le_bytes(*bytes) << (64 - 8 * length);
     let other = bytes ^ (b'.' as u64 * EACH);
     let points = other.wrapping_sub(EACH) & !other & HIGH;
-    let (digits, count, decimals) = if points == 0 {
-        (bytes, length, 0)
-    } else {
-        // What stands before the point moves up by one.
-        let at = points.trailing_zeros() / 8;
-        let before = bytes & !(u64::MAX << (8 * at));
-        let behind = bytes & (u64::MAX << (8 * at) << 8);
-        (behind | before << 8, length - 1, 7 - at as usize)
-    };
+    // Without a question, since whether there is a point is chance: the first one's lowest bit, or 0.
+    let point = (points & points.wrapping_neg()) >> 7;
+    let pointed = u32::from(point != 0);
+    // What stands before the point moves up by one.
+    let before = bytes & point.wrapping_sub(1);
+    let behind = bytes & !point.wrapping_mul(0xff) & !point.wrapping_sub(1);
+    let digits = behind | before << (8 * pointed);
+    let count = length - pointed as usize;
+    // A number without a point is one with it behind the last digit.
+    let decimals = 7 - (points | 1 << 63).trailing_zeros() as usize / 8;
     let padding = ZEROS.checked_shr(8 * count as u32).unwrap_or(0);
     let digits = (digits | padding) ^ ZEROS;
     let too_large = (digits.wrapping_add(0x76 * EACH) | digits) & HIGH;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ahash::RandomState;
+use hashbrown::HashTable;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +16,7 @@ use crate::context::Context;
 use crate::encode::exposition::{
     Labels, Type, metric_name, write_quantile, write_sample, write_type,
 };
+use crate::hash::{Hash, Keys};
 use crate::sample::Kind;
 use crate::telemetry::Telemetry;
 use crate::value::{Aggregate, Suffix, Summary};
@@ -134,6 +136,9 @@ fn lock(page: &Mutex<Page>) -> MutexGuard<'_, Page> {
 }
 
 /// What the page shows.
+///
+/// Labels are not kept: they would be the largest part of it. A series is known by the print of its
+/// labels, and they are made anew for each scrape from the context of one of those that show as it.
 #[derive(Debug)]
 struct Page {
     hostname: String,
@@ -143,21 +148,29 @@ struct Page {
     quantiles: Vec<f64>,
     /// Where each series is shown. Several may come out as one, so this is what is limited.
     places: HashMap<Arc<Context>, Place, RandomState>,
+    /// By their print.
+    series: HashTable<Shown>,
     families: BTreeMap<FamilyKey, Family>,
+    /// Families so far.
+    numbered: u32,
     /// Names of samples in use, those with a suffix included.
     names: HashSet<String, RandomState>,
+    keys: Keys,
     /// Batches folded so far.
     batches: u64,
     telemetry: Arc<Telemetry>,
 }
 
 /// The valid form of a name, before a clash of kinds is resolved.
-type FamilyKey = (Arc<str>, Kind);
+type FamilyKey = (String, Kind);
+
+/// 128 keyed bits that stand for a family and a label set in it: see ARCHITECTURE.md for the chance
+/// of a mistake.
+type Print = [u64; 2];
 
 #[derive(Debug)]
 struct Place {
-    family: FamilyKey,
-    labels: Labels,
+    print: Print,
     last_seen: i64,
 }
 
@@ -165,22 +178,33 @@ struct Place {
 struct Family {
     /// As shown.
     name: String,
-    series: BTreeMap<Labels, Shown>,
+    number: u32,
+    /// How many series it has.
+    series: usize,
 }
 
-/// One series as shown. Which fields count is the family's type to say.
+/// One series as shown.
 #[derive(Debug)]
 struct Shown {
+    print: Print,
+    /// One of those that show as it. They all have its labels.
+    context: Arc<Context>,
+    family: u32,
     /// The total of a counter, the value of a gauge, the sum of a summary.
     value: f64,
-    /// Of a summary.
-    count: f64,
-    /// Of a summary: quantile and value, ascending.
-    quantiles: Vec<(f64, f64)>,
+    summary: Option<Box<Observed>>,
     /// The batch of the newest point, by its number, and the point's time in Unix seconds.
     newest: (u64, i64),
     /// Time of the last flush that had a point, Unix seconds.
     last_seen: i64,
+}
+
+/// What only a summary has.
+#[derive(Debug)]
+struct Observed {
+    count: f64,
+    /// Quantile and value, ascending.
+    quantiles: Vec<(f64, f64)>,
 }
 
 impl Page {
@@ -202,8 +226,11 @@ impl Page {
             series_max: config.series_max,
             quantiles,
             places: HashMap::default(),
+            series: HashTable::new(),
             families: BTreeMap::new(),
+            numbered: 0,
             names: HashSet::default(),
+            keys: Keys::random(),
             batches: 0,
             telemetry,
         })
@@ -228,8 +255,9 @@ impl Page {
         }
         let place = self.places.get_mut(context).expect("it was just found or added");
         place.last_seen = now;
-        let family = self.families.get_mut(&place.family).expect("a place's family exists");
-        let shown = family.series.get_mut(&place.labels).expect("a place's series exists");
+        let print = place.print;
+        let shown = self.series.find_mut(print[0], |shown| shown.print == print);
+        let shown = shown.expect("a place's series exists");
         shown.last_seen = now;
         for row in rows {
             let at = (self.batches, row.time);
@@ -253,19 +281,23 @@ impl Page {
     }
 
     fn add(&mut self, context: Arc<Context>) {
-        let key: FamilyKey = (metric_name(context.name()).into(), context.kind());
+        let key: FamilyKey = (metric_name(context.name()), context.kind());
         let labels = Labels::of_series(&context, &self.hostname);
         if !self.families.contains_key(&key) {
             let name = self.free_name(&key);
             self.names.extend(names_of(&name, key.1));
-            self.families.insert(key.clone(), Family { name, series: BTreeMap::new() });
+            self.numbered = self.numbered.wrapping_add(1);
+            let family = Family { name, number: self.numbered, series: 0 };
+            self.families.insert(key.clone(), family);
         }
         let family = self.families.get_mut(&key).expect("it was just found or added");
-        family.series.entry(labels.clone()).or_insert_with(Shown::new);
-        // One name for all series of the family.
-        let (key, _) = self.families.get_key_value(&key).expect("it was just found or added");
-        let family = key.clone();
-        self.places.insert(context, Place { family, labels, last_seen: 0 });
+        let print = print(&self.keys, family.number, labels.as_str());
+        if self.series.find(print[0], |shown| shown.print == print).is_none() {
+            family.series += 1;
+            let shown = Shown::new(print, Arc::clone(&context), family.number);
+            self.series.insert_unique(print[0], shown, |shown| shown.print[0]);
+        }
+        self.places.insert(context, Place { print, last_seen: 0 });
     }
 
     /// The first free of `x`, `x_count`, `x_count_2`, `x_count_3`, ... (with the word of the kind):
@@ -288,30 +320,47 @@ impl Page {
             *last_seen >= horizon
         };
         self.places.retain(|_, place| stays(&mut place.last_seen));
+        let mut left = HashMap::<u32, usize, RandomState>::default();
+        self.series.retain(|shown| {
+            let stays = stays(&mut shown.last_seen);
+            if !stays {
+                *left.entry(shown.family).or_default() += 1;
+            }
+            stays
+        });
+        if left.is_empty() {
+            return;
+        }
         self.families.retain(|(_, kind), family| {
-            family.series.retain(|_, shown| stays(&mut shown.last_seen));
-            if family.series.is_empty() {
+            family.series -= left.get(&family.number).copied().unwrap_or(0);
+            if family.series == 0 {
                 names_of(&family.name, *kind).for_each(|name| _ = self.names.remove(&name));
             }
-            !family.series.is_empty()
+            family.series > 0
         });
     }
 
     fn render(&self, out: &mut String) {
+        let mut series: Vec<&Shown> = self.series.iter().collect();
+        series.sort_unstable_by_key(|shown| shown.family);
         for ((_, kind), family) in &self.families {
+            let first = series.partition_point(|shown| shown.family < family.number);
+            let own = &series[first..first + family.series];
+            // In the order of their text, a family at a time.
+            let labels = |shown: &&Shown| Labels::of_series(&shown.context, &self.hostname);
+            let mut own: Vec<_> = own.iter().map(|shown| (labels(shown), *shown)).collect();
+            own.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
             let (name, kind) = (&family.name, Type::of(*kind));
             write_type(out, name, kind);
-            for (labels, shown) in &family.series {
-                match kind {
-                    Type::Counter | Type::Gauge => {
-                        write_sample(out, name, "", labels, shown.value);
-                    }
-                    Type::Summary => {
-                        for (quantile, value) in &shown.quantiles {
+            for (labels, shown) in &own {
+                match &shown.summary {
+                    None => write_sample(out, name, "", labels, shown.value),
+                    Some(observed) => {
+                        for (quantile, value) in &observed.quantiles {
                             write_quantile(out, name, *quantile, labels, *value);
                         }
                         write_sample(out, name, "_sum", labels, shown.value);
-                        write_sample(out, name, "_count", labels, shown.count);
+                        write_sample(out, name, "_count", labels, observed.count);
                     }
                 }
             }
@@ -319,9 +368,18 @@ impl Page {
     }
 }
 
+fn print(keys: &Keys, family: u32, labels: &str) -> Print {
+    let mut hash = Hash::new(keys);
+    hash.block(family.into(), labels.len() as u64);
+    hash.bytes(labels.as_bytes());
+    hash.finish()
+}
+
 impl Shown {
-    fn new() -> Self {
-        Self { value: 0.0, count: 0.0, quantiles: Vec::new(), newest: (0, 0), last_seen: 0 }
+    fn new(print: Print, context: Arc<Context>, family: u32) -> Self {
+        let summary = Type::of(context.kind()) == Type::Summary;
+        let summary = summary.then(|| Box::new(Observed { count: 0.0, quantiles: Vec::new() }));
+        Self { print, context, family, value: 0.0, summary, newest: (0, 0), last_seen: 0 }
     }
 
     /// Of two points of one time the one that arrived last is shown.
@@ -333,9 +391,10 @@ impl Shown {
 
     fn observe(&mut self, sum: f64, count: f64, quantiles: Vec<(f64, f64)>, at: (u64, i64)) {
         self.value += sum;
-        self.count += count;
+        let Some(observed) = &mut self.summary else { return };
+        observed.count += count;
         if at >= self.newest {
-            (self.quantiles, self.newest) = (quantiles, at);
+            (observed.quantiles, self.newest) = (quantiles, at);
         }
     }
 }

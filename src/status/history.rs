@@ -1,6 +1,6 @@
 //! The last hour of each series, in bounded memory, for plots.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use ahash::RandomState;
@@ -31,10 +31,12 @@ pub struct History {
 /// Before every bucket, and far enough from the end of the numbers.
 const NONE: i64 = i64::MIN / 2;
 
-/// The figures of a series: one slot per bucket of the span.
+/// The figures of a series, with NaN for a bucket that has none: at most one per bucket of the span,
+/// and as many as there were buckets since its first.
 #[derive(Debug)]
 struct Ring {
-    slots: Box<[f32]>,
+    /// Oldest first.
+    figures: VecDeque<f32>,
     /// Bucket of the newest figure, as its time divided by the interval.
     newest: i64,
 }
@@ -76,15 +78,13 @@ impl History {
                     self.left_out += 1;
                     continue;
                 }
-                None => self
-                    .series
-                    .entry(Arc::clone(context))
-                    .or_insert_with(|| Ring::new(self.interval)),
+                None => self.series.entry(Arc::clone(context)).or_insert_with(Ring::new),
             };
             for row in rows {
                 // Points far from now have no place here.
                 if (row.time - batch.flushed_at).abs() < SPAN {
-                    ring.put(row.time.div_euclid(self.interval), figure(&row.value));
+                    let bucket = row.time.div_euclid(self.interval);
+                    ring.put(bucket, figure(&row.value), slots(self.interval));
                 }
             }
         }
@@ -119,34 +119,35 @@ fn figure(value: &Value) -> f32 {
 }
 
 impl Ring {
-    fn new(interval: i64) -> Self {
-        Self { slots: vec![f32::NAN; slots(interval)].into(), newest: NONE }
+    const fn new() -> Self {
+        Self { figures: VecDeque::new(), newest: NONE }
     }
 
-    /// `bucket` is a time divided by the interval.
-    fn put(&mut self, bucket: i64, figure: f32) {
-        let length = self.slots.len() as i64;
+    /// `bucket` is a time divided by the interval; `length` is that of the span.
+    fn put(&mut self, bucket: i64, figure: f32, length: usize) {
         if self.newest == NONE {
-            self.newest = bucket;
+            self.newest = bucket - 1;
         }
-        // What lies between has no figure; the slots hold those of the last round.
-        for skipped in (self.newest + 1..=bucket).rev().take(self.slots.len()) {
-            self.slots[skipped.rem_euclid(length) as usize] = f32::NAN;
-        }
+        // What lies between has no figure.
+        let ahead = (bucket - self.newest).clamp(0, length as i64) as usize;
+        self.figures.resize(self.figures.len() + ahead, f32::NAN);
         self.newest = self.newest.max(bucket);
-        if bucket > self.newest - length {
-            self.slots[bucket.rem_euclid(length) as usize] = figure;
+        self.figures.drain(..self.figures.len().saturating_sub(length));
+        let age = usize::try_from(self.newest - bucket).unwrap_or(usize::MAX);
+        if age >= length {
+            return;
         }
+        while self.figures.len() <= age {
+            self.figures.push_front(f32::NAN);
+        }
+        let at = self.figures.len() - 1 - age;
+        self.figures[at] = figure;
     }
 
     fn points(&self, interval: i64) -> Vec<(i64, f32)> {
-        let length = self.slots.len() as i64;
-        let buckets = self.newest - length + 1..=self.newest;
-        let point = |bucket: i64| {
-            let figure = self.slots[bucket.rem_euclid(length) as usize];
-            (!figure.is_nan()).then_some((bucket * interval, figure))
-        };
-        buckets.filter_map(point).collect()
+        let oldest = self.newest + 1 - self.figures.len() as i64;
+        let points = (oldest..).zip(&self.figures).filter(|(_, figure)| !figure.is_nan());
+        points.map(|(bucket, figure)| (bucket * interval, *figure)).collect()
     }
 }
 

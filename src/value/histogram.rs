@@ -5,6 +5,7 @@ use std::iter;
 use super::Summary;
 use crate::bins::Bins;
 use crate::compact::{Input, Malformed, put_float, put_integer};
+use crate::sys;
 
 /// Values with their weights. Count, sum, minimum and maximum are always exact; percentiles are
 /// exact up to a limit of samples, beyond it within 0.4 %.
@@ -65,6 +66,18 @@ impl Histogram {
             }
             Samples::Exact { .. } => self.coarse().insert(value, weight),
             Samples::Coarse(coarse) => coarse.insert(value, weight),
+        }
+    }
+
+    /// Has the place of the next value fetched into the cache, or what leads there.
+    pub fn prefetch(&self) {
+        match &self.samples {
+            Samples::Exact { values, .. } => {
+                if let Some(last) = values.last() {
+                    sys::prefetch(last);
+                }
+            }
+            Samples::Coarse(coarse) => sys::prefetch(&**coarse),
         }
     }
 
