@@ -4,6 +4,7 @@
 //! The server has a processor of its own, and so has this program.
 
 mod lines;
+mod rig;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -12,7 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -22,11 +23,14 @@ use clap::Parser;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use tallyd::intake::{self, Passed, Untouched};
+use tallyd::reader::Reader;
 use tallyd::sys::{self, BATCH};
 use tallyd::telemetry::Telemetry;
+use tallyd::time::Time;
 use tempfile::TempDir;
 
 use lines::Datagram;
+use rig::Parts;
 
 const LOAD_PROCESSOR: usize = 0;
 const SERVER_PROCESSOR: usize = 1;
@@ -42,7 +46,7 @@ const ACCOUNT: Duration = Duration::from_secs(5);
 /// Seconds of a bucket: tallyd's default.
 const INTERVAL: u64 = 10;
 /// The bare loop has no buckets, so it needs no more seconds than these.
-const BARE_SECONDS: u64 = 5;
+const BARE_SECONDS: u64 = 3;
 const IDLE_SECONDS: u64 = 10;
 const STARTS: usize = 9;
 
@@ -121,7 +125,14 @@ const CASES: [Case; 16] = [
 
 /// A case of another form, and what measures it.
 type Quiet = (&'static str, fn() -> Result<()>);
-const QUIET: [Quiet; 3] = [("journal", journal), ("idle", idle), ("start", start)];
+const QUIET: [Quiet; 6] = [
+    ("huge-pages", huge_pages),
+    ("readers", readers),
+    ("flush-wait", flush_wait),
+    ("journal", journal),
+    ("idle", idle),
+    ("start", start),
+];
 
 fn main() -> Result<ExitCode> {
     if cfg!(debug_assertions) {
@@ -678,6 +689,172 @@ fn journal() -> Result<()> {
             (on / off - 1.0) * 100.0
         );
     }
+    Ok(())
+}
+
+/// Prints what the same load costs with huge pages and without any, in turn.
+fn huge_pages() -> Result<()> {
+    const ROUNDS: usize = 2;
+    let case = CASES.iter().find(|case| case.name == "uds-8192-1m").context("the case")?;
+    let datagrams = case.datagrams();
+    let mut cpu = [0.0; 2];
+    for _ in 0..ROUNDS {
+        for (without, sum) in cpu.iter_mut().enumerate() {
+            let folder = TempDir::new()?;
+            let address = format!("unixgram://{}/dsd.socket", folder.path().display());
+            // What a process starts has it as well.
+            rustix::thread::disable_transparent_huge_pages(without == 1)?;
+            let process = server(&[&address]);
+            rustix::thread::disable_transparent_huge_pages(false)?;
+            *sum += case.measure(process?, &datagrams, INTERVAL + 2)?.cpu;
+        }
+    }
+    let [with, without] = cpu.map(|sum| sum / ROUNDS as f64);
+    println!(
+        "huge pages, {} series: CPU s per million {without:.4} without, {with:.4} with: {:+.1} %",
+        case.series,
+        (with / without - 1.0) * 100.0
+    );
+    Ok(())
+}
+
+/// Prints how much more two readers take in than one, each on a processor of its own, in process.
+/// Two sets of clients have series of their own; two sockets of the same clients have not.
+fn readers() -> Result<()> {
+    const ROUNDS: usize = 5;
+    const TIME: Duration = Duration::from_millis(500);
+    let cases = [(10_000, 1432, 2), (10_000, 8192, 2), (50_000, 8192, 2), (10_000, 8192, 1)];
+    for (series, size, groups) in cases {
+        let mut parts = Parts::new(2, series, size, groups);
+        let mut ratios = Vec::new();
+        let mut rate_of_one = 0.0;
+        for _ in 0..ROUNDS {
+            let Parts { readers, datagrams, now, .. } = &mut parts;
+            let alone = lines_in(TIME, &mut readers[..1], datagrams, *now)?;
+            let both = lines_in(TIME, readers, datagrams, *now)?;
+            ratios.push(both as f64 / alone as f64);
+            rate_of_one = f64::max(rate_of_one, alone as f64 / TIME.as_secs_f64());
+            parts.close();
+        }
+        ratios.sort_by(f64::total_cmp);
+        println!(
+            "two readers, {series} series {}, {size} bytes: {:.2} times one of {rate_of_one:.0} \
+             metrics/s (median of {ROUNDS}; {:.2} to {:.2})",
+            if groups == 1 { "of both" } else { "each" },
+            ratios[ROUNDS / 2],
+            ratios[0],
+            ratios[ROUNDS - 1]
+        );
+    }
+    Ok(())
+}
+
+/// How many lines readers take in, each on a processor of its own.
+fn lines_in(
+    time: Duration,
+    readers: &mut [Reader],
+    datagrams: &[Vec<Datagram>],
+    now: Time,
+) -> Result<u64> {
+    thread::scope(|scope| {
+        let read = |(number, (reader, datagrams))| {
+            scope.spawn(move || read_for(time, number, reader, datagrams, now))
+        };
+        let each = readers.iter_mut().zip(datagrams.iter().map(Vec::as_slice).cycle()).enumerate();
+        let threads: Vec<_> = each.map(read).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).sum()
+    })
+}
+
+/// Lets one reader take in what it gets, in batches as from a socket, round and round.
+fn read_for(
+    time: Duration,
+    number: usize,
+    reader: &mut Reader,
+    datagrams: &[Datagram],
+    now: Time,
+) -> Result<u64> {
+    sys::pin(number)?;
+    let all: Vec<_> = datagrams.iter().map(received).collect();
+    // Each begins elsewhere: clients do not send the same at the same time.
+    let begin = datagrams.len() / BATCH / 2 * number;
+    let batches = all.chunks(BATCH).zip(datagrams.chunks(BATCH)).cycle().skip(begin);
+    let (begun, mut lines) = (Instant::now(), 0);
+    for (batch, datagrams) in batches {
+        if begun.elapsed() >= time {
+            break;
+        }
+        reader.datagrams(batch, now);
+        lines += datagrams.iter().map(|datagram| datagram.lines).sum::<u64>();
+    }
+    Ok(lines)
+}
+
+/// As if it had come out of a socket.
+fn received(datagram: &Datagram) -> sys::Datagram<'_> {
+    sys::Datagram { bytes: &datagram.bytes, truncated: false, sender: sys::Sender::Unknown }
+}
+
+/// Prints how long a reader was held up at most by a flush of a million series, in process, with
+/// the reader on one processor and the flush on the other.
+fn flush_wait() -> Result<()> {
+    const ROUNDS: usize = 5;
+    const SERIES: u64 = 1_000_000;
+    let mut parts = Parts::new(1, SERIES, 8192, 1);
+    let (mut waits, mut flushes, mut others) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let Parts { readers, flush, datagrams, now } = &mut parts;
+        let (clock, stopping) = (AtomicI64::new(now.0), AtomicBool::new(false));
+        // What takes long without a flush, such as a thread that has to make room for another.
+        let quiet = Duration::from_millis(300);
+        now.0 += INTERVAL as i64 * 1000;
+        let (took, calls) = thread::scope(|scope| {
+            let reading = scope.spawn(|| {
+                sys::pin(SERVER_PROCESSOR)?;
+                let mut calls = Vec::new();
+                for datagram in datagrams[0].iter().cycle() {
+                    let begun = Instant::now();
+                    readers[0].datagram(&datagram.bytes, false, Time(clock.load(Relaxed)));
+                    calls.push((begun, begun.elapsed()));
+                    // All of a bucket at least, so that each series is in it.
+                    if stopping.load(Relaxed) {
+                        return Ok::<_, anyhow::Error>(calls);
+                    }
+                }
+                Ok(calls)
+            });
+            // A bucket's worth, and a while.
+            thread::sleep(Duration::from_secs(1) + quiet);
+            let begun = Instant::now();
+            clock.store(now.0, Relaxed);
+            let batch = flush.batch(*now, false);
+            let ended = Instant::now();
+            assert_eq!(batch.rows.len() as u64, SERIES, "every series has a value");
+            stopping.store(true, Relaxed);
+            let calls = reading.join().expect("no panic")?;
+            Ok::<_, anyhow::Error>(((begun, ended), calls))
+        })?;
+        let longest = |within: &dyn Fn(Instant, Instant) -> bool| {
+            let calls = calls.iter().filter(|(begun, took)| within(*begun, *begun + *took));
+            calls.map(|(_, took)| took.as_secs_f64() * 1000.0).fold(0.0, f64::max)
+        };
+        let (begun, ended) = took;
+        waits.push(longest(&|from, to| to >= begun && from <= ended));
+        others.push(longest(&|from, to| to < begun && from >= begun - quiet));
+        flushes.push((ended - begun).as_secs_f64() * 1000.0);
+    }
+    for list in [&mut waits, &mut others, &mut flushes] {
+        list.sort_by(f64::total_cmp);
+    }
+    println!(
+        "flush of {SERIES} series: {:.0} ms; the longest that a datagram of 8192 bytes took \
+         meanwhile {:.2} ms ({:.2} to {:.2}; before it {:.2}; medians of {ROUNDS})",
+        flushes[ROUNDS / 2],
+        waits[ROUNDS / 2],
+        waits[0],
+        waits[ROUNDS - 1],
+        others[ROUNDS / 2]
+    );
     Ok(())
 }
 

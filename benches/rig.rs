@@ -1,4 +1,4 @@
-//! One reader with the aggregate behind it, and time that moves bucket by bucket.
+//! Readers with the aggregate behind them, and time that moves bucket by bucket.
 #![allow(dead_code, reason = "each bench uses a part of it")]
 
 use std::sync::Arc;
@@ -33,38 +33,22 @@ pub struct Rig {
     now: Time,
 }
 
+/// The parts of a [`Rig`], for threads of their own.
+pub struct Parts {
+    pub readers: Vec<Reader>,
+    pub flush: Flush,
+    /// A bucket's worth for each reader, or one for all. The series are known.
+    pub datagrams: Vec<Vec<Datagram>>,
+    pub now: Time,
+}
+
 impl Rig {
     /// A bucket's worth of datagrams of at most `size` bytes. The series are known.
     pub fn new(series: u64, size: usize) -> Self {
-        let telemetry = Arc::new(Telemetry::default());
-        let plan = Plan::from_config(&value::Config::default());
-        let aggregates = plan.aggregates.clone();
-        let now = Time::from_seconds(1_800_000_000);
-        // As on two processors, wherever this runs.
-        let config = shard::Config { contexts_max: usize::MAX, shards: 2, ..Default::default() };
-        let host = "bench-1".to_owned();
-        let shards = Shards::new(config, plan, INTERVAL, host.clone(), telemetry.clone(), now);
-        let shared = Shared {
-            rules: Arc::new(Rules::new(&rules::Config::default(), &host).expect("good rules")),
-            shards: Arc::new(shards),
-            origins: Arc::default(),
-            telemetry: telemetry.clone(),
-            distribution_prefix: None,
-            log_rejects: false,
-            line_max: usize::MAX,
-            spellings_max: usize::MAX,
-            journal: None,
-        };
-        let blocklist = shared.rules.blocklist();
-        let flush = Flush { shards: shared.shards.clone(), telemetry, aggregates, blocklist };
-        let listener = flush.telemetry.listener("bench".to_owned());
-        let reader = Reader::new(shared, listener, Options::default(), false);
-        let rounds = if series > MANY { ROUNDS_OF_MANY } else { ROUNDS };
-        let datagrams = lines::datagrams(series, rounds, size);
-        let mut rig = Self { reader, flush, datagrams, at: 0, now };
-        rig.fill();
-        assert_eq!(rig.close().rows.len() as u64, series);
-        rig
+        let Parts { mut readers, flush, mut datagrams, now } = Parts::new(1, series, size, 1);
+        let reader = readers.pop().expect("there is one");
+        let datagrams = datagrams.pop().expect("there are some");
+        Self { reader, flush, datagrams, at: 0, now }
     }
 
     /// Takes in what is left of the bucket.
@@ -118,6 +102,58 @@ impl Rig {
             });
         }
         whole.of(series)
+    }
+}
+
+impl Parts {
+    /// `groups` is the number of readers for series of their own, or 1 when all have the same.
+    pub fn new(readers: usize, series: u64, size: usize, groups: u64) -> Self {
+        let telemetry = Arc::new(Telemetry::default());
+        let plan = Plan::from_config(&value::Config::default());
+        let aggregates = plan.aggregates.clone();
+        let now = Time::from_seconds(1_800_000_000);
+        // As on two processors, wherever this runs.
+        let config = shard::Config { contexts_max: usize::MAX, shards: 2, ..Default::default() };
+        let host = "bench-1".to_owned();
+        let shards = Shards::new(config, plan, INTERVAL, host.clone(), telemetry.clone(), now);
+        let shared = Shared {
+            rules: Arc::new(Rules::new(&rules::Config::default(), &host).expect("good rules")),
+            shards: Arc::new(shards),
+            origins: Arc::default(),
+            telemetry: telemetry.clone(),
+            distribution_prefix: None,
+            log_rejects: false,
+            line_max: usize::MAX,
+            spellings_max: usize::MAX,
+            journal: None,
+        };
+        let blocklist = shared.rules.blocklist();
+        let flush = Flush { shards: shared.shards.clone(), telemetry, aggregates, blocklist };
+        let rounds = if series > MANY { ROUNDS_OF_MANY } else { ROUNDS };
+        let group = |n: u64| {
+            let line = |series_of: u64, random: &mut _| lines::line(n * series + series_of, random);
+            lines::rounds_of(line, series, rounds, size)
+        };
+        let datagrams = (0..groups).map(group).collect::<Vec<_>>();
+        let reader = |n: usize| {
+            let listener = flush.telemetry.listener(format!("bench-{n}"));
+            Reader::new(shared.clone(), listener, Options::default(), false)
+        };
+        let readers = (0..readers).map(reader).collect();
+        let mut parts = Self { readers, flush, datagrams, now };
+        for (reader, datagrams) in parts.readers.iter_mut().zip(parts.datagrams.iter().cycle()) {
+            for datagram in datagrams {
+                reader.datagram(&datagram.bytes, false, parts.now);
+            }
+        }
+        assert_eq!(parts.close().rows.len() as u64, series * groups);
+        parts
+    }
+
+    /// Closes the bucket.
+    pub fn close(&mut self) -> Batch {
+        self.now.0 += i64::from(INTERVAL) * 1000;
+        self.flush.batch(self.now, false)
     }
 }
 

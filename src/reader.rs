@@ -625,27 +625,35 @@ impl Reader {
         }
         let journal = &mut self.journal;
         let mut again = SmallVec::<[(usize, Kind); 4]>::new();
-        for (number, marks) in self.marks.iter_mut().enumerate() {
-            let marks = std::mem::take(marks);
-            if marks == Marks::default() {
-                continue;
-            }
-            let mut shard = arrival.window.lock(number);
-            each(&Kind::ALL, &marks, run, |_, handle, _| shard.prefetch(handle));
-            // What lies behind a cell, and then what lies behind that.
-            each(&Kind::BOXED, &marks, run, |_, handle, _| shard.prefetch_value(handle));
-            each(&Kind::BOXED, &marks, run, |_, handle, _| shard.prefetch_place(handle));
-            let mut stale = false;
-            each(&Kind::ALL, &marks, run, |i, handle, kind| {
-                let pending = &run[i];
-                // Behind a sample that has to wait the others wait too: they may be of its series.
-                stale = stale || shard.add(handle, pending.used, kind, &pending.sample).is_err();
-                if stale {
-                    again.push((i, kind));
-                } else if let Some(journal) = journal {
-                    journal.sample(handle, &shard, &pending.sample);
+        // A shard that another reader holds comes last: by then it may be free.
+        for patient in [false, true] {
+            for (number, marks) in self.marks.iter_mut().enumerate() {
+                if *marks == Marks::default() {
+                    continue;
                 }
-            });
+                let window = arrival.window;
+                let locked =
+                    if patient { Some(window.lock(number)) } else { window.try_lock(number) };
+                let Some(mut shard) = locked else { continue };
+                let marks = std::mem::take(marks);
+                each(&Kind::ALL, &marks, run, |_, handle, _| shard.prefetch(handle));
+                // What lies behind a cell, and then what lies behind that.
+                each(&Kind::BOXED, &marks, run, |_, handle, _| shard.prefetch_value(handle));
+                each(&Kind::BOXED, &marks, run, |_, handle, _| shard.prefetch_place(handle));
+                let mut stale = false;
+                each(&Kind::ALL, &marks, run, |i, handle, kind| {
+                    let pending = &run[i];
+                    // Behind a sample that has to wait the others wait too: they may be of its
+                    // series.
+                    stale =
+                        stale || shard.add(handle, pending.used, kind, &pending.sample).is_err();
+                    if stale {
+                        again.push((i, kind));
+                    } else if let Some(journal) = journal {
+                        journal.sample(handle, &shard, &pending.sample);
+                    }
+                });
+            }
         }
         for (i, kind) in again {
             self.add_again(&run[i], kind, arrival);

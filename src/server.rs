@@ -281,6 +281,7 @@ impl Server {
         tracing::info!("ready");
         service::ready();
         self.runtime.spawn(service::feed_watchdog(self.ticker.pulse()));
+        sys::release_code();
         let (mut signalled, mut stdin_ended) = (self.signalled.clone(), self.stdin_ended.clone());
         self.runtime.block_on(async move {
             tokio::select! {

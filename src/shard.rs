@@ -26,7 +26,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 
 use ahash::RandomState;
 use hashbrown::{HashMap, HashTable};
@@ -78,7 +78,7 @@ impl Default for Config {
 }
 
 /// Rows that a flush looks at before it lets a waiting reader in.
-const ROWS_PER_LOCK: usize = 4096;
+const ROWS_PER_LOCK: usize = 1024;
 
 /// The same of a checkpoint, which takes longer for each.
 const HELD_PER_LOCK: usize = 512;
@@ -609,6 +609,15 @@ impl<'a> Window<'a> {
     /// Locks a shard for a run of samples.
     pub fn lock(&self, number: usize) -> Locked<'a> {
         Locked { shard: self.shard(number), shards: self.shards }
+    }
+
+    /// The same, unless somebody else has it.
+    pub fn try_lock(&self, number: usize) -> Option<Locked<'a>> {
+        match self.shards.shards[number].try_lock() {
+            Ok(shard) => Some(Locked { shard, shards: self.shards }),
+            Err(TryLockError::WouldBlock) => None,
+            Err(TryLockError::Poisoned(_)) => panic!("no panic under this lock"),
+        }
     }
 
     fn shard(&self, number: usize) -> MutexGuard<'a, Shard> {

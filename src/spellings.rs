@@ -55,7 +55,7 @@ const SLOTS_MIN: usize = 1024;
 
 /// It may forget at any time: a spelling is then resolved again.
 pub struct Spellings {
-    /// Open addressing by the print's first half; a power of two, at most two thirds in use.
+    /// Open addressing by the print's first half, at most two thirds in use.
     slots: Box<[Slot]>,
     len: usize,
     max: usize,
@@ -218,7 +218,6 @@ impl Spellings {
 
     /// The slot of a spelling, or the empty one it would get.
     fn position(&self, print: Print) -> Result<usize, usize> {
-        let mask = self.slots.len() - 1;
         let mut at = self.home(print);
         loop {
             let slot = &self.slots[at];
@@ -228,19 +227,23 @@ impl Spellings {
             if slot.print == print {
                 return Ok(at);
             }
-            at = (at + 1) & mask;
+            at += 1;
+            if at == self.slots.len() {
+                at = 0;
+            }
         }
     }
 
+    /// Any number of slots will do, so that a table need not be twice as large as the last.
     fn home(&self, print: Print) -> usize {
-        print[0] as usize & (self.slots.len() - 1)
+        ((u128::from(print[0]) * self.slots.len() as u128) >> 64) as usize
     }
 
     fn room(&self) -> usize {
         (self.slots.len() / 3 * 2).min(self.max)
     }
 
-    /// Forgets what is idle; if much is left, takes twice the slots, or at the limit forgets what
+    /// Forgets what is idle; if much is left, takes half as many slots again, or at the limit forgets what
     /// was not used in this epoch, and if need be everything.
     fn make_room(&mut self, epoch: u32) {
         let age = |slot: &Slot| epoch.wrapping_sub(slot.used);
@@ -249,7 +252,7 @@ impl Spellings {
             return;
         }
         if self.room() < self.max {
-            return self.retain(|_| true, self.slots.len() * 2);
+            return self.retain(|_| true, self.slots.len() / 2 * 3);
         }
         self.retain(|slot| age(slot) == 0, self.slots.len());
         if self.len * 2 >= self.room() {
@@ -359,25 +362,26 @@ mod tests {
         let context =
             |n: u64| Context::new(&format!("n{n}"), Kind::Count, "", Vec::new(), Source::default());
         let mut spellings = Spellings::new(5000);
+        let print = |n: u64| [n.wrapping_mul(0x9e37_79b9_7f4a_7c15), n];
         let kept = |n| Series {
             handle: Some(window.intern(context(n), false).handle),
             ..Series::default()
         };
         for n in 0..3000 {
-            spellings.insert([n * 7, n], kept(n), 0);
+            spellings.insert(print(n), kept(n), 0);
         }
         for n in 0..3000 {
-            assert_eq!(spellings.find([n * 7, n], 1, &window), Some((kept(n), 0)));
-            assert_eq!(spellings.find([n * 7, n], 1, &window), Some((kept(n), 1)));
+            assert_eq!(spellings.find(print(n), 1, &window), Some((kept(n), 0)));
+            assert_eq!(spellings.find(print(n), 1, &window), Some((kept(n), 1)));
         }
         assert_eq!(spellings.find([1, 1], 1, &window), None);
         // Beyond the limit the oldest go, and the new ones are there.
         for n in 3000..9000 {
-            spellings.insert([n * 7, n], kept(n), 50);
+            spellings.insert(print(n), kept(n), 50);
             assert!(spellings.len <= 5000);
         }
-        assert_eq!(spellings.find([8999 * 7, 8999], 50, &window), Some((kept(8999), 50)));
-        assert_eq!(spellings.find([0, 0], 50, &window), None);
+        assert_eq!(spellings.find(print(8999), 50, &window), Some((kept(8999), 50)));
+        assert_eq!(spellings.find(print(0), 50, &window), None);
     }
 
     #[test]

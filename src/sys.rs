@@ -791,6 +791,30 @@ pub fn trim_memory() {
     }
 }
 
+/// Has the kernel forget which pages of code this process has used. They stay in the page cache,
+/// and come back one by one as they are used: after a start, which runs through much that is not
+/// needed again, most do not.
+pub fn release_code() {
+    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return };
+    for (start, end) in maps.lines().filter_map(code_of_file) {
+        // SAFETY: the pages are those of a file, which nothing in this process can have changed,
+        // since they cannot be written: what is read from them later is the same.
+        unsafe {
+            libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_DONTNEED);
+        }
+    }
+}
+
+/// Start and end of a mapping of code: of a file, and not writable.
+fn code_of_file(mapping: &str) -> Option<(usize, usize)> {
+    let mut fields = mapping.split_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    let code = fields.next()? == "r-xp" && fields.nth(3)?.starts_with('/');
+    let hex = |digits| usize::from_str_radix(digits, 16).ok();
+    let (start, end) = (hex(start)?, hex(end)?);
+    (code && start < end).then_some((start, end))
+}
+
 /// CPU time that the process has used, in itself and in the kernel.
 pub fn cpu_time() -> Duration {
     // SAFETY: rusage is plain data for which all zeroes is a valid value.
@@ -807,6 +831,24 @@ pub fn cpu_time() -> Duration {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn code_of_files_is_told_from_all_else() {
+        let of = |line| code_of_file(line);
+        let line = "55d0c8b00000-55d0c8c00000 r-xp 00100000 fd:00 1234    /opt/my tools/tallyd";
+        assert_eq!(of(line), Some((0x55d0_c8b0_0000, 0x55d0_c8c0_0000)));
+        for other in [
+            "55d0c8a00000-55d0c8b00000 r--p 00000000 fd:00 1234    /opt/tallyd",
+            "55d0c8a00000-55d0c8b00000 rwxp 00000000 fd:00 1234    /opt/tallyd",
+            "7f0000002000-7f0000003000 r-xp 00000000 00:00 0 ",
+            "7fff00000000-7fff00002000 r-xp 00000000 00:00 0       [vdso]",
+            "nonsense",
+        ] {
+            assert_eq!(of(other), None, "{other}");
+        }
+        release_code();
+        assert_eq!(of(line).map(|(start, _)| start), Some(0x55d0_c8b0_0000), "code goes on");
+    }
+
     use std::net::UdpSocket;
     use std::os::fd::AsFd;
     use std::os::unix::net::{UnixDatagram, UnixStream};
