@@ -611,14 +611,16 @@ impl Reader {
         Some((series, !found.asked))
     }
 
-    /// Adds a run of samples, shard by shard and kind by kind. The samples of a series stay in the
+    /// Adds a run of samples, shard by shard and, but for timestamped ones, kind by kind. The samples of a series stay in the
     /// order of their arrival, since a series has one shard and one kind.
     ///
     /// Which shard and which kind come next is chance, and a processor that guesses wrongly loses
     /// the time of some fifty instructions: hence marks, which are made and followed without a
     /// question, and the kinds one after the other.
     fn apply(&mut self, run: &Run<'_>, arrival: Arrival<'_>) {
+        let mut timed = false;
         for (i, Pending { series, sample, .. }) in run.iter().enumerate() {
+            timed |= sample.timestamp.is_some();
             for (handle, kind) in series.handles(sample.kind) {
                 self.marks[handle.shard()][kind as usize] |= 1 << i;
             }
@@ -641,7 +643,7 @@ impl Reader {
                 each(&Kind::BOXED, &marks, run, |_, handle, _| shard.prefetch_value(handle));
                 each(&Kind::BOXED, &marks, run, |_, handle, _| shard.prefetch_place(handle));
                 let mut stale = false;
-                each(&Kind::ALL, &marks, run, |i, handle, kind| {
+                let mut add = |i: usize, handle, kind| {
                     let pending = &run[i];
                     // Behind a sample that has to wait the others wait too: they may be of its
                     // series.
@@ -652,7 +654,13 @@ impl Reader {
                     } else if let Some(journal) = journal {
                         journal.sample(handle, &shard, &pending.sample);
                     }
-                });
+                };
+                if timed {
+                    // Their limit is one for all kinds: who comes first finds room.
+                    in_order(&marks, run, add);
+                } else {
+                    each(&Kind::ALL, &marks, run, &mut add);
+                }
             }
         }
         for (i, kind) in again {
@@ -711,6 +719,20 @@ fn each(kinds: &[Kind], marks: &Marks, run: &Run<'_>, mut each: impl FnMut(usize
             let i = left.trailing_zeros() as usize;
             left &= left - 1;
             if let Some(handle) = run[i].series.handle_of(run[i].sample.kind, kind) {
+                each(i, handle, kind);
+            }
+        }
+    }
+}
+
+/// The same in the order of arrival.
+fn in_order(marks: &Marks, run: &Run<'_>, mut each: impl FnMut(usize, Handle, Kind)) {
+    let mut left = marks.iter().fold(0, |all, marked| all | marked);
+    while left != 0 {
+        let i = left.trailing_zeros() as usize;
+        left &= left - 1;
+        for (handle, kind) in run[i].series.handles(run[i].sample.kind) {
+            if marks[kind as usize] & 1 << i != 0 {
                 each(i, handle, kind);
             }
         }
