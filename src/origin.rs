@@ -26,6 +26,7 @@ use crate::rules::OriginHints;
 use crate::sample::OriginFields;
 use crate::sys::Sender;
 use crate::telemetry::Telemetry;
+use crate::telemetry::senders::Who;
 use crate::time::Time;
 
 pub use directory::{Directory, EntityTags, Origin};
@@ -135,6 +136,8 @@ struct Answer {
     container: Option<Arc<str>>,
     /// When the process started, in ticks; what has another start is another process.
     started: Option<u64>,
+    /// What its program is called.
+    program: Option<Arc<str>>,
     /// When it was last asked for.
     used: AtomicI64,
 }
@@ -288,6 +291,32 @@ impl Origins {
         drop(questions);
         self.wake();
         true
+    }
+
+    /// Whose account what this sender sends goes to, `None` where the kernel says nothing of it, and
+    /// what this is called. `origin` is that of its datagrams.
+    pub fn who(
+        &self,
+        sender: Sender,
+        origin: Origin,
+    ) -> (Option<Who>, impl FnOnce() -> Option<Arc<str>> + '_) {
+        let who = match (self.directory.owner(origin), sender) {
+            (Some(id), _) => Some(Who::Container(id)),
+            (None, Sender::Process { pid, uid }) => Some(Who::Process { pid, uid }),
+            (None, Sender::Address(address)) => Some(Who::Address(address)),
+            (None, Sender::Unknown) => None,
+        };
+        let of_container = matches!(who, Some(Who::Container(_)));
+        let name = move || {
+            if of_container {
+                let tags = self.directory.tags(origin)?;
+                let name = tags.high.iter().find_map(|tag| tag.strip_prefix("container_name:"))?;
+                return Some(name.into());
+            }
+            let answers = self.answers.read().expect("no panic under this lock");
+            answers.get(&Key::Process(sender.pid()))?.program.clone()
+        };
+        (who, name)
     }
 
     /// Grows whenever something has become known of a key.

@@ -589,7 +589,10 @@ impl<'a> Window<'a> {
         let mut shard = self.shard(number);
         let row = match shard.find(hash, &context) {
             Some(row) => row,
-            None if self.reserve(limit) => shard.insert(hash, context),
+            None if self.reserve(limit) => {
+                self.shards.telemetry.senders.begin_series(context.maker());
+                shard.insert(hash, context)
+            }
             None => return None,
         };
         // The caller is about to use it: it must not expire between now and then.
@@ -608,7 +611,7 @@ impl<'a> Window<'a> {
 
     /// Locks a shard for a run of samples.
     pub fn lock(&self, number: usize) -> Locked<'a> {
-        Locked { shard: self.shard(number), shards: self.shards }
+        Locked { shard: self.shard(number), shards: self.shards, timed_dropped: 0, non_finite: 0 }
     }
 
     fn shard(&self, number: usize) -> MutexGuard<'a, Shard> {
@@ -638,23 +641,24 @@ impl<'a> Window<'a> {
         }
     }
 
-    /// Keeps an event for the next flush, or counts it as dropped.
-    pub fn event(&self, event: Event) {
-        self.mail(|mail| mail.events.push(event));
+    /// Keeps an event for the next flush, or counts it as dropped and returns false.
+    pub fn event(&self, event: Event) -> bool {
+        self.mail(|mail| mail.events.push(event))
     }
 
-    /// Keeps a service check for the next flush, or counts it as dropped.
-    pub fn check(&self, check: ServiceCheck) {
-        self.mail(|mail| mail.checks.push(check));
+    /// Keeps a service check for the next flush, or counts it as dropped and returns false.
+    pub fn check(&self, check: ServiceCheck) -> bool {
+        self.mail(|mail| mail.checks.push(check))
     }
 
-    fn mail(&self, put: impl FnOnce(&mut Mail)) {
+    fn mail(&self, put: impl FnOnce(&mut Mail)) -> bool {
         let mut inbox = self.shards.inbox.lock().expect("no panic under this lock");
         if inbox.has_room(self.shards.settings.config.events_max) {
             put(&mut inbox.open);
-        } else {
-            self.shards.telemetry.events_dropped.add(1);
+            return true;
         }
+        self.shards.telemetry.events_dropped.add(1);
+        false
     }
 }
 
@@ -662,6 +666,9 @@ impl<'a> Window<'a> {
 pub struct Locked<'a> {
     shard: MutexGuard<'a, Shard>,
     shards: &'a Shards,
+    /// What was dropped since it was locked: timestamped points, and values that are not finite.
+    pub timed_dropped: u64,
+    pub non_finite: u64,
 }
 
 impl Locked<'_> {
@@ -733,6 +740,7 @@ impl Locked<'_> {
     fn add_value(&mut self, row: u32, kind: Kind, value: f64, weight: f64, timestamp: Option<i64>) {
         if !value.is_finite() {
             self.shards.telemetry.non_finite.add(1);
+            self.non_finite += 1;
             return;
         }
         let Some(time) = timestamp else {
@@ -776,6 +784,7 @@ impl Locked<'_> {
         if self.shards.timed.fetch_add(1, Ordering::Relaxed) >= max {
             self.shards.timed.fetch_sub(1, Ordering::Relaxed);
             self.shards.telemetry.timed_dropped.add(1);
+            self.timed_dropped += 1;
             return None;
         }
         self.shard.open.places += 1;
@@ -1048,7 +1057,9 @@ impl Shard {
             Ok(entry) => drop(entry.remove()),
             Err(_) => unreachable!("a live row is in the index"),
         }
-        state.context = None;
+        if let Some(context) = state.context.take() {
+            telemetry.senders.end_series(context.maker());
+        }
         let generation = &mut self.generations[row as usize];
         *generation = generation.wrapping_add(1);
         self.free.push(row);

@@ -5,6 +5,7 @@
 
 pub mod latency;
 pub mod recorder;
+pub mod senders;
 pub mod tap;
 
 use std::collections::BTreeMap;
@@ -62,6 +63,8 @@ pub struct Telemetry {
     pub recorder: recorder::Recorder,
     /// A look at the traffic.
     pub tap: tap::Tap,
+    /// What each sender sent and lost.
+    pub senders: senders::Senders,
     listeners: RwLock<Vec<Arc<Listener>>>,
     endpoints: RwLock<Vec<Arc<Endpoint>>>,
     collectors: RwLock<Vec<Arc<CollectorFigures>>>,
@@ -199,6 +202,7 @@ pub struct Refused {
     pub at: Time,
     /// The beginning of the line, escaped.
     pub excerpt: String,
+    pub sender: String,
 }
 
 impl Rejects {
@@ -211,11 +215,11 @@ impl Rejects {
     }
 
     /// Counts a refused line and keeps its beginning, for each reason at most once a second.
-    pub fn add(&self, reason: Reject, line: &[u8], now: Time) {
+    pub fn add(&self, reason: Reject, line: &[u8], now: Time, sender: impl FnOnce() -> String) {
         self.of(reason).add(1);
         // A sender of nothing else must not make its reader take a lock for each line.
         if self.kept[reason as usize].swap(now.seconds(), Relaxed) != now.seconds() {
-            let refused = Refused { at: now, excerpt: excerpt(line) };
+            let refused = Refused { at: now, excerpt: excerpt(line), sender: sender() };
             self.last.lock().expect("no panic under this lock")[reason as usize] = Some(refused);
         }
     }
