@@ -37,6 +37,7 @@ mod running;
 mod scenarios;
 mod secrets;
 mod self_profile;
+mod senders;
 mod start;
 mod supervision;
 mod terminal;
