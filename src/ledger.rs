@@ -127,6 +127,8 @@ pub struct Sink {
     pub spooled: u64,
     pub spooled_bytes: u64,
     pub spooled_payloads: u64,
+    /// Seconds since the flush of the oldest of them, to the minute.
+    pub spooled_age: u64,
     /// Payloads sent again.
     pub retries: u64,
     /// By cause; those at zero are left out.
@@ -151,7 +153,7 @@ impl Ledger {
                 points: telemetry.points.get(),
             },
             clients: telemetry.clients(),
-            sinks: telemetry.endpoints().iter().map(|e| Sink::of(e)).collect(),
+            sinks: telemetry.endpoints().iter().map(|e| Sink::of(e, now)).collect(),
         }
     }
 
@@ -330,7 +332,7 @@ impl Sender {
 }
 
 impl Sink {
-    fn of(endpoint: &telemetry::Endpoint) -> Self {
+    fn of(endpoint: &telemetry::Endpoint, now: Time) -> Self {
         let dropped: BTreeMap<_, _> =
             endpoint.drops().into_iter().filter(|(_, points)| *points > 0).collect();
         let (delivered, held) = (endpoint.delivered.get(), endpoint.held.load(Relaxed));
@@ -347,6 +349,7 @@ impl Sink {
             spooled,
             spooled_bytes: endpoint.spooled.bytes.load(Relaxed),
             spooled_payloads: endpoint.spooled.payloads.load(Relaxed),
+            spooled_age: endpoint.spooled.age(now),
             retries: endpoint.retries.get(),
             dropped,
             difference: (offered + found) as i64 - outcomes as i64,

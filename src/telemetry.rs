@@ -10,7 +10,7 @@ pub mod tap;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -127,8 +127,9 @@ pub struct Telemetry {
     pub profile_lost: Counter,
     /// Microseconds that the last flush took.
     pub flush_micros: AtomicU64,
-    /// How long flushes take.
+    /// How long flushes take, and the part of each shard in them.
     pub flush: Latency,
+    pub flush_shard: Latency,
     pub journal: Journal,
     /// When a reject of each reason was last logged, in Unix seconds.
     logged: [AtomicI64; Reject::ALL.len()],
@@ -241,10 +242,12 @@ pub struct Endpoint {
     pub sink: &'static str,
     /// Never holds a key.
     pub name: String,
-    /// How long encoding a batch takes, sending a payload, and how old one is when delivered.
+    /// How long encoding a batch takes, sending a payload, and how long ago its flush was, and the
+    /// arrival of the oldest sample in that, when it is delivered.
     pub encode: Latency,
     pub send: Latency,
     pub age: Latency,
+    pub ingest: Latency,
     pub offered: Counter,
     pub delivered: Counter,
     /// Sends that failed and were tried again, in payloads.
@@ -304,6 +307,41 @@ pub struct Spooled {
     pub points: AtomicU64,
     pub bytes: AtomicU64,
     pub payloads: AtomicU64,
+    /// Payloads by the minute of their flush: by the second, a long outage would take much memory.
+    minutes: Mutex<BTreeMap<i64, u64>>,
+}
+
+impl Spooled {
+    fn minutes(&self) -> MutexGuard<'_, BTreeMap<i64, u64>> {
+        self.minutes.lock().expect("no panic under this lock")
+    }
+
+    /// What an earlier process left, by the minute of its flush.
+    pub fn found(&self, minutes: BTreeMap<i64, u64>) {
+        *self.minutes() = minutes;
+    }
+
+    /// One more payload that was flushed at this time, in Unix seconds.
+    pub fn came(&self, flushed: i64) {
+        *self.minutes().entry(flushed.div_euclid(60)).or_default() += 1;
+    }
+
+    /// Such a payload is gone.
+    pub fn went(&self, flushed: i64) {
+        let (minute, mut minutes) = (flushed.div_euclid(60), self.minutes());
+        if let Some(payloads) = minutes.get_mut(&minute) {
+            *payloads -= 1;
+            if *payloads == 0 {
+                minutes.remove(&minute);
+            }
+        }
+    }
+
+    /// How many seconds ago the oldest one was flushed, to the minute; 0 when there is none.
+    pub fn age(&self, now: Time) -> u64 {
+        let oldest = self.minutes().first_key_value().map(|(minute, _)| minute * 60);
+        oldest.map_or(0, |oldest| (now.seconds() - oldest).max(0) as u64)
+    }
 }
 
 /// Name, help and type of an own metric, as shown on `/metrics`.
@@ -323,6 +361,8 @@ enum Read {
     Rejects,
     /// One figure per endpoint of a sink.
     Endpoint(fn(&Endpoint) -> u64),
+    /// The same of things that grow old.
+    Age(fn(&Endpoint, Time) -> u64),
     /// One figure per endpoint and cause.
     Drops,
     /// One figure per name that clients report.
@@ -537,6 +577,21 @@ pub const OWN: &[Own] = &[
         "Containers beyond the 50 000 whose tags are remembered: their samples go without.",
         Read::Process(|t| t.origin_containers_refused.get()),
     ),
+    gauge(
+        "senders",
+        "Senders with an account of their own in the ledger, at most 4095.",
+        Read::Process(|t| t.senders.len() as u64),
+    ),
+    counter(
+        "senders_forgotten_total",
+        "Accounts of silent senders that were added to that of the others, to make room.",
+        Read::Process(|t| t.senders.forgotten.get()),
+    ),
+    counter(
+        "senders_refused_total",
+        "Times that a reader met a sender for which there was no account: its figures are those of the others.",
+        Read::Process(|t| t.senders.refused.get()),
+    ),
     counter(
         "page_left_out_total",
         "Points of series that did not fit on the Prometheus page (sinks.prometheus.series_max).",
@@ -660,6 +715,11 @@ pub const OWN: &[Own] = &[
         "Payloads waiting on disk, by sink and endpoint.",
         Read::Endpoint(|e| e.spooled.payloads.load(Relaxed)),
     ),
+    gauge(
+        "sink_spooled_age_seconds",
+        "Seconds since the flush of the oldest payload that waits on disk, to the minute, by sink and endpoint; 0 when none waits.",
+        Read::Age(|e, now| e.spooled.age(now)),
+    ),
     counter(
         "sink_spool_found_points_total",
         "Points that an earlier process left on disk, by sink and endpoint.",
@@ -755,8 +815,8 @@ impl Telemetry {
             && last.compare_exchange(then, now, Relaxed, Relaxed).is_ok()
     }
 
-    /// Every figure, grouped by name in the order of [`OWN`]. Each set of labels comes once.
-    pub fn figures(&self) -> Vec<Figure> {
+    /// Every figure at this time, grouped by name in the order of [`OWN`]. Each set of labels comes once.
+    pub fn figures(&self, now: Time) -> Vec<Figure> {
         let (listeners, endpoints) = (self.listeners(), self.endpoints());
         let collectors = self.collectors();
         let mut figures = Vec::new();
@@ -770,6 +830,8 @@ impl Telemetry {
                     figures
                         .extend(endpoints.iter().map(|e| (own.name, e.labels(), value(e) as f64)));
                 }
+                Read::Age(value) => figures
+                    .extend(endpoints.iter().map(|e| (own.name, e.labels(), value(e, now) as f64))),
                 Read::Drops => figures.extend(endpoints.iter().flat_map(drop_figures)),
                 Read::Clients => {
                     let label = |name| vec![("metric", name)];
@@ -853,7 +915,7 @@ mod tests {
         telemetry.endpoint("datadog", "https://y".to_owned());
         telemetry.client_reported("datadog.dogstatsd.client.packets_dropped", 2.0);
         telemetry.collector("z");
-        let figures = telemetry.figures();
+        let figures = telemetry.figures(Time::default());
         for own in OWN {
             assert!(
                 figures.iter().any(|(name, ..)| *name == own.name),
@@ -887,7 +949,7 @@ mod tests {
             listener.bytes.add(bytes);
             listener.rejects.of(Reject::Type).add(bytes);
         }
-        let figures = telemetry.figures();
+        let figures = telemetry.figures(Time::default());
         let bytes = figures.iter().filter(|(name, ..)| *name == "listener_bytes_total");
         let label = |name: &str| vec![("listener", name.to_owned())];
         assert_eq!(

@@ -8,6 +8,7 @@ use crate::context::Context;
 use crate::rules::Rules;
 use crate::sample::Kind;
 use crate::telemetry::{self, Figure, OWN, Telemetry};
+use crate::time::Time;
 
 /// Turns what the counters grew by since the last flush into rows.
 pub struct OwnSeries {
@@ -90,7 +91,7 @@ impl OwnSeries {
         if !self.config.series && !self.config.agent_series {
             return Vec::new();
         }
-        let figures = self.telemetry.figures();
+        let figures = self.telemetry.figures(Time::from_seconds(time));
         let mut rows = Vec::new();
         if self.config.series {
             for (name, labels, value) in &figures {

@@ -149,7 +149,8 @@ impl Status {
         if let Some(prometheus) = &self.prometheus {
             prometheus.render(&mut page);
         }
-        let figures = self.telemetry.figures();
+        let now = Time::now();
+        let figures = self.telemetry.figures(now);
         for own in OWN {
             let samples =
                 figures.iter().filter(|(name, ..)| *name == own.name).map(|(_, labels, value)| {
@@ -165,7 +166,6 @@ impl Status {
                 samples,
             );
         }
-        let now = Time::now();
         for timed in TIMED {
             let name = format!("tallyd_{}", timed.name);
             let figures = self.telemetry.timed(timed, now);
