@@ -10,6 +10,7 @@ use tallyd::parse::Options;
 use tallyd::reader::{Reader, Shared};
 use tallyd::rules::{self, Rules};
 use tallyd::shard::{self, Shards};
+use tallyd::status::{self, Status};
 use tallyd::telemetry::Telemetry;
 use tallyd::time::Time;
 use tallyd::value::{self, Plan};
@@ -27,6 +28,7 @@ const ROUNDS_OF_MANY: u64 = 2;
 pub struct Rig {
     reader: Reader,
     flush: Flush,
+    status: Status,
     datagrams: Vec<Datagram>,
     /// The datagram that comes next; a bucket ends behind the last.
     at: usize,
@@ -57,11 +59,16 @@ impl Rig {
         };
         let blocklist = shared.rules.blocklist();
         let flush = Flush { shards: shared.shards.clone(), telemetry, aggregates, blocklist };
-        let listener = flush.telemetry.listener("bench".to_owned());
-        let reader = Reader::new(shared, listener, Options::default(), false);
+        let reader = |name: &str| {
+            let listener = flush.telemetry.listener(name.to_owned());
+            Reader::new(shared.clone(), listener, Options::default(), false)
+        };
+        let (config, telemetry) = (status::Config::default(), flush.telemetry.clone());
+        let status = Status::new(&config, telemetry, None, reader("http"), INTERVAL);
+        let reader = reader("bench");
         let rounds = if series > MANY { ROUNDS_OF_MANY } else { ROUNDS };
         let datagrams = lines::datagrams(series, rounds, size);
-        let mut rig = Self { reader, flush, datagrams, at: 0, now };
+        let mut rig = Self { reader, flush, status, datagrams, at: 0, now };
         rig.fill();
         assert_eq!(rig.close().rows.len() as u64, series);
         rig
@@ -104,6 +111,20 @@ impl Rig {
             }
         }
         whole.of(lines)
+    }
+
+    /// Time that the walk over the batch takes when nobody looks at the page, by `series` series.
+    pub fn time_record(&mut self, series: u64) -> Duration {
+        let mut whole = Part::default();
+        while whole.done < series {
+            self.fill();
+            let batch = self.close();
+            whole.time(|| {
+                self.status.record(&batch);
+                batch.rows.len() as u64
+            });
+        }
+        whole.of(series)
     }
 
     /// Time that the flush of `series` series takes. Filling the bucket is not counted.

@@ -38,6 +38,7 @@ mod scenarios;
 mod secrets;
 mod self_profile;
 mod senders;
+mod soak;
 mod start;
 mod supervision;
 mod terminal;

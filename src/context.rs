@@ -1,6 +1,7 @@
 //! What a series is: name, kind, host and tag set.
 
 use std::hash::{Hash, Hasher};
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 use crate::sample::Kind;
 
@@ -16,8 +17,9 @@ pub struct Context {
     host_end: u32,
     kind: Kind,
     source: Source,
-    /// Is no part of the identity.
+    /// These two are no part of the identity.
     maker: u16,
+    marks: AtomicU8,
 }
 
 impl PartialEq for Context {
@@ -61,7 +63,8 @@ impl Context {
             text.push('\n');
             push_line(&mut text, tag);
         }
-        Self { text: text.into_boxed_str(), name_end, host_end, kind, source, maker: 0 }
+        let (text, marks) = (text.into_boxed_str(), AtomicU8::new(0));
+        Self { text, name_end, host_end, kind, source, maker: 0, marks }
     }
 
     /// The same series under a longer name and another kind.
@@ -76,6 +79,17 @@ impl Context {
     pub const fn made_by(mut self, maker: u16) -> Self {
         self.maker = maker;
         self
+    }
+
+    /// What was marked by [`Context::mark`].
+    pub fn marks(&self) -> u8 {
+        self.marks.load(Relaxed)
+    }
+
+    /// Sets bits that mean something to whoever walks over many series, so that it need not look at
+    /// their names each time.
+    pub fn mark(&self, bits: u8) {
+        self.marks.fetch_or(bits, Relaxed);
     }
 
     /// The number of the account of who sent it first.
