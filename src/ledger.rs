@@ -285,8 +285,8 @@ impl Sender {
     fn all(telemetry: &Telemetry) -> Vec<Self> {
         let accounts = telemetry.senders.all();
         let mut all: Vec<_> = accounts.iter().map(|account| Self::of(account, telemetry)).collect();
-        // There are no others as a rule.
-        all.retain(|one| one.kind != "others" || one.lines + one.series + one.datagrams > 0);
+        // There are no others as a rule, and collectors may be off.
+        all.retain(|one| one.lines + one.series + one.datagrams > 0);
         all.sort_by_cached_key(|one| {
             let most = |figure: u64| std::cmp::Reverse(figure);
             (most(one.lost()), most(one.lines), most(one.series), one.sender.clone())

@@ -45,7 +45,8 @@ pub struct Config {
     /// tallyd needs the machine's pid namespace for that (`docker run --pid host`).
     pub detection: bool,
     /// Over UDP and TCP, add the tags of the one container that has the sender's address, if the
-    /// client says nothing of its own origin.
+    /// client says nothing of its own origin, and tell senders apart by address in the ledger. Off
+    /// saves about 70 ns a UDP datagram; then all that a listener gets is one sender.
     pub addresses: bool,
     /// Add the tags of everything that is known of a sender, not only of its process and of one
     /// origin that it names itself.

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -114,6 +115,7 @@ impl Server {
             signals().context("cannot receive signals")?
         };
         let telemetry = Arc::new(Telemetry::default());
+        telemetry.senders_shown.store(config.telemetry.senders, Ordering::Relaxed);
         let now = Time::now();
         let hostname = hostname(&config.origin)?;
         let rules = Arc::new(Rules::new(&config.rules, &hostname)?);

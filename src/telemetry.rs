@@ -8,7 +8,8 @@ pub mod recorder;
 pub mod senders;
 pub mod tap;
 
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::sample::Reject;
 use crate::time::Time;
 use latency::Latency;
+use senders::{Account, Senders};
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -43,6 +45,9 @@ pub struct Config {
     pub series: bool,
     /// Flush them under the Agent's names too, such as datadog.agent.dogstatsd.processed.
     pub agent_series: bool,
+    /// Show what each sender sent and lost on `/metrics` and as such series too: up to 4096 senders
+    /// with a figure for each cause. It always stands on `/api/ledger`, the page and `tallyd top`.
+    pub senders: bool,
     /// Write what was read and lost as one line into the log each minute; a minute without traffic
     /// gives none.
     pub log: bool,
@@ -50,7 +55,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { series: true, agent_series: false, log: true }
+        Self { series: true, agent_series: false, senders: false, log: true }
     }
 }
 
@@ -64,7 +69,9 @@ pub struct Telemetry {
     /// A look at the traffic.
     pub tap: tap::Tap,
     /// What each sender sent and lost.
-    pub senders: senders::Senders,
+    pub senders: Senders,
+    /// They are shown on `/metrics` and as series.
+    pub senders_shown: AtomicBool,
     listeners: RwLock<Vec<Arc<Listener>>>,
     endpoints: RwLock<Vec<Arc<Endpoint>>>,
     collectors: RwLock<Vec<Arc<CollectorFigures>>>,
@@ -365,6 +372,11 @@ enum Read {
     Age(fn(&Endpoint, Time) -> u64),
     /// One figure per endpoint and cause.
     Drops,
+    /// One figure per sender.
+    Sender(fn(&Account, &Senders) -> u64),
+    /// One figure per sender and reason, or cause, that is not zero.
+    SenderRejects,
+    SenderDrops,
     /// One figure per name that clients report.
     Clients,
     /// One figure per collector.
@@ -576,6 +588,31 @@ pub const OWN: &[Own] = &[
         "origin_containers_refused_total",
         "Containers beyond the 50 000 whose tags are remembered: their samples go without.",
         Read::Process(|t| t.origin_containers_refused.get()),
+    ),
+    counter(
+        "sender_lines_total",
+        "Lines read, by sender (telemetry.senders).",
+        Read::Sender(|account, _| account.lines.get()),
+    ),
+    counter(
+        "sender_bytes_total",
+        "Bytes read, by sender (telemetry.senders).",
+        Read::Sender(|account, _| account.bytes.get()),
+    ),
+    gauge(
+        "sender_series",
+        "Series held now that this sender was the first to send (telemetry.senders).",
+        Read::Sender(|account, senders| senders.series_of(account.number)),
+    ),
+    counter(
+        "sender_rejects_total",
+        "DATA LOSS. Lines refused, by sender and reason (telemetry.senders).",
+        Read::SenderRejects,
+    ),
+    counter(
+        "sender_dropped_total",
+        "DATA LOSS. Lines and values dropped or folded into tallyd.overflow, by sender and cause: series_limit, timed_points_limit, events_limit, not_finite (telemetry.senders).",
+        Read::SenderDrops,
     ),
     gauge(
         "senders",
@@ -819,6 +856,8 @@ impl Telemetry {
     pub fn figures(&self, now: Time) -> Vec<Figure> {
         let (listeners, endpoints) = (self.listeners(), self.endpoints());
         let collectors = self.collectors();
+        let shown = self.senders_shown.load(Relaxed);
+        let accounts = if shown { self.senders.all() } else { Vec::new() };
         let mut figures = Vec::new();
         for own in OWN {
             match own.read {
@@ -833,6 +872,25 @@ impl Telemetry {
                 Read::Age(value) => figures
                     .extend(endpoints.iter().map(|e| (own.name, e.labels(), value(e, now) as f64))),
                 Read::Drops => figures.extend(endpoints.iter().flat_map(drop_figures)),
+                Read::Sender(value) => figures.extend(accounts.iter().map(|account| {
+                    let labels = vec![("sender", account.label())];
+                    (own.name, labels, value(account, &self.senders) as f64)
+                })),
+                Read::SenderRejects => figures.extend(accounts.iter().flat_map(|account| {
+                    let some = account.rejects().filter(|(_, lines)| *lines > 0);
+                    some.map(|(reason, lines)| {
+                        let labels =
+                            [("sender", account.label()), ("reason", reason.word().into())];
+                        (own.name, labels.to_vec(), lines as f64)
+                    })
+                })),
+                Read::SenderDrops => figures.extend(accounts.iter().flat_map(|account| {
+                    let some = account.dropped().filter(|(_, lines)| *lines > 0);
+                    some.map(|(cause, lines)| {
+                        let labels = [("sender", account.label()), ("cause", cause.word().into())];
+                        (own.name, labels.to_vec(), lines as f64)
+                    })
+                })),
                 Read::Clients => {
                     let label = |name| vec![("metric", name)];
                     let clients = self.clients().into_iter();
@@ -856,14 +914,17 @@ impl Telemetry {
     }
 }
 
-/// Sockets that share an address share their labels.
+/// Sockets that share an address share their labels, as containers of one name do.
 fn add_up(figures: Vec<Figure>) -> Vec<Figure> {
     let mut sums = Vec::<Figure>::with_capacity(figures.len());
+    let mut places = HashMap::<_, usize>::with_capacity(figures.len());
     for (name, labels, value) in figures {
-        let mut same_name = sums.iter_mut().rev().take_while(|sum| sum.0 == name);
-        match same_name.find(|sum| sum.1 == labels) {
-            Some(sum) => sum.2 += value,
-            None => sums.push((name, labels, value)),
+        match places.entry((name, labels.clone())) {
+            Entry::Occupied(place) => sums[*place.get()].2 += value,
+            Entry::Vacant(place) => {
+                place.insert(sums.len());
+                sums.push((name, labels, value));
+            }
         }
     }
     sums
@@ -915,6 +976,12 @@ mod tests {
         telemetry.endpoint("datadog", "https://y".to_owned());
         telemetry.client_reported("datadog.dogstatsd.client.packets_dropped", 2.0);
         telemetry.collector("z");
+        telemetry.senders_shown.store(true, Relaxed);
+        let mut tally = senders::Tally::default();
+        tally.reject(Reject::Type);
+        tally.drop(senders::Drop::Series, 1);
+        let account = telemetry.senders.account(senders::Who::Others, Time::default(), || None);
+        account.settle(&mut tally, Time::default());
         let figures = telemetry.figures(Time::default());
         for own in OWN {
             assert!(

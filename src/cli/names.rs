@@ -222,11 +222,11 @@ pub(super) mod tests {
             {"name": "b", "kind": "timer", "samples": 30.0, "bytes": 90.0},
         ]});
         let cost = json!({"series": 8, "names": [
-            {"name": "a", "series": 5, "sender": "pid 7 uid 0 (app)", "senders": 3},
+            {"name": "a", "series": 5, "sender": "app[7] uid 0", "senders": 3},
             {"name": "idle", "series": 3, "sender": "container web-1", "senders": 1},
         ]});
         let ledger = json!({"senders": [
-            {"sender": "pid 7 uid 0 (app)", "lines": 30, "bytes": 900, "series": 4,
+            {"sender": "app[7] uid 0", "lines": 30, "bytes": 900, "series": 4,
              "rejects": {"type": 3, "no_pipe": 1}, "dropped": {}},
             {"sender": "container web-1", "lines": 90, "bytes": 800, "series": 3, "rejects": {},
              "dropped": {"series_limit": 2}},
@@ -256,10 +256,10 @@ pub(super) mod tests {
         let first = |order, filter| snapshot.senders(order, filter)[0].clone();
         for (order, filter, sender) in [
             (Order::Lines, "", "container web-1"),
-            (Order::Bytes, "", "pid 7 uid 0 (app)"),
-            (Order::Series, "", "pid 7 uid 0 (app)"),
+            (Order::Bytes, "", "app[7] uid 0"),
+            (Order::Series, "", "app[7] uid 0"),
             (Order::Name, "", "container web-1"),
-            (Order::Sender, "", "pid 7 uid 0 (app)"),
+            (Order::Sender, "", "app[7] uid 0"),
             (Order::Sender, "web", "container web-1"),
         ] {
             assert_eq!(first(order, filter).sender, sender, "{order:?}");

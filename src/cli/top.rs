@@ -291,7 +291,7 @@ impl Screen {
             if self.filter.is_empty() { String::new() } else { format!("[{}]  ", self.filter) };
         let keys = match self.list {
             List::Names => "w who  Tab senders  / filter  Enter tags  q",
-            List::Senders => "w losses  Tab names  / filter  Enter names  q",
+            List::Senders => "w losses  Tab names  / filter  Enter  q",
         };
         Line::from(format!("{filter}sort l lines b bytes s series n name {keys}"))
     }
@@ -394,7 +394,7 @@ mod tests {
                 "lost: 3, of which 3 lines refused at udp://x (type)",
                 "LINES/S BYTES/S  SERIES KIND         NAME                      SENDER",
                 "     30      90       0 timer        b",
-                "     10     100       5 count        a                         pid 7 uid 0 (app)",
+                "     10     100       5 count        a                         app[7] uid 0",
                 "      0       0       3              idle                      container web-1",
                 "",
                 "sort l lines b bytes s series n name w who  Tab senders  / filter  Enter tags  q",
@@ -424,7 +424,7 @@ mod tests {
         let mut now = snapshot();
         let mut then = snapshot();
         then.time -= 2000;
-        then.senders.retain(|one| one.sender.starts_with("pid"));
+        then.senders.retain(|one| one.sender.starts_with("app"));
         then.senders[0].lines -= 20;
         now.since(&then);
         let mut screen = Screen { snapshot: now, ..Screen::default() };
@@ -432,22 +432,22 @@ mod tests {
         let lines = shown(&mut screen);
         assert_eq!(lines[2], "LINES/S BYTES/S  SERIES REFUSED DROPPED SENDER");
         assert_eq!(lines[3], "     45     400       3       0       2 container web-1");
-        assert_eq!(lines[4], "     10       0       4       4       0 pid 7 uid 0 (app)");
+        assert_eq!(lines[4], "     10       0       4       4       0 app[7] uid 0");
         assert!(lines[7].starts_with("sort l lines b bytes s series n name w losses  Tab names"));
         press(&mut screen, "w");
-        assert!(shown(&mut screen)[3].ends_with("(app)"));
+        assert!(shown(&mut screen)[3].ends_with("app[7] uid 0"));
         assert_eq!(press(&mut screen, "v\n"), Wish::Look);
         let cost = json!({
             "names": [{"name": "a", "series": 4}],
             "keys": [{"key": "user", "values": 9, "series": 4, "saved": 3}],
         });
         let Some((of, _)) = screen.detail.take() else { panic!("nothing is opened") };
-        assert_eq!(of, Detail::Sender("pid 7 uid 0 (app)".to_owned()));
+        assert_eq!(of, Detail::Sender("app[7] uid 0".to_owned()));
         screen.detail = Some((of, cost));
         let lines = shown(&mut screen);
         assert_eq!(lines[3], "      4               a");
         assert_eq!(lines[4], "      4             3 user:*");
-        assert_eq!(lines[7], "series first sent by pid 7 uid 0 (app)  Esc back  q quit");
+        assert_eq!(lines[7], "series first sent by app[7] uid 0  Esc back  q quit");
         press(&mut screen, "\u{1b}\t");
         assert!(shown(&mut screen)[2].contains("KIND"));
     }

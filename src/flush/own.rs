@@ -181,7 +181,8 @@ mod tests {
 
     #[test]
     fn the_agents_names_count_the_same() {
-        let config = telemetry::Config { series: false, agent_series: true, log: false };
+        let config =
+            telemetry::Config { series: false, agent_series: true, ..telemetry::Config::default() };
         let (mut own, telemetry) = own(config);
         for (name, lines) in [("udp://x", 3), ("unixgram:///s", 5)] {
             let listener = telemetry.listener(name.to_owned());

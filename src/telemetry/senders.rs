@@ -183,9 +183,6 @@ impl Account {
     /// How a sender is called where there is one word for it.
     pub fn label(&self) -> String {
         let name = self.name();
-        let called = |name: &Option<Arc<str>>| {
-            name.as_ref().map_or_else(String::new, |name| format!(" ({name})"))
-        };
         match &self.who {
             Who::Others => "others".to_owned(),
             Who::Container(id) => match name {
@@ -193,7 +190,10 @@ impl Account {
                 None => format!("container {}", id.get(..12).unwrap_or(id)),
             },
             Who::Process { pid: 0, uid } => format!("uid {uid} of another pid namespace"),
-            Who::Process { pid, uid } => format!("pid {pid} uid {uid}{}", called(&name)),
+            Who::Process { pid, uid } => match name {
+                Some(program) => format!("{program}[{pid}] uid {uid}"),
+                None => format!("pid {pid} uid {uid}"),
+            },
             Who::Address(address) => address.to_string(),
             Who::Listener(listener) => format!("via {listener}"),
         }
@@ -431,7 +431,7 @@ mod tests {
             (Who::Container(Arc::clone(&id)), None, "container 0123456789ab"),
             // Once it is known.
             (Who::Container(id), named("web-1"), "container web-1"),
-            (process(7), named("python3"), "pid 7 uid 5 (python3)"),
+            (process(7), named("python3"), "python3[7] uid 5"),
             (process(8), None, "pid 8 uid 5"),
             (process(0), None, "uid 5 of another pid namespace"),
             (Who::Address("10.0.0.1".parse().expect("an address")), None, "10.0.0.1"),
