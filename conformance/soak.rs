@@ -126,6 +126,12 @@ fn the_books_balance_after_a_soak() {
     // Who sent to the Unix socket is this process.
     let me = now["senders"].as_array().unwrap().iter().find(|s| s["kind"] == "process").unwrap();
     assert_eq!((&me["pid"], &me["datagrams"]), (&std::process::id().into(), &by_unix.into()));
+    // What a slow intake has left to the spool takes its time.
+    let waits = |one: &Json| one["held"].as_u64().unwrap() + one["spooled"].as_u64().unwrap();
+    tallyd.wait_until("all is delivered", |tallyd| sum(&ledger(tallyd)["sinks"], waits) == 0);
+    for sink in ledger(&tallyd)["sinks"].as_array().unwrap() {
+        assert_eq!(sink["dropped"], serde_json::json!({}), "{sink:#}");
+    }
     let line = tallyd.stderr().lines().rfind(|line| line.contains("CPU in ")).map(str::to_owned);
     let finished = tallyd.stop();
     assert_eq!(finished.code(), 0);

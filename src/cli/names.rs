@@ -246,7 +246,7 @@ pub(super) mod tests {
         assert_eq!(order(Order::Bytes, ""), "a b idle");
         assert_eq!(order(Order::Series, ""), "a idle b");
         assert_eq!(order(Order::Name, ""), "a b idle");
-        assert_eq!(order(Order::Sender, ""), "b idle a");
+        assert_eq!(order(Order::Sender, ""), "b a idle");
         assert_eq!(order(Order::Name, "id"), "idle");
     }
 
@@ -258,7 +258,7 @@ pub(super) mod tests {
             (Order::Lines, "", "container web-1"),
             (Order::Bytes, "", "app[7] uid 0"),
             (Order::Series, "", "app[7] uid 0"),
-            (Order::Name, "", "container web-1"),
+            (Order::Name, "", "app[7] uid 0"),
             (Order::Sender, "", "app[7] uid 0"),
             (Order::Sender, "web", "container web-1"),
         ] {

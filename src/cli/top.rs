@@ -394,7 +394,7 @@ mod tests {
                 "lost: 3, of which 3 lines refused at udp://x (type)",
                 "LINES/S BYTES/S  SERIES KIND         NAME                      SENDER",
                 "     30      90       0 timer        b",
-                "     10     100       5 count        a                         app[7] uid 0",
+                "     10     100       5 count        a                         app[7] uid 0 +2",
                 "      0       0       3              idle                      container web-1",
                 "",
                 "sort l lines b bytes s series n name w who  Tab senders  / filter  Enter tags  q",
