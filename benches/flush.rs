@@ -20,6 +20,18 @@ fn bench(c: &mut Criterion) {
             b.iter_custom(|n| rig.time_flush(n));
         });
     }
+    group.finish();
+    // What the thread of the flush does for a page at which nobody looks: history, and what clients
+    // count.
+    let mut group = c.benchmark_group("after a flush (time is per series)");
+    group.sampling_mode(SamplingMode::Flat).throughput(Throughput::Elements(1));
+    for series in [1_000, 100_000, 1_000_000] {
+        let mut rig = None;
+        group.bench_function(format!("{series} series"), |b| {
+            let rig = rig.get_or_insert_with(|| Rig::new(series, 8192));
+            b.iter_custom(|n| rig.time_record(n));
+        });
+    }
 }
 
 criterion_group! {

@@ -10,6 +10,7 @@ use tallyd::parse::Options;
 use tallyd::reader::{Reader, Shared};
 use tallyd::rules::{self, Rules};
 use tallyd::shard::{self, Shards};
+use tallyd::status::{self, Status};
 use tallyd::telemetry::Telemetry;
 use tallyd::time::Time;
 use tallyd::value::{self, Plan};
@@ -27,6 +28,7 @@ const ROUNDS_OF_MANY: u64 = 2;
 pub struct Rig {
     reader: Reader,
     flush: Flush,
+    status: Status,
     datagrams: Vec<Datagram>,
     /// The datagram that comes next; a bucket ends behind the last.
     at: usize,
@@ -37,6 +39,7 @@ pub struct Rig {
 pub struct Parts {
     pub readers: Vec<Reader>,
     pub flush: Flush,
+    pub status: Status,
     /// A bucket's worth for each reader, or one for all. The series are known.
     pub datagrams: Vec<Vec<Datagram>>,
     pub now: Time,
@@ -45,10 +48,11 @@ pub struct Parts {
 impl Rig {
     /// A bucket's worth of datagrams of at most `size` bytes. The series are known.
     pub fn new(series: u64, size: usize) -> Self {
-        let Parts { mut readers, flush, mut datagrams, now } = Parts::new(1, series, size, 1);
+        let Parts { mut readers, flush, mut datagrams, now, status } =
+            Parts::new(1, series, size, 1);
         let reader = readers.pop().expect("there is one");
         let datagrams = datagrams.pop().expect("there are some");
-        Self { reader, flush, datagrams, at: 0, now }
+        Self { reader, flush, status, datagrams, at: 0, now }
     }
 
     /// Takes in what is left of the bucket.
@@ -88,6 +92,20 @@ impl Rig {
             }
         }
         whole.of(lines)
+    }
+
+    /// Time that the walk over the batch takes when nobody looks at the page, by `series` series.
+    pub fn time_record(&mut self, series: u64) -> Duration {
+        let mut whole = Part::default();
+        while whole.done < series {
+            self.fill();
+            let batch = self.close();
+            whole.time(|| {
+                self.status.record(&batch);
+                batch.rows.len() as u64
+            });
+        }
+        whole.of(series)
     }
 
     /// Time that the flush of `series` series takes. Filling the bucket is not counted.
@@ -135,12 +153,15 @@ impl Parts {
             lines::rounds_of(line, series, rounds, size)
         };
         let datagrams = (0..groups).map(group).collect::<Vec<_>>();
-        let reader = |n: usize| {
-            let listener = flush.telemetry.listener(format!("bench-{n}"));
+        let reader = |name: String| {
+            let listener = flush.telemetry.listener(name);
             Reader::new(shared.clone(), listener, Options::default(), false)
         };
-        let readers = (0..readers).map(reader).collect();
-        let mut parts = Self { readers, flush, datagrams, now };
+        let (config, telemetry) = (status::Config::default(), flush.telemetry.clone());
+        let http = reader("http".to_owned());
+        let readers = (0..readers).map(|n| reader(format!("bench-{n}"))).collect();
+        let status = Status::new(&config, telemetry, None, http, INTERVAL);
+        let mut parts = Self { readers, flush, status, datagrams, now };
         for (reader, datagrams) in parts.readers.iter_mut().zip(parts.datagrams.iter().cycle()) {
             for datagram in datagrams {
                 reader.datagram(&datagram.bytes, false, parts.now);

@@ -10,6 +10,7 @@ use tallyd::reader::{Reader, Shared};
 use tallyd::rules::{self, Rules};
 use tallyd::sample::Dialect;
 use tallyd::shard::{self, Shards};
+use tallyd::sys::{Datagram, Sender};
 use tallyd::telemetry::Telemetry;
 use tallyd::time::Time;
 use tallyd::value::{self, Plan};
@@ -122,6 +123,25 @@ fn a_new_bucket_asks_for_nothing_once_two_are_in_turn() {
         // What was closed lies in a queue, which grows once.
         assert!(bucket < 2 || used == 0, "{used} in bucket {bucket}");
         shards.flush(Time(now.0 + 10_000), false);
+    }
+}
+
+/// Senders in turn, each with lines that are refused and dropped.
+#[test]
+fn known_senders_ask_for_nothing() {
+    let (mut reader, _) = reader(Dialect::Datadog, 0);
+    let of = |i: u8, text| {
+        let address = Sender::Address([10, 0, 0, i].into());
+        let process = Sender::Process { pid: i.into(), uid: 5 };
+        let datagram = |sender| Datagram { bytes: text, truncated: i.is_multiple_of(2), sender };
+        [address, process, Sender::Unknown].map(datagram)
+    };
+    let text = b"a:1|c\nbad\na:nan|g\nb:1|q";
+    let datagrams: Vec<_> = (0..100).flat_map(|i| of(i, text)).collect();
+    let mut feed = || reader.datagrams(&datagrams, START);
+    assert!(asked(&mut feed) > 0, "new senders are allocated");
+    for _ in 0..3 {
+        assert_eq!(asked(&mut feed), 0);
     }
 }
 

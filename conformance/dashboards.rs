@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 
 use super::process::{Launch, Tallyd, UDP};
 use super::prometheus_scrape::{http_get, start_prometheus};
-use super::test_intake::Intake;
+use super::test_intake::{Intake, Response};
 
 fn config(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(name)
@@ -70,4 +70,58 @@ fn prometheus_understands_the_alerts_and_every_panel_has_data() {
     });
     let quiet = r#"ALERTS{alertname=~"TallydDown|TallydDropsPoints|TallydKernelDrops"}"#;
     assert_eq!(found(prometheus, quiet), Ok(0));
+}
+
+/// Makes every payload below a folder an hour older, by the time in its name.
+fn make_older(folder: &Path) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            make_older(&path);
+            continue;
+        }
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let parts: Vec<_> = name.splitn(3, '-').collect();
+        if let [sequence, time, rest] = parts[..] {
+            let time = time.parse::<i64>().unwrap() - 3600;
+            std::fs::rename(&path, path.with_file_name(format!("{sequence}-{time}-{rest}")))
+                .unwrap();
+        }
+    }
+}
+
+#[test]
+fn points_that_have_waited_on_disk_for_long_raise_an_alert() {
+    let intake = Intake::start();
+    intake.respond_with(|_| Response::status(503));
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run").display().to_string();
+    let launch = || {
+        let launch = Launch::new().to(&intake).env("DD_RUN_PATH", &run).listen(&[UDP]);
+        launch.set("sinks.stop_timeout", "0")
+    };
+    let tallyd = launch().start();
+    tallyd.send(["a:1|c"]);
+    let age = |tallyd: &Tallyd| tallyd.figure("tallyd_sink_spooled_age_seconds", "datadog");
+    tallyd.wait_until("a payload on disk", |tallyd| {
+        tallyd.figure("tallyd_sink_spooled_payloads", "datadog") > 0.0
+    });
+    assert!(age(&tallyd) <= 80.0, "{}", age(&tallyd));
+    tallyd.stop();
+    make_older(&folder.path().join("run/spool"));
+    let tallyd = launch().start();
+    assert!((3600.0..3700.0).contains(&age(&tallyd)), "{}", age(&tallyd));
+    let rules = config("alerts.yaml");
+    let place = folder.path().join("prometheus");
+    std::fs::create_dir(&place).unwrap();
+    if let Some((_running, prometheus)) = start_prometheus(tallyd.server(0), &place, Some(&rules)) {
+        tallyd.wait_until("an alert about the spool", |_| {
+            let firing = r#"ALERTS{alertname="TallydBacklog",alertstate="firing"}"#;
+            found(prometheus, firing).unwrap() > 0
+        });
+    } else {
+        println!("SKIP alerts: prometheus is not installed");
+    }
+    intake.respond_with(|_| Response::status(202));
+    tallyd.wait_until("all is delivered", |tallyd| age(tallyd) == 0.0);
 }

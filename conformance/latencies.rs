@@ -25,6 +25,13 @@ fn every_step_of_a_delivery_is_timed() {
     let batches = tallyd.figure("tallyd_listener_batch_seconds_count", &name);
     assert!((1.0..=2.0).contains(&batches), "{batches} batches of two datagrams");
     assert!(tallyd.figure("tallyd_flush_duration_seconds_count", "") >= 1.0);
+    let shards = tallyd.figure("tallyd_flush_shard_seconds_count", "");
+    assert!(shards >= tallyd.figure("tallyd_flush_duration_seconds_count", "") - 1.0, "{shards}");
+    // From the arrival: what was sent waited for its bucket's end, and for the slow answer.
+    let delivered =
+        tallyd.figure("tallyd_sink_ingest_to_delivered_seconds_count", "sink=\"datadog\"");
+    let whole = tallyd.figure("tallyd_sink_ingest_to_delivered_seconds_sum", "sink=\"datadog\"");
+    assert!(delivered >= 1.0 && whole >= 0.15 * delivered, "{whole} s for {delivered} payloads");
     assert!(tallyd.figure("tallyd_sink_encode_seconds_count", "sink=\"datadog\"") >= 1.0);
     let sends = tallyd.figure("tallyd_sink_send_seconds_count", "sink=\"datadog\"");
     let sum = tallyd.figure("tallyd_sink_send_seconds_sum", "sink=\"datadog\"");

@@ -37,6 +37,8 @@ mod running;
 mod scenarios;
 mod secrets;
 mod self_profile;
+mod senders;
+mod soak;
 mod start;
 mod supervision;
 mod terminal;

@@ -118,6 +118,14 @@ fn launch(intake: &Intake) -> Launch {
     launch.set("intake.listeners", &json!(list).to_string())
 }
 
+/// The first sender of this kind in the ledger.
+fn account(tallyd: &Tallyd, kind: &str) -> serde_json::Value {
+    let ledger: serde_json::Value =
+        serde_json::from_str(&tallyd.page("/api/ledger")).expect("JSON");
+    let senders = ledger["senders"].as_array().expect("a list");
+    senders.iter().find(|sender| sender["kind"] == kind).cloned().expect("one of the kind")
+}
+
 #[test]
 fn whatever_way_a_container_sends_its_tags_are_the_same() {
     let name = "whatever_way_a_container_sends_its_tags_are_the_same";
@@ -137,6 +145,11 @@ fn whatever_way_a_container_sends_its_tags_are_the_same() {
     assert_eq!(tallyd.figure("tallyd_origin_untagged_total", ""), 0.0);
     drop(sender.stdin.take());
     sender.wait().expect("its end");
+    // What both Unix sockets got goes to the account of the container, not to that of a process.
+    let account = account(&tallyd, "container");
+    assert_eq!(account["container_id"], container.id, "{account:#}");
+    assert_eq!((&account["datagrams"], &account["lines"]), (&json!(4), &json!(5)), "{account:#}");
+    assert_eq!(account["series"], 2, "{account:#}");
     tallyd.stop();
     let tag = format!("container_id:{}", container.id);
     let expected = r#"
@@ -166,6 +179,8 @@ fn a_process_of_another_pid_namespace_is_told_with_the_flag_that_is_missing() {
     let mut sender = sender(Path::new(""), &tallyd);
     tallyd.wait_until("all is read", |t| t.figure("tallyd_listener_samples_total", "") == 5.0);
     assert_eq!(tallyd.figure("tallyd_origin_foreign_total", ""), 4.0);
+    let account = account(&tallyd, "process");
+    assert_eq!((&account["pid"], &account["lines"]), (&json!(0), &json!(5)), "{account:#}");
     tallyd.wait_for_stderr("matched pid 0");
     drop(sender.stdin.take());
     sender.wait().expect("its end");

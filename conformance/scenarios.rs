@@ -101,7 +101,7 @@ impl<'a> Play<'a> {
 
     fn count(&self, rest: &str, place: &str) {
         let (name, value) = rest.split_once(' ').expect(place);
-        let figures = self.world.as_ref().expect("a time").telemetry.figures();
+        let figures = self.world.as_ref().expect("a time").telemetry.figures(Time::default());
         let sum: f64 = figures.iter().filter(|(n, ..)| *n == name).map(|(.., value)| value).sum();
         assert_eq!(sum.to_string(), value, "{place}");
     }

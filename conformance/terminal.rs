@@ -40,7 +40,7 @@ fn a_running_server_tells_its_names_their_series_and_what_they_cost() {
     let tallyd = server();
     let address = tallyd.server(0).to_string();
     let stats = succeed(&["stats", "--address", &address, "--sort", "series"]);
-    assert!(stats.contains("  shop.requests\n"), "{stats}");
+    assert!(stats.contains("  shop.requests (via udp://"), "{stats}");
     assert!(stats.contains("lost: 1 lines refused at udp://"), "{stats}");
     let json: Json =
         serde_json::from_str(&succeed(&["stats", "shop.req", "--address", &address, "--json"]))

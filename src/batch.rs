@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::blocklist::Blocklist;
 use crate::context::Context;
 use crate::sample::{AlertType, Priority, Status};
+use crate::time::Time;
 use crate::value::Aggregate;
 
 pub use crate::value::Value;
@@ -17,6 +18,8 @@ pub use crate::value::Value;
 pub struct Batch {
     /// Unix seconds at which the flush happened.
     pub flushed_at: i64,
+    /// When the first of what it was made of arrived, if anything did.
+    pub first: Option<Time>,
     /// Length of a bucket in seconds: what a count is divided by to become a rate.
     pub interval: u32,
     /// What it was made of: see [`Generation`](crate::shard::Generation).

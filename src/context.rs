@@ -1,5 +1,8 @@
 //! What a series is: name, kind, host and tag set.
 
+use std::hash::{Hash, Hasher};
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+
 use crate::sample::Kind;
 
 /// The canonical identity of a series, owned. Two samples belong to one series exactly when their
@@ -7,13 +10,35 @@ use crate::sample::Kind;
 ///
 /// One allocation holds all text, as `name \n host \n tag \n tag ...`: a newline cannot come in by
 /// a line, and [`Context::new`] replaces those that come in by other ways.
-#[derive(Debug, PartialEq, Eq, Hash)]
+#[derive(Debug)]
 pub struct Context {
     text: Box<str>,
     name_end: u32,
     host_end: u32,
     kind: Kind,
     source: Source,
+    /// These two are no part of the identity.
+    maker: u16,
+    marks: AtomicU8,
+}
+
+impl PartialEq for Context {
+    fn eq(&self, other: &Self) -> bool {
+        self.identity() == other.identity()
+            && (self.name_end, self.host_end) == (other.name_end, other.host_end)
+    }
+}
+
+impl Eq for Context {}
+
+impl Hash for Context {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.text.hash(state);
+        self.name_end.hash(state);
+        self.host_end.hash(state);
+        self.kind.hash(state);
+        self.source.hash(state);
+    }
 }
 
 /// Which part of the Datadog product a series is accounted to: `origin_service` of the intake's
@@ -38,14 +63,38 @@ impl Context {
             text.push('\n');
             push_line(&mut text, tag);
         }
-        Self { text: text.into_boxed_str(), name_end, host_end, kind, source }
+        let (text, marks) = (text.into_boxed_str(), AtomicU8::new(0));
+        Self { text, name_end, host_end, kind, source, maker: 0, marks }
     }
 
     /// The same series under a longer name and another kind.
     pub fn renamed(&self, prefix: &str, kind: Kind) -> Self {
         let name = format!("{prefix}{}", self.name());
         let tags = self.tags().map(String::from).collect();
-        Self::new(&name, kind, self.host(), tags, self.source)
+        Self::new(&name, kind, self.host(), tags, self.source).made_by(self.maker)
+    }
+
+    /// The same series, first sent by the sender whose account has this number.
+    #[must_use]
+    pub const fn made_by(mut self, maker: u16) -> Self {
+        self.maker = maker;
+        self
+    }
+
+    /// What was marked by [`Context::mark`].
+    pub fn marks(&self) -> u8 {
+        self.marks.load(Relaxed)
+    }
+
+    /// Sets bits that mean something to whoever walks over many series, so that it need not look at
+    /// their names each time.
+    pub fn mark(&self, bits: u8) {
+        self.marks.fetch_or(bits, Relaxed);
+    }
+
+    /// The number of the account of who sent it first.
+    pub const fn maker(&self) -> u16 {
+        self.maker
     }
 
     pub fn name(&self) -> &str {

@@ -1,9 +1,11 @@
-//! What costs money: series by name, and what each tag key multiplies.
+//! What costs money: series by name and by sender, and what each tag key multiplies.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use ahash::RandomState;
 use serde::Serialize;
+use smallvec::SmallVec;
 
 use crate::context::Context;
 
@@ -21,6 +23,9 @@ pub struct Cost {
     pub names: Vec<Name>,
     /// Series of names that are not listed.
     pub unlisted: usize,
+    /// Who was the first to send them, the one with the most series first. There are at most as many
+    /// as have an account of their own.
+    pub senders: Vec<Sender>,
     /// The key without which there would be the fewest series first.
     pub keys: Vec<Key>,
 }
@@ -28,6 +33,15 @@ pub struct Cost {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Name {
     pub name: String,
+    pub series: usize,
+    /// Of its senders the one with the most series, and how many there are.
+    pub sender: String,
+    pub senders: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Sender {
+    pub sender: String,
     pub series: usize,
 }
 
@@ -52,21 +66,28 @@ struct Found {
 }
 
 impl Cost {
-    /// Looks at each series once. `limit` bounds the lists.
+    /// Looks at each series once. `limit` bounds the lists; `called` knows the senders by the numbers
+    /// of their accounts.
     ///
     /// Sets are counted by hashes of 64 bits, so a count may be off by one among billions.
-    pub fn of<'a>(series: impl Iterator<Item = &'a Context>, limit: usize) -> Self {
+    pub fn of<'a>(
+        series: impl Iterator<Item = &'a Context>,
+        limit: usize,
+        called: impl Fn(u16) -> String,
+    ) -> Self {
         let hasher = RandomState::new();
         let mut cost = Self::default();
-        let mut names = HashMap::<&str, usize, RandomState>::default();
+        let mut names = HashMap::<&str, Makers, RandomState>::default();
+        let mut makers = Makers::default();
         let mut all = HashSet::<u64, RandomState>::default();
         let mut keys = HashMap::<&str, Found, RandomState>::default();
         for context in series {
             cost.series += 1;
             *cost.kinds.entry(context.kind().word()).or_default() += 1;
             if names.len() < NAMES_MAX || names.contains_key(context.name()) {
-                *names.entry(context.name()).or_default() += 1;
+                names.entry(context.name()).or_default().add(context.maker(), 1);
             }
+            makers.add(context.maker(), 1);
             // Tags are a set: their hashes add up in any order, and one can be taken out again.
             let base = hasher.hash_one((context.name(), context.kind(), context.host()));
             let whole =
@@ -95,14 +116,26 @@ impl Cost {
                 }
             }
         }
-        let mut names: Vec<_> = names
-            .into_iter()
-            .map(|(name, series)| Name { name: name.to_owned(), series })
-            .collect();
-        names.sort_by(|a, b| b.series.cmp(&a.series).then_with(|| a.name.cmp(&b.name)));
+        let mut names: Vec<_> =
+            names.into_iter().map(|(name, makers)| (name, makers.series(), makers)).collect();
+        names.sort_by_key(|(name, series, _)| (Reverse(*series), *name));
         names.truncate(limit);
-        cost.unlisted = cost.series - names.iter().map(|name| name.series).sum::<usize>();
-        cost.names = names;
+        let name = |(name, series, makers): (&str, usize, Makers)| Name {
+            name: name.to_owned(),
+            series,
+            sender: makers.most().map(&called).unwrap_or_default(),
+            senders: makers.0.len(),
+        };
+        cost.names = names.into_iter().map(name).collect();
+        cost.unlisted = cost.series - cost.names.iter().map(|name| name.series).sum::<usize>();
+        let mut senders = BTreeMap::<String, usize>::new();
+        for (maker, series) in makers.0 {
+            *senders.entry(called(maker)).or_default() += series;
+        }
+        cost.senders =
+            senders.into_iter().map(|(sender, series)| Sender { sender, series }).collect();
+        cost.senders.sort_by_key(|sender| Reverse(sender.series));
+        cost.senders.truncate(limit);
         let key = |(key, found): (&str, Found)| {
             // Some would become one with a series that never had the key.
             let there = found.without.iter().filter(|hash| all.contains(*hash)).count();
@@ -123,6 +156,31 @@ impl Cost {
     }
 }
 
+/// Series by the number of the account of who made them, in the order of the numbers: of most names
+/// there is one.
+#[derive(Default)]
+struct Makers(SmallVec<[(u16, usize); 1]>);
+
+impl Makers {
+    fn add(&mut self, maker: u16, series: usize) {
+        match self.0.binary_search_by_key(&maker, |(maker, _)| *maker) {
+            Ok(at) => self.0[at].1 += series,
+            Err(at) => self.0.insert(at, (maker, series)),
+        }
+    }
+
+    fn series(&self) -> usize {
+        self.0.iter().map(|(_, series)| series).sum()
+    }
+
+    fn most(&self) -> Option<u16> {
+        self.0
+            .iter()
+            .max_by_key(|(maker, series)| (*series, Reverse(*maker)))
+            .map(|(maker, _)| *maker)
+    }
+}
+
 fn key_of(tag: &str) -> &str {
     tag.split_once(':').map_or(tag, |(key, _)| key)
 }
@@ -139,6 +197,21 @@ mod tests {
         Context::new(name, Kind::Count, "h", tags, Source::default())
     }
 
+    fn called(number: u16) -> String {
+        format!("sender {number}")
+    }
+
+    #[test]
+    fn series_are_those_of_who_sent_them_first() {
+        let all = [("a x:1", 1), ("a x:2", 2), ("a x:3", 2), ("b", 1), ("b y:1", 3), ("c", 2)];
+        let all = all.map(|(text, maker)| context(text).made_by(maker));
+        let cost = Cost::of(all.iter(), 2, called);
+        let names = cost.names.iter().map(|n| (n.name.as_str(), n.sender.as_str(), n.senders));
+        assert_eq!(names.collect::<Vec<_>>(), [("a", "sender 2", 2), ("b", "sender 1", 2)]);
+        let senders = cost.senders.iter().map(|s| (s.sender.as_str(), s.series));
+        assert_eq!(senders.collect::<Vec<_>>(), [("sender 2", 3), ("sender 1", 2)]);
+    }
+
     #[test]
     fn names_and_keys_are_counted_and_savings_are_what_would_merge() {
         let mut all = Vec::new();
@@ -149,7 +222,7 @@ mod tests {
         }
         all.push(context("jobs env:x,user:1,user:2"));
         all.push(context("idle"));
-        let cost = Cost::of(all.iter(), 10);
+        let cost = Cost::of(all.iter(), 10, called);
         let names: Vec<_> = cost.names.iter().map(|n| (n.name.as_str(), n.series)).collect();
         assert_eq!((cost.series, &*names), (22, &[("requests", 20), ("idle", 1), ("jobs", 1)][..]));
         let keys = cost.keys.iter().map(|k| (k.key.as_str(), k.values, k.series, k.saved));
@@ -164,13 +237,13 @@ mod tests {
     #[test]
     fn what_loses_a_key_may_be_one_with_a_series_that_never_had_it() {
         let all = ["a x:1", "a x:2", "a", "b x:1"].map(context);
-        assert_eq!(Cost::of(all.iter(), 10).keys[0].saved, 2);
+        assert_eq!(Cost::of(all.iter(), 10, called).keys[0].saved, 2);
     }
 
     #[test]
     fn lists_are_bounded_and_the_rest_is_added_up() {
         let all: Vec<_> = (0..50).map(|i| context(&format!("n{i} k{i}:v"))).collect();
-        let cost = Cost::of(all.iter(), 5);
+        let cost = Cost::of(all.iter(), 5, called);
         assert_eq!((cost.names.len(), cost.keys.len(), cost.unlisted), (5, 5, 45));
     }
 }

@@ -53,9 +53,16 @@ impl Flush {
     pub fn batch(&self, now: Time, open: bool) -> Batch {
         let begun = Instant::now();
         fail::point("flush.begin");
-        let Flushed { generations, rows, events, checks } = self.shards.flush(now, open);
+        let mut shard_begun = begun;
+        let flushed = self.shards.flush_by(now, open, || {
+            let done = Instant::now();
+            self.telemetry.flush_shard.record(done - shard_begun, now);
+            shard_begun = done;
+        });
+        let Flushed { generations, first, rows, events, checks } = flushed;
         let batch = Batch {
             flushed_at: now.seconds(),
+            first,
             interval: self.shards.interval(),
             generations,
             rows,

@@ -254,7 +254,8 @@ impl Intake {
 }
 
 /// What is to be asked of the kernel: on a Unix socket always for the process, on a UDP socket for
-/// the address if it may be that of a container.
+/// the address if it may be that of a container. On the loopback all have one address, which is not
+/// worth the 70 ns a datagram (an eighth of what receiving it costs).
 fn senders(socket: &OwnedFd, origins: &origin::Config) -> Senders {
     match socket2::SockRef::from(socket).local_addr().map(|bound| bound.as_socket()) {
         Ok(Some(bound)) if origins.addresses && !bound.ip().is_loopback() => Senders::addresses(),

@@ -4,6 +4,8 @@
 //! otherwise:
 //!
 //! - lines read = samples + events + checks + rejects, for each listener;
+//! - the same lines, bytes and rejects by sender: their sums over all senders are those over all
+//!   listeners;
 //! - points offered and found = delivered + spooled + held + dropped, for each endpoint of a sink.
 
 use std::collections::BTreeMap;
@@ -12,8 +14,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use serde::Serialize;
 
 use crate::sample::Reject;
+use crate::telemetry::senders::{Account, Who};
 use crate::telemetry::{self, Telemetry};
 use crate::time::Time;
+
+/// Senders of losses that a line of the log names.
+const LOSERS: usize = 3;
 
 /// Everything at one moment. Counts are totals since the start.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -21,6 +27,8 @@ pub struct Ledger {
     /// Milliseconds since the Unix epoch.
     pub time: i64,
     pub listeners: Vec<Listener>,
+    /// Those with the most losses first, then those with the most lines.
+    pub senders: Vec<Sender>,
     pub aggregate: Aggregate,
     /// What clients report of themselves, by metric: `datadog.dogstatsd.client.*`.
     pub clients: BTreeMap<String, f64>,
@@ -54,8 +62,37 @@ pub struct Rejected {
     pub lines: u64,
     /// The beginning of a recent one, escaped.
     pub excerpt: String,
+    /// Who sent this one.
+    pub sender: String,
     /// When it came, in Unix seconds.
     pub at: i64,
+}
+
+/// What one sender sent and lost. What the kernel drops at a full socket has no sender.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Sender {
+    /// For people: of two senders the same only if a container took the name of another.
+    pub sender: String,
+    /// `container`, `process`, `address`, `listener` (the kernel does not say more), `others`.
+    pub kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// Unix seconds at which something last came.
+    pub last: i64,
+    pub datagrams: u64,
+    pub bytes: u64,
+    pub lines: u64,
+    /// Series held now that it was the first to send.
+    pub series: u64,
+    pub truncated: u64,
+    /// Lines refused, by reason; those at zero are left out.
+    pub rejects: BTreeMap<&'static str, u64>,
+    /// Lines and values dropped or folded together, by cause; those at zero are left out.
+    pub dropped: BTreeMap<&'static str, u64>,
 }
 
 /// What became of samples, events and checks before they were points.
@@ -90,6 +127,8 @@ pub struct Sink {
     pub spooled: u64,
     pub spooled_bytes: u64,
     pub spooled_payloads: u64,
+    /// Seconds since the flush of the oldest of them, to the minute.
+    pub spooled_age: u64,
     /// Payloads sent again.
     pub retries: u64,
     /// By cause; those at zero are left out.
@@ -103,6 +142,7 @@ impl Ledger {
         Self {
             time: now.0,
             listeners: telemetry.listeners().iter().map(|l| Listener::of(l)).collect(),
+            senders: Sender::all(telemetry),
             aggregate: Aggregate {
                 contexts: telemetry.contexts.load(Relaxed),
                 overflow: telemetry.overflow.get(),
@@ -113,7 +153,7 @@ impl Ledger {
                 points: telemetry.points.get(),
             },
             clients: telemetry.clients(),
-            sinks: telemetry.endpoints().iter().map(|e| Sink::of(e)).collect(),
+            sinks: telemetry.endpoints().iter().map(|e| Sink::of(e, now)).collect(),
         }
     }
 
@@ -155,8 +195,30 @@ impl Ledger {
         if !lost.is_empty() {
             line += if line.is_empty() { "lost: " } else { "; lost: " };
             line += &lost.join(", ");
+            line += &self.losers_since(before);
         }
         Some(line)
+    }
+
+    /// Whose most of the new losses are, as far as they have a sender.
+    fn losers_since(&self, before: &Self) -> String {
+        let mut then = BTreeMap::<_, u64>::new();
+        for sender in &before.senders {
+            *then.entry(&*sender.sender).or_default() += sender.lost();
+        }
+        let mut losers = BTreeMap::<_, u64>::new();
+        for sender in self.senders.iter().filter(|sender| sender.lost() > 0) {
+            *losers.entry(&*sender.sender).or_default() += sender.lost();
+        }
+        let grown = |(who, lost): (_, u64)| {
+            (lost.saturating_sub(then.get(who).copied().unwrap_or_default()), who)
+        };
+        let mut losers: Vec<_> =
+            losers.into_iter().map(grown).filter(|(new, _)| *new > 0).collect();
+        losers.sort_unstable_by_key(|(new, who)| (std::cmp::Reverse(*new), *who));
+        let named: Vec<_> =
+            losers.iter().take(LOSERS).map(|(new, who)| format!("{new} of {who}")).collect();
+        if named.is_empty() { String::new() } else { format!("; most: {}", named.join(", ")) }
     }
 
     /// Everything that was lost so far, by cause and place.
@@ -175,6 +237,7 @@ impl Ledger {
             }
         }
         lose("values not finite".to_owned(), self.aggregate.non_finite);
+        lose("lines folded into tallyd.overflow".to_owned(), self.aggregate.overflow);
         lose("timestamped points over the limit".to_owned(), self.aggregate.timed_dropped);
         lose("events and checks over the limit".to_owned(), self.aggregate.events_dropped);
         for sink in &self.sinks {
@@ -194,8 +257,9 @@ impl Listener {
         let rejects = Reject::ALL.into_iter().filter_map(|reason| {
             let lines = listener.rejects.of(reason).get();
             let last = listener.rejects.last(reason);
-            let (at, excerpt) = last.map_or_else(Default::default, |l| (l.at.seconds(), l.excerpt));
-            (lines > 0).then(|| (reason.word(), Rejected { lines, excerpt, at }))
+            let (at, excerpt, sender) =
+                last.map_or_else(Default::default, |l| (l.at.seconds(), l.excerpt, l.sender));
+            (lines > 0).then(|| (reason.word(), Rejected { lines, excerpt, sender, at }))
         });
         let rejects: BTreeMap<_, _> = rejects.collect();
         let outcomes = samples + events + checks + rejects.values().map(|r| r.lines).sum::<u64>();
@@ -217,8 +281,58 @@ impl Listener {
     }
 }
 
+impl Sender {
+    fn all(telemetry: &Telemetry) -> Vec<Self> {
+        let accounts = telemetry.senders.all();
+        let mut all: Vec<_> = accounts.iter().map(|account| Self::of(account, telemetry)).collect();
+        // There are no others as a rule, and collectors may be off.
+        all.retain(|one| one.lines + one.series + one.datagrams > 0);
+        all.sort_by_cached_key(|one| {
+            let most = |figure: u64| std::cmp::Reverse(figure);
+            (most(one.lost()), most(one.lines), most(one.series), one.sender.clone())
+        });
+        all
+    }
+
+    fn of(account: &Account, telemetry: &Telemetry) -> Self {
+        let rejects = account.rejects().filter(|(_, lines)| *lines > 0);
+        let dropped = account.dropped().filter(|(_, lines)| *lines > 0);
+        let mut sender = Self {
+            sender: account.label(),
+            last: account.used(),
+            rejects: rejects.map(|(reason, lines)| (reason.word(), lines)).collect(),
+            dropped: dropped.map(|(cause, lines)| (cause.word(), lines)).collect(),
+            truncated: account.truncated.get(),
+            datagrams: account.datagrams.get(),
+            bytes: account.bytes.get(),
+            lines: account.lines.get(),
+            series: telemetry.senders.series_of(account.number),
+            ..Self::default()
+        };
+        match &account.who {
+            Who::Others => sender.kind = "others",
+            Who::Container(id) => {
+                sender.kind = "container";
+                sender.container_id = Some(id.to_string());
+            }
+            Who::Process { pid, uid } => {
+                sender.kind = "process";
+                (sender.pid, sender.uid) = (Some(*pid), Some(*uid));
+            }
+            Who::Address(_) => sender.kind = "address",
+            Who::Listener(_) => sender.kind = "listener",
+        }
+        sender
+    }
+
+    /// Lines and values that were refused, dropped or folded together.
+    pub fn lost(&self) -> u64 {
+        self.rejects.values().chain(self.dropped.values()).sum()
+    }
+}
+
 impl Sink {
-    fn of(endpoint: &telemetry::Endpoint) -> Self {
+    fn of(endpoint: &telemetry::Endpoint, now: Time) -> Self {
         let dropped: BTreeMap<_, _> =
             endpoint.drops().into_iter().filter(|(_, points)| *points > 0).collect();
         let (delivered, held) = (endpoint.delivered.get(), endpoint.held.load(Relaxed));
@@ -235,6 +349,7 @@ impl Sink {
             spooled,
             spooled_bytes: endpoint.spooled.bytes.load(Relaxed),
             spooled_payloads: endpoint.spooled.payloads.load(Relaxed),
+            spooled_age: endpoint.spooled.age(now),
             retries: endpoint.retries.get(),
             dropped,
             difference: (offered + found) as i64 - outcomes as i64,
@@ -245,6 +360,7 @@ impl Sink {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::senders::{Drop, Tally};
 
     fn telemetry() -> Telemetry {
         let telemetry = Telemetry::default();
@@ -253,8 +369,10 @@ mod tests {
         listener.lines.add(7);
         listener.samples.add(4);
         listener.events.add(1);
-        listener.rejects.add(Reject::Type, b"a:1|q\x01", Time::from_seconds(5));
-        listener.rejects.add(Reject::Type, b"a:2|q", Time::from_seconds(5));
+        for line in [&b"a:1|q\x01"[..], b"a:2|q"] {
+            let sender = || "pid 7".to_owned();
+            listener.rejects.add(Reject::Type, line, Time::from_seconds(5), sender);
+        }
         let endpoint = telemetry.endpoint("datadog", "https://y".to_owned());
         endpoint.offered.add(10);
         endpoint.found.add(3);
@@ -273,6 +391,7 @@ mod tests {
         let rejected = &ledger.listeners[0].rejects["type"];
         assert_eq!((rejected.lines, rejected.at), (2, 5));
         assert_eq!(rejected.excerpt, "a:1|q\\x01", "the first of a second is kept");
+        assert_eq!(rejected.sender, "pid 7");
         telemetry.listeners()[0].lines.add(2);
         telemetry.endpoints()[0].delivered.add(5);
         let ledger = Ledger::of(&telemetry, Time(0));
@@ -295,5 +414,38 @@ mod tests {
         telemetry.listeners()[0].kernel_drops.add(9);
         let line = Ledger::of(&telemetry, Time(60_000)).since(&before).unwrap();
         assert_eq!(line, "lost: 9 datagrams dropped by the kernel at udp://x");
+    }
+
+    #[test]
+    fn senders_come_with_the_most_losses_first_and_a_line_names_whose_they_are() {
+        let telemetry = Telemetry::default();
+        let account =
+            |pid| telemetry.senders.account(Who::Process { pid, uid: 0 }, Time(0), || None);
+        let send = |pid, lines, bad, folded| {
+            let mut tally = Tally::default();
+            tally.lines = lines;
+            (0..bad).for_each(|_| tally.reject(Reject::Type));
+            tally.drop(Drop::Series, folded);
+            account(pid).settle(&mut tally, Time::from_seconds(9));
+        };
+        for (pid, lines, bad, folded) in [(1, 10, 0, 0), (2, 5, 1, 0), (3, 7, 0, 3), (4, 20, 0, 0)]
+        {
+            send(pid, lines, bad, folded);
+        }
+        telemetry.senders.begin_series(account(4).number);
+        telemetry.overflow.add(3);
+        let before = Ledger::of(&telemetry, Time(0));
+        let order: Vec<_> = before.senders.iter().filter_map(|sender| sender.pid).collect();
+        assert_eq!(order, [3, 2, 4, 1]);
+        let Sender { series, lines, last, .. } = before.senders[2];
+        assert_eq!((series, lines, last), (1, 20, 9));
+        assert_eq!(before.senders[0].dropped, BTreeMap::from([("series_limit", 3)]));
+        assert_eq!(before.senders[1].rejects, BTreeMap::from([("type", 1)]));
+        send(1, 4, 4, 0);
+        telemetry.overflow.add(4);
+        assert_eq!(
+            Ledger::of(&telemetry, Time(0)).since(&before).unwrap(),
+            "lost: 4 lines folded into tallyd.overflow; most: 4 of pid 1 uid 0"
+        );
     }
 }

@@ -26,6 +26,7 @@ use crate::rules::OriginHints;
 use crate::sample::OriginFields;
 use crate::sys::Sender;
 use crate::telemetry::Telemetry;
+use crate::telemetry::senders::Who;
 use crate::time::Time;
 
 pub use directory::{Directory, EntityTags, Origin};
@@ -44,7 +45,8 @@ pub struct Config {
     /// tallyd needs the machine's pid namespace for that (`docker run --pid host`).
     pub detection: bool,
     /// Over UDP and TCP, add the tags of the one container that has the sender's address, if the
-    /// client says nothing of its own origin.
+    /// client says nothing of its own origin, and tell senders apart by address in the ledger. Off
+    /// saves about 70 ns a UDP datagram; then all that a listener gets is one sender.
     pub addresses: bool,
     /// Add the tags of everything that is known of a sender, not only of its process and of one
     /// origin that it names itself.
@@ -135,6 +137,8 @@ struct Answer {
     container: Option<Arc<str>>,
     /// When the process started, in ticks; what has another start is another process.
     started: Option<u64>,
+    /// What its program is called.
+    program: Option<Arc<str>>,
     /// When it was last asked for.
     used: AtomicI64,
 }
@@ -288,6 +292,32 @@ impl Origins {
         drop(questions);
         self.wake();
         true
+    }
+
+    /// Whose account what this sender sends goes to, `None` where the kernel says nothing of it, and
+    /// what this is called. `origin` is that of its datagrams.
+    pub fn who(
+        &self,
+        sender: Sender,
+        origin: Origin,
+    ) -> (Option<Who>, impl FnOnce() -> Option<Arc<str>> + '_) {
+        let who = match (self.directory.owner(origin), sender) {
+            (Some(id), _) => Some(Who::Container(id)),
+            (None, Sender::Process { pid, uid }) => Some(Who::Process { pid, uid }),
+            (None, Sender::Address(address)) => Some(Who::Address(address)),
+            (None, Sender::Unknown) => None,
+        };
+        let of_container = matches!(who, Some(Who::Container(_)));
+        let name = move || {
+            if of_container {
+                let tags = self.directory.tags(origin)?;
+                let name = tags.high.iter().find_map(|tag| tag.strip_prefix("container_name:"))?;
+                return Some(name.into());
+            }
+            let answers = self.answers.read().expect("no panic under this lock");
+            answers.get(&Key::Process(sender.pid()))?.program.clone()
+        };
+        (who, name)
     }
 
     /// Grows whenever something has become known of a key.

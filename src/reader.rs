@@ -9,12 +9,14 @@
 //! cache fetches their places in the table; all are looked up while it fetches their cells; then
 //! they are added.
 
+mod accounts;
 mod held;
 
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use self::accounts::Accounts;
 use self::held::{Held, Item, What};
 use crate::journal::{self, Journal, Load};
 use crate::origin::{Claims, Found, Key, Origin, Origins};
@@ -27,6 +29,7 @@ use crate::shard::{Handle, Shards, Window};
 use crate::spellings::{Print, Series, Spellings};
 use crate::stream::{FrameError, Framer};
 use crate::sys::{BATCH, Datagram, Receiver, Sender, Senders};
+use crate::telemetry::senders::{Account, Drop};
 use crate::telemetry::tap::Probe;
 use crate::telemetry::{Listener, Telemetry, excerpt};
 use crate::time::Time;
@@ -66,6 +69,7 @@ pub struct Reader {
     spellings: Spellings,
     /// What waits for the tags of its sender.
     held: Held,
+    accounts: Accounts,
     /// The time of what is being taken in is up: it waits for nothing more.
     late: bool,
     probe: Probe,
@@ -76,10 +80,12 @@ pub struct Reader {
     batch: u64,
 }
 
-/// Of what is being taken in: what it goes into, who sent it, and when it arrived.
+/// Of what is being taken in: what it goes into, who sent it and the tags that this brings, and when
+/// it arrived.
 #[derive(Clone, Copy)]
 struct Arrival<'a> {
     window: &'a Window<'a>,
+    sender: Sender,
     sent: Origin,
     now: Time,
 }
@@ -131,6 +137,7 @@ impl Reader {
     ) -> Self {
         let spellings = Spellings::new(shared.spellings_max);
         let held = Held::new(0);
+        let accounts = Accounts::new(&listener.name);
         let name = listener.name.clone();
         let source = journal::Source { name, dialect: options.dialect, eol_required };
         let journal = shared.journal.as_ref().map(|journal| journal.writer(source));
@@ -143,6 +150,7 @@ impl Reader {
             eol_required,
             spellings,
             held,
+            accounts,
             late,
             probe,
             marks,
@@ -209,9 +217,10 @@ impl Reader {
                 if let Some(is_safe) = is_safe.take() {
                     is_safe();
                 }
-                return;
+                break;
             }
         }
+        self.accounts.settle(now);
     }
 
     /// Takes in what an earlier process had left, and notes in the journal that it waits no more.
@@ -227,6 +236,7 @@ impl Reader {
             ids.iter().for_each(|id| journal.taken(*id));
         }
         self.commit_record(datagrams.iter().map(|datagram| datagram.bytes), now);
+        self.accounts.settle(now);
     }
 
     /// What is to read from streams for this reader, if there is a journal: see [`Self::receiver`].
@@ -260,17 +270,29 @@ impl Reader {
         let sent = match self.shared.origins.of(sender, now, waits) {
             Ok(origin) => origin,
             Err(key) => {
-                let arrival = Arrival { window, sent: Origin::NONE, now };
+                let arrival = Arrival { window, sender, sent: Origin::NONE, now };
                 if self.hold(&[key], bytes, What::Datagram { truncated }, arrival) == Hold::Waits {
                     return;
                 }
                 Origin::NONE
             }
         };
-        self.take_in(bytes, truncated, Arrival { window, sent, now });
+        self.take_in(bytes, truncated, Arrival { window, sender, sent, now });
+    }
+
+    /// What follows is of this sender, for its account.
+    fn open_account(&mut self, arrival: Arrival<'_>) {
+        let Arrival { sender, sent, now, .. } = arrival;
+        let Shared { telemetry, origins, .. } = &self.shared;
+        self.accounts.open((sender, sent), now, &telemetry.senders, origins);
     }
 
     fn take_in(&mut self, bytes: &[u8], truncated: bool, arrival: Arrival<'_>) {
+        self.open_account(arrival);
+        let tally = &mut self.accounts.tally;
+        tally.datagrams += 1;
+        tally.bytes += bytes.len() as u64;
+        tally.truncated += u64::from(truncated);
         self.listener.datagrams.add(1);
         self.listener.bytes.add(bytes.len() as u64);
         self.listener.truncated.add(truncated.into());
@@ -290,7 +312,7 @@ impl Reader {
         let counts = self.lines(text, arrival);
         self.count(&counts);
         if let Some((reason, line)) = refused {
-            self.refuse(reason, line, arrival.now);
+            self.refuse_line(reason, line, arrival.now);
         }
     }
 
@@ -353,7 +375,9 @@ impl Reader {
     /// Takes in what collectors made, each message as a line.
     pub fn messages<'a>(&mut self, messages: impl Iterator<Item = Message<'a>>, now: Time) {
         let shards = Arc::clone(&self.shared.shards);
-        let arrival = Arrival { window: &shards.window(now), sent: Origin::NONE, now };
+        let window = &shards.window(now);
+        let arrival = Arrival { window, sender: Sender::Unknown, sent: Origin::NONE, now };
+        self.open_account(arrival);
         let mut run = Run::new();
         let mut counts = Counts::default();
         self.begin_record(arrival.window);
@@ -364,9 +388,11 @@ impl Reader {
         self.take(&mut run, arrival);
         self.count(&counts);
         self.commit_record(std::iter::empty(), now);
+        self.accounts.settle(now);
     }
 
-    fn count(&self, counts: &Counts) {
+    fn count(&mut self, counts: &Counts) {
+        self.accounts.tally.lines += counts.lines;
         self.listener.lines.add(counts.lines);
         self.listener.samples.add(counts.samples);
         self.listener.events.add(counts.events);
@@ -382,7 +408,8 @@ impl Reader {
         if let Some(journal) = &mut self.journal {
             journal.event(&event);
         }
-        arrival.window.event(event);
+        let dropped = !arrival.window.event(event);
+        self.accounts.tally.drop(Drop::Event, dropped.into());
     }
 
     fn check(&mut self, line: &CheckLine<'_>, text: &[u8], arrival: Arrival<'_>) {
@@ -393,7 +420,8 @@ impl Reader {
         if let Some(journal) = &mut self.journal {
             journal.check(&check);
         }
-        arrival.window.check(check);
+        let dropped = !arrival.window.check(check);
+        self.accounts.tally.drop(Drop::Event, dropped.into());
     }
 
     /// The tags that a line gets by its origin, or `None` when it waits for them.
@@ -435,8 +463,8 @@ impl Reader {
                 };
                 let journal = self.journal.as_mut();
                 let id = journal.map(|j| j.wait(bytes, (truncated, line), self.batch, now));
-                let (bytes, end) = (bytes.into(), open.end);
-                self.held.push(Item { bytes, what, key, arrived: now, end, id });
+                let (bytes, end, sender) = (bytes.into(), open.end, arrival.sender);
+                self.held.push(Item { bytes, what, sender, key, arrived: now, end, id });
                 Hold::Waits
             }
             _ => {
@@ -453,6 +481,7 @@ impl Reader {
 
     /// Takes in what has waited and is known by now, or whose time is up.
     pub fn release(&mut self, now: Time) {
+        self.accounts.tick(now);
         if self.held.is_empty() {
             return;
         }
@@ -461,6 +490,7 @@ impl Reader {
         for (item, in_time) in self.held.take(now, origins.news(), known) {
             self.take_held(&item, !in_time, now);
         }
+        self.accounts.settle(now);
     }
 
     /// Takes in all that waits, with what is known by now.
@@ -468,13 +498,15 @@ impl Reader {
         for item in self.held.take_all() {
             self.take_held(&item, true, now);
         }
+        self.accounts.settle(now);
     }
 
     fn take_held(&mut self, item: &Item, late: bool, now: Time) {
         let shards = Arc::clone(&self.shared.shards);
         let window = shards.window(item.arrived);
         self.begin_record(&window);
-        let arrival = |sent| Arrival { window: &window, sent, now: item.arrived };
+        let Item { sender, arrived, .. } = *item;
+        let arrival = |sent| Arrival { window: &window, sender, sent, now: arrived };
         self.late = late;
         match (item.what, self.shared.origins.origin(&item.key, now)) {
             (What::Datagram { truncated }, Some(origin)) => {
@@ -488,6 +520,7 @@ impl Reader {
             (What::Line { sent }, known) => {
                 // One that goes without counts itself.
                 self.shared.telemetry.origin_waited.add(known.is_some().into());
+                self.open_account(arrival(sent));
                 self.lines(&item.bytes, arrival(sent));
             }
         }
@@ -515,11 +548,14 @@ impl Reader {
                 Ok(bytes) => complete.push(Datagram { bytes, truncated: false, sender }),
                 Err(FrameError::LineTooLong) => {
                     self.listener.truncated.add(1);
-                    self.refuse(Reject::Truncated, b"(longer than intake.buffer_size)", now);
+                    let said = b"(longer than intake.buffer_size)";
+                    self.refuse(Reject::Truncated, said, sender, now);
+                    self.accounts.tally.truncated += 1;
                 }
                 Err(error @ (FrameError::FrameTooLong(_) | FrameError::Unfinished(_))) => {
                     self.listener.connections_refused.add(1);
-                    self.refuse(Reject::Truncated, error.to_string().as_bytes(), now);
+                    let said = error.to_string();
+                    self.refuse(Reject::Truncated, said.as_bytes(), sender, now);
                     readable = false;
                 }
             }
@@ -529,10 +565,11 @@ impl Reader {
     }
 
     /// Puts a sample into the run, unless it has no value.
-    fn queue<'a>(&self, sample: Sample<'a>, line: &'a [u8], sent: Origin, run: &mut Run<'a>) {
+    fn queue<'a>(&mut self, sample: Sample<'a>, line: &'a [u8], sent: Origin, run: &mut Run<'a>) {
         if let Values::One(value) | Values::Delta(value) = sample.values
             && !value.is_finite()
         {
+            self.accounts.tally.drop(Drop::NonFinite, 1);
             return self.shared.telemetry.non_finite.add(1);
         }
         let print = self.spellings.print(&sample, self.options.dialect, sent);
@@ -573,6 +610,7 @@ impl Reader {
             (pending.series, pending.used) = (series, used);
             true
         });
+        self.accounts.tally.drop(Drop::Series, overflow);
         self.shared.telemetry.overflow.add(overflow);
         self.shared.telemetry.blocked.add(blocked);
         self.shared.telemetry.rate_out_of_range.add(rate_out_of_range);
@@ -594,7 +632,7 @@ impl Reader {
         };
         let found = self.origin_tags(sample.origin, &hints, line, arrival)?;
         draft.tags.extend(found.tags);
-        let context = draft.context();
+        let context = draft.context().made_by(self.accounts.number());
         self.shared.telemetry.invalid_utf8.add(invalid_utf8.into());
         let copied = matches!(context.kind(), Kind::Histogram | Kind::Timer);
         let prefix = self.shared.distribution_prefix.as_ref().filter(|_| copied);
@@ -611,8 +649,8 @@ impl Reader {
         Some((series, !found.asked))
     }
 
-    /// Adds a run of samples, shard by shard and, but for timestamped ones, kind by kind. The samples of a series stay in the
-    /// order of their arrival, since a series has one shard and one kind.
+    /// Adds a run of samples, shard by shard and, but for timestamped ones, kind by kind. The samples
+    /// of a series stay in the order of their arrival, since a series has one shard and one kind.
     ///
     /// Which shard and which kind come next is chance, and a processor that guesses wrongly loses
     /// the time of some fifty instructions: hence marks, which are made and followed without a
@@ -661,6 +699,8 @@ impl Reader {
                 } else {
                     each(&Kind::ALL, &marks, run, &mut add);
                 }
+                self.accounts.tally.drop(Drop::Timed, shard.timed_dropped);
+                self.accounts.tally.drop(Drop::NonFinite, shard.non_finite);
             }
         }
         for (i, kind) in again {
@@ -685,23 +725,37 @@ impl Reader {
                 if let Some(journal) = &mut self.journal {
                     journal.sample(handle, &shard, sample);
                 }
+                self.accounts.tally.drop(Drop::Timed, shard.timed_dropped);
+                self.accounts.tally.drop(Drop::NonFinite, shard.non_finite);
                 return;
             }
         }
     }
 
-    /// Counts a line that never came to be parsed.
-    pub fn refuse(&self, reason: Reject, line: &[u8], now: Time) {
+    /// Counts a line of this sender that never came to be parsed.
+    pub fn refuse(&mut self, reason: Reject, line: &[u8], sender: Sender, now: Time) {
+        let sent = self.shared.origins.of(sender, now, |_| false).unwrap_or(Origin::NONE);
+        let Shared { telemetry, origins, .. } = &self.shared;
+        self.accounts.open((sender, sent), now, &telemetry.senders, origins);
+        self.refuse_line(reason, line, now);
+        self.accounts.settle(now);
+    }
+
+    fn refuse_line(&mut self, reason: Reject, line: &[u8], now: Time) {
+        self.accounts.tally.lines += 1;
         self.listener.lines.add(1);
         self.reject(reason, line, now);
     }
 
-    fn reject(&self, reason: Reject, line: &[u8], now: Time) {
-        self.listener.rejects.add(reason, line, now);
+    fn reject(&mut self, reason: Reject, line: &[u8], now: Time) {
+        self.accounts.tally.reject(reason);
+        let sender = || self.accounts.account().map_or_else(String::new, Account::label);
+        self.listener.rejects.add(reason, line, now, sender);
         if self.shared.log_rejects && self.shared.telemetry.may_log(reason, now) {
             tracing::warn!(
                 listener = self.listener.name,
                 reason = reason.word(),
+                sender = sender(),
                 so_far = self.listener.rejects.of(reason).get(),
                 "refused the line \"{}\"",
                 excerpt(line)

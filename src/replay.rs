@@ -12,6 +12,7 @@ use crate::reader::{Reader, Shared};
 use crate::sample::{Dialect, Kind};
 use crate::shard::{Generation, Handle};
 use crate::sys::{Datagram, Sender};
+use crate::telemetry::senders::{Drop, Tally, Who};
 use crate::time::Time;
 
 /// Before every bucket: rotates none.
@@ -46,6 +47,9 @@ pub fn replay(
     let mut readers = HashMap::new();
     let mut series = Numbered::default();
     let counters = &shared.telemetry.journal;
+    // Who sent it is not known any more.
+    let account = shared.telemetry.senders.account(Who::Listener("journal".into()), now, || None);
+    let mut tally = Tally::default();
     let open = Cell::new(None);
     let begin = |generation| {
         let new = open.replace(Some(generation)) != Some(generation);
@@ -60,8 +64,9 @@ pub fn replay(
         checkpoint::Entry::Timed(context, time, cell) => {
             shards.window(START).restore(context, Some(time), cell);
         }
-        checkpoint::Entry::Event(event) => shards.window(START).event(event),
-        checkpoint::Entry::Check(check) => shards.window(START).check(check),
+        // One that there is no room for has been counted.
+        checkpoint::Entry::Event(event) => drop(shards.window(START).event(event)),
+        checkpoint::Entry::Check(check) => drop(shards.window(START).check(check)),
     };
     let each = |header: &Header, record: Record<'_>| {
         if begin(header.generation) {
@@ -73,7 +78,7 @@ pub fn replay(
             match entry {
                 Entry::Series(context) => {
                     let kind = context.kind();
-                    let handle = window.intern(context, false).handle;
+                    let handle = window.intern(context.made_by(account.number), false).handle;
                     series.entry(header.numbering).or_default().push((handle, kind));
                     continue;
                 }
@@ -89,23 +94,27 @@ pub fn replay(
                         counters.torn.add(1);
                         continue;
                     };
-                    let added =
-                        window.lock(handle.shard()).add(*handle, window.epoch(), *kind, &sample);
+                    let mut shard = window.lock(handle.shard());
+                    let added = shard.add(*handle, window.epoch(), *kind, &sample);
+                    tally.drop(Drop::Timed, shard.timed_dropped);
+                    tally.drop(Drop::NonFinite, shard.non_finite);
                     debug_assert!(added.is_ok(), "nothing is flushed meanwhile");
                     listener.samples.add(1);
                 }
                 Entry::Event(event) => {
-                    window.event(event);
+                    tally.drop(Drop::Event, (!window.event(event)).into());
                     listener.events.add(1);
                 }
                 Entry::Check(check) => {
-                    window.check(check);
+                    tally.drop(Drop::Event, (!window.check(check)).into());
                     listener.checks.add(1);
                 }
             }
             listener.lines.add(1);
+            tally.lines += 1;
             counters.replayed.add(1);
         }
+        account.settle(&mut tally, now);
         drop(window);
         if !whole.is_empty() {
             let key = (header.source.dialect, header.source.eol_required);

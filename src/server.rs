@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::batch::{Batch, Value};
+use crate::batch::Batch;
 use crate::cgroup::roots::Roots;
 use crate::collectors::{self, Collectors};
 use crate::config::Config;
@@ -42,9 +43,6 @@ const CONTROL_THREADS: usize = 2;
 
 /// Signals closer together than this are one wish to stop.
 const SAME_SIGNAL: Duration = Duration::from_millis(300);
-
-/// What the names of the clients' own counters begin with.
-const CLIENT_TELEMETRY: &str = "datadog.dogstatsd.client.";
 
 /// How often the ledger is written into the log.
 const LEDGER: Duration = Duration::from_secs(60);
@@ -82,18 +80,11 @@ struct Outputs {
     journal: Option<Arc<Journal>>,
     status: Arc<Status>,
     own: Mutex<OwnSeries>,
-    telemetry: Arc<Telemetry>,
 }
 
 impl Outputs {
     fn offer(&self, mut batch: Batch) {
-        for row in &batch.rows {
-            if let Value::Count(value) = row.value
-                && row.context.name().starts_with(CLIENT_TELEMETRY)
-            {
-                self.telemetry.client_reported(row.context.name(), value);
-            }
-        }
+        self.status.record(&batch);
         // The time of the bucket that was flushed last, open or closed.
         let bucket = Time::from_seconds(batch.flushed_at - 1).bucket(batch.interval);
         batch.own = self.own.lock().expect("no panic under this lock").rows(bucket);
@@ -124,6 +115,7 @@ impl Server {
             signals().context("cannot receive signals")?
         };
         let telemetry = Arc::new(Telemetry::default());
+        telemetry.senders_shown.store(config.telemetry.senders, Ordering::Relaxed);
         let now = Time::now();
         let hostname = hostname(&config.origin)?;
         let rules = Arc::new(Rules::new(&config.rules, &hostname)?);
@@ -217,7 +209,6 @@ impl Server {
             journal: shared.journal.clone(),
             status,
             own: Mutex::new(own),
-            telemetry: Arc::clone(&telemetry),
         });
         if config.telemetry.log {
             runtime.spawn(log_ledger(Arc::clone(&telemetry)));

@@ -25,7 +25,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 
 use ahash::RandomState;
@@ -136,6 +136,8 @@ pub struct Generation {
 pub struct Shards {
     /// The open generation. Readers hold it shared, who rotates has it alone.
     gate: RwLock<Generation>,
+    /// When the first of what is not flushed came, in milliseconds; [`NEVER`] while there is none.
+    first: AtomicI64,
     shards: Box<[Mutex<Shard>]>,
     inbox: Mutex<Inbox>,
     /// The first generation that was not flushed. Held while closed columns are walked.
@@ -190,6 +192,8 @@ pub enum Held<'a> {
 pub struct Flushed {
     /// The generations that it took.
     pub generations: Range<u64>,
+    /// When the first of it arrived, if anything did.
+    pub first: Option<Time>,
     /// Rows of one context stand together, in the order of their time.
     pub rows: Vec<Row>,
     pub events: Vec<Event>,
@@ -320,6 +324,7 @@ impl Shards {
         let open = Generation { number: 0, start, end: start + i64::from(interval) };
         Self {
             gate: RwLock::new(open),
+            first: AtomicI64::new(NEVER),
             shards: (0..count).map(|_| Mutex::new(Shard::new(open))).collect(),
             inbox: Mutex::default(),
             unflushed: Mutex::new(0),
@@ -335,12 +340,21 @@ impl Shards {
     pub fn window(&self, now: Time) -> Window<'_> {
         let open = self.gate.read().expect("no panic under this lock");
         if now.seconds() < open.end {
+            self.note_arrival(now);
             return Window { open, shards: self };
         }
         drop(open);
         let mut open = self.rotating();
         self.advance(&mut open, now);
+        self.note_arrival(now);
         Window { open: RwLockWriteGuard::downgrade(open), shards: self }
+    }
+
+    /// Of readers that come first at once any may win.
+    fn note_arrival(&self, now: Time) {
+        if self.first.load(Ordering::Relaxed) == NEVER && now.0 > 0 {
+            self.first.store(now.0, Ordering::Relaxed);
+        }
     }
 
     /// What flushes take begins with this generation.
@@ -410,10 +424,15 @@ impl Shards {
 
     /// Takes every bucket that has closed by `now`; with `open`, the open bucket too.
     pub fn flush(&self, now: Time, open: bool) -> Flushed {
+        self.flush_by(now, open, || ())
+    }
+
+    /// The same, and says when it is done with a shard.
+    pub fn flush_by(&self, now: Time, open: bool, mut done: impl FnMut()) -> Flushed {
         let mut unflushed = self.unflushed.lock().expect("no panic under this lock");
-        let last = self.close_for_flush(now, open);
+        let (last, first) = self.close_for_flush(now, open);
         let generations = std::mem::replace(&mut *unflushed, last)..last;
-        let mut flushed = Flushed { generations, ..Flushed::default() };
+        let mut flushed = Flushed { generations, first, ..Flushed::default() };
         for mail in self.inbox.lock().expect("no panic under this lock").take(last) {
             flushed.events.extend(mail.events);
             flushed.checks.extend(mail.checks);
@@ -445,6 +464,7 @@ impl Shards {
                     rows.extend(closing.drain(..).filter_map(|c: Closing| c.close(plan)));
                 }
             }
+            done();
         }
         rows.extend(closing.into_iter().filter_map(|c| c.close(plan)));
         self.epoch.fetch_add(1, Ordering::Release);
@@ -497,8 +517,9 @@ impl Shards {
         self.settings.plan.member_keys
     }
 
-    /// Rotates as the clock says. Returns the generation that is open then.
-    fn close_for_flush(&self, now: Time, open: bool) -> u64 {
+    /// Rotates as the clock says. Returns the generation that is open then, and when the first of
+    /// what closed arrived.
+    fn close_for_flush(&self, now: Time, open: bool) -> (u64, Option<Time>) {
         let mut current = self.rotating();
         self.advance(&mut current, now);
         let target = now.bucket(self.settings.interval);
@@ -510,7 +531,9 @@ impl Shards {
             let next = self.following(&current, current.end);
             self.rotate(&mut current, next);
         }
-        current.number
+        // What came after the bucket closed, if the flush is late, counts for this one too.
+        let first = self.first.swap(NEVER, Ordering::Relaxed);
+        (current.number, (first != NEVER).then_some(Time(first)))
     }
 }
 
@@ -589,7 +612,10 @@ impl<'a> Window<'a> {
         let mut shard = self.shard(number);
         let row = match shard.find(hash, &context) {
             Some(row) => row,
-            None if self.reserve(limit) => shard.insert(hash, context),
+            None if self.reserve(limit) => {
+                self.shards.telemetry.senders.begin_series(context.maker());
+                shard.insert(hash, context)
+            }
             None => return None,
         };
         // The caller is about to use it: it must not expire between now and then.
@@ -608,13 +634,13 @@ impl<'a> Window<'a> {
 
     /// Locks a shard for a run of samples.
     pub fn lock(&self, number: usize) -> Locked<'a> {
-        Locked { shard: self.shard(number), shards: self.shards }
+        Locked::new(self.shard(number), self.shards)
     }
 
     /// The same, unless somebody else has it.
     pub fn try_lock(&self, number: usize) -> Option<Locked<'a>> {
         match self.shards.shards[number].try_lock() {
-            Ok(shard) => Some(Locked { shard, shards: self.shards }),
+            Ok(shard) => Some(Locked::new(shard, self.shards)),
             Err(TryLockError::WouldBlock) => None,
             Err(TryLockError::Poisoned(_)) => panic!("no panic under this lock"),
         }
@@ -647,23 +673,24 @@ impl<'a> Window<'a> {
         }
     }
 
-    /// Keeps an event for the next flush, or counts it as dropped.
-    pub fn event(&self, event: Event) {
-        self.mail(|mail| mail.events.push(event));
+    /// Keeps an event for the next flush, or counts it as dropped and returns false.
+    pub fn event(&self, event: Event) -> bool {
+        self.mail(|mail| mail.events.push(event))
     }
 
-    /// Keeps a service check for the next flush, or counts it as dropped.
-    pub fn check(&self, check: ServiceCheck) {
-        self.mail(|mail| mail.checks.push(check));
+    /// Keeps a service check for the next flush, or counts it as dropped and returns false.
+    pub fn check(&self, check: ServiceCheck) -> bool {
+        self.mail(|mail| mail.checks.push(check))
     }
 
-    fn mail(&self, put: impl FnOnce(&mut Mail)) {
+    fn mail(&self, put: impl FnOnce(&mut Mail)) -> bool {
         let mut inbox = self.shards.inbox.lock().expect("no panic under this lock");
         if inbox.has_room(self.shards.settings.config.events_max) {
             put(&mut inbox.open);
-        } else {
-            self.shards.telemetry.events_dropped.add(1);
+            return true;
         }
+        self.shards.telemetry.events_dropped.add(1);
+        false
     }
 }
 
@@ -671,9 +698,16 @@ impl<'a> Window<'a> {
 pub struct Locked<'a> {
     shard: MutexGuard<'a, Shard>,
     shards: &'a Shards,
+    /// What was dropped since it was locked: timestamped points, and values that are not finite.
+    pub timed_dropped: u64,
+    pub non_finite: u64,
 }
 
-impl Locked<'_> {
+impl<'a> Locked<'a> {
+    const fn new(shard: MutexGuard<'a, Shard>, shards: &'a Shards) -> Self {
+        Self { shard, shards, timed_dropped: 0, non_finite: 0 }
+    }
+
     /// Has the cell of a series fetched into the cache.
     pub fn prefetch(&self, handle: Handle) {
         if let Some(cell) = self.shard.open.cells.get(handle.row as usize) {
@@ -756,6 +790,7 @@ impl Locked<'_> {
     fn add_value(&mut self, row: u32, kind: Kind, value: f64, weight: f64, timestamp: Option<i64>) {
         if !value.is_finite() {
             self.shards.telemetry.non_finite.add(1);
+            self.non_finite += 1;
             return;
         }
         let Some(time) = timestamp else {
@@ -799,6 +834,7 @@ impl Locked<'_> {
         if self.shards.timed.fetch_add(1, Ordering::Relaxed) >= max {
             self.shards.timed.fetch_sub(1, Ordering::Relaxed);
             self.shards.telemetry.timed_dropped.add(1);
+            self.timed_dropped += 1;
             return None;
         }
         self.shard.open.places += 1;
@@ -1071,7 +1107,9 @@ impl Shard {
             Ok(entry) => drop(entry.remove()),
             Err(_) => unreachable!("a live row is in the index"),
         }
-        state.context = None;
+        if let Some(context) = state.context.take() {
+            telemetry.senders.end_series(context.maker());
+        }
         let generation = &mut self.generations[row as usize];
         *generation = generation.wrapping_add(1);
         self.free.push(row);

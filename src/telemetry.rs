@@ -5,11 +5,13 @@
 
 pub mod latency;
 pub mod recorder;
+pub mod senders;
 pub mod tap;
 
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -17,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::sample::Reject;
 use crate::time::Time;
 use latency::Latency;
+use senders::{Account, Senders};
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -42,6 +45,9 @@ pub struct Config {
     pub series: bool,
     /// Flush them under the Agent's names too, such as datadog.agent.dogstatsd.processed.
     pub agent_series: bool,
+    /// Show what each sender sent and lost on `/metrics` and as such series too: up to 4096 senders
+    /// with a figure for each cause. It always stands on `/api/ledger`, the page and `tallyd top`.
+    pub senders: bool,
     /// Write what was read and lost as one line into the log each minute; a minute without traffic
     /// gives none.
     pub log: bool,
@@ -49,7 +55,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { series: true, agent_series: false, log: true }
+        Self { series: true, agent_series: false, senders: false, log: true }
     }
 }
 
@@ -62,6 +68,10 @@ pub struct Telemetry {
     pub recorder: recorder::Recorder,
     /// A look at the traffic.
     pub tap: tap::Tap,
+    /// What each sender sent and lost.
+    pub senders: Senders,
+    /// They are shown on `/metrics` and as series.
+    pub senders_shown: AtomicBool,
     listeners: RwLock<Vec<Arc<Listener>>>,
     endpoints: RwLock<Vec<Arc<Endpoint>>>,
     collectors: RwLock<Vec<Arc<CollectorFigures>>>,
@@ -124,8 +134,9 @@ pub struct Telemetry {
     pub profile_lost: Counter,
     /// Microseconds that the last flush took.
     pub flush_micros: AtomicU64,
-    /// How long flushes take.
+    /// How long flushes take, and the part of each shard in them.
     pub flush: Latency,
+    pub flush_shard: Latency,
     pub journal: Journal,
     /// When a reject of each reason was last logged, in Unix seconds.
     logged: [AtomicI64; Reject::ALL.len()],
@@ -199,6 +210,7 @@ pub struct Refused {
     pub at: Time,
     /// The beginning of the line, escaped.
     pub excerpt: String,
+    pub sender: String,
 }
 
 impl Rejects {
@@ -211,11 +223,11 @@ impl Rejects {
     }
 
     /// Counts a refused line and keeps its beginning, for each reason at most once a second.
-    pub fn add(&self, reason: Reject, line: &[u8], now: Time) {
+    pub fn add(&self, reason: Reject, line: &[u8], now: Time, sender: impl FnOnce() -> String) {
         self.of(reason).add(1);
         // A sender of nothing else must not make its reader take a lock for each line.
         if self.kept[reason as usize].swap(now.seconds(), Relaxed) != now.seconds() {
-            let refused = Refused { at: now, excerpt: excerpt(line) };
+            let refused = Refused { at: now, excerpt: excerpt(line), sender: sender() };
             self.last.lock().expect("no panic under this lock")[reason as usize] = Some(refused);
         }
     }
@@ -237,10 +249,12 @@ pub struct Endpoint {
     pub sink: &'static str,
     /// Never holds a key.
     pub name: String,
-    /// How long encoding a batch takes, sending a payload, and how old one is when delivered.
+    /// How long encoding a batch takes, sending a payload, and how long ago its flush was, and the
+    /// arrival of the oldest sample in that, when it is delivered.
     pub encode: Latency,
     pub send: Latency,
     pub age: Latency,
+    pub ingest: Latency,
     pub offered: Counter,
     pub delivered: Counter,
     /// Sends that failed and were tried again, in payloads.
@@ -300,6 +314,41 @@ pub struct Spooled {
     pub points: AtomicU64,
     pub bytes: AtomicU64,
     pub payloads: AtomicU64,
+    /// Payloads by the minute of their flush: by the second, a long outage would take much memory.
+    minutes: Mutex<BTreeMap<i64, u64>>,
+}
+
+impl Spooled {
+    fn minutes(&self) -> MutexGuard<'_, BTreeMap<i64, u64>> {
+        self.minutes.lock().expect("no panic under this lock")
+    }
+
+    /// What an earlier process left, by the minute of its flush.
+    pub fn found(&self, minutes: BTreeMap<i64, u64>) {
+        *self.minutes() = minutes;
+    }
+
+    /// One more payload that was flushed at this time, in Unix seconds.
+    pub fn came(&self, flushed: i64) {
+        *self.minutes().entry(flushed.div_euclid(60)).or_default() += 1;
+    }
+
+    /// Such a payload is gone.
+    pub fn went(&self, flushed: i64) {
+        let (minute, mut minutes) = (flushed.div_euclid(60), self.minutes());
+        if let Some(payloads) = minutes.get_mut(&minute) {
+            *payloads -= 1;
+            if *payloads == 0 {
+                minutes.remove(&minute);
+            }
+        }
+    }
+
+    /// How many seconds ago the oldest one was flushed, to the minute; 0 when there is none.
+    pub fn age(&self, now: Time) -> u64 {
+        let oldest = self.minutes().first_key_value().map(|(minute, _)| minute * 60);
+        oldest.map_or(0, |oldest| (now.seconds() - oldest).max(0) as u64)
+    }
 }
 
 /// Name, help and type of an own metric, as shown on `/metrics`.
@@ -319,8 +368,15 @@ enum Read {
     Rejects,
     /// One figure per endpoint of a sink.
     Endpoint(fn(&Endpoint) -> u64),
+    /// The same of things that grow old.
+    Age(fn(&Endpoint, Time) -> u64),
     /// One figure per endpoint and cause.
     Drops,
+    /// One figure per sender.
+    Sender(fn(&Account, &Senders) -> u64),
+    /// One figure per sender and reason, or cause, that is not zero.
+    SenderRejects,
+    SenderDrops,
     /// One figure per name that clients report.
     Clients,
     /// One figure per collector.
@@ -534,6 +590,46 @@ pub const OWN: &[Own] = &[
         Read::Process(|t| t.origin_containers_refused.get()),
     ),
     counter(
+        "sender_lines_total",
+        "Lines read, by sender (telemetry.senders).",
+        Read::Sender(|account, _| account.lines.get()),
+    ),
+    counter(
+        "sender_bytes_total",
+        "Bytes read, by sender (telemetry.senders).",
+        Read::Sender(|account, _| account.bytes.get()),
+    ),
+    gauge(
+        "sender_series",
+        "Series held now that this sender was the first to send (telemetry.senders).",
+        Read::Sender(|account, senders| senders.series_of(account.number)),
+    ),
+    counter(
+        "sender_rejects_total",
+        "DATA LOSS. Lines refused, by sender and reason (telemetry.senders).",
+        Read::SenderRejects,
+    ),
+    counter(
+        "sender_dropped_total",
+        "DATA LOSS. Lines and values dropped or folded into tallyd.overflow, by sender and cause: series_limit, timed_points_limit, events_limit, not_finite (telemetry.senders).",
+        Read::SenderDrops,
+    ),
+    gauge(
+        "senders",
+        "Senders with an account of their own in the ledger, at most 4095.",
+        Read::Process(|t| t.senders.len() as u64),
+    ),
+    counter(
+        "senders_forgotten_total",
+        "Accounts of silent senders that were added to that of the others, to make room.",
+        Read::Process(|t| t.senders.forgotten.get()),
+    ),
+    counter(
+        "senders_refused_total",
+        "Times that a reader met a sender for which there was no account: its figures are those of the others.",
+        Read::Process(|t| t.senders.refused.get()),
+    ),
+    counter(
         "page_left_out_total",
         "Points of series that did not fit on the Prometheus page (sinks.prometheus.series_max).",
         Read::Process(|t| t.page_left_out.get()),
@@ -656,6 +752,11 @@ pub const OWN: &[Own] = &[
         "Payloads waiting on disk, by sink and endpoint.",
         Read::Endpoint(|e| e.spooled.payloads.load(Relaxed)),
     ),
+    gauge(
+        "sink_spooled_age_seconds",
+        "Seconds since the flush of the oldest payload that waits on disk, to the minute, by sink and endpoint; 0 when none waits.",
+        Read::Age(|e, now| e.spooled.age(now)),
+    ),
     counter(
         "sink_spool_found_points_total",
         "Points that an earlier process left on disk, by sink and endpoint.",
@@ -751,10 +852,12 @@ impl Telemetry {
             && last.compare_exchange(then, now, Relaxed, Relaxed).is_ok()
     }
 
-    /// Every figure, grouped by name in the order of [`OWN`]. Each set of labels comes once.
-    pub fn figures(&self) -> Vec<Figure> {
+    /// Every figure at this time, grouped by name in the order of [`OWN`]. Each set of labels comes once.
+    pub fn figures(&self, now: Time) -> Vec<Figure> {
         let (listeners, endpoints) = (self.listeners(), self.endpoints());
         let collectors = self.collectors();
+        let shown = self.senders_shown.load(Relaxed);
+        let accounts = if shown { self.senders.all() } else { Vec::new() };
         let mut figures = Vec::new();
         for own in OWN {
             match own.read {
@@ -766,7 +869,28 @@ impl Telemetry {
                     figures
                         .extend(endpoints.iter().map(|e| (own.name, e.labels(), value(e) as f64)));
                 }
+                Read::Age(value) => figures
+                    .extend(endpoints.iter().map(|e| (own.name, e.labels(), value(e, now) as f64))),
                 Read::Drops => figures.extend(endpoints.iter().flat_map(drop_figures)),
+                Read::Sender(value) => figures.extend(accounts.iter().map(|account| {
+                    let labels = vec![("sender", account.label())];
+                    (own.name, labels, value(account, &self.senders) as f64)
+                })),
+                Read::SenderRejects => figures.extend(accounts.iter().flat_map(|account| {
+                    let some = account.rejects().filter(|(_, lines)| *lines > 0);
+                    some.map(|(reason, lines)| {
+                        let labels =
+                            [("sender", account.label()), ("reason", reason.word().into())];
+                        (own.name, labels.to_vec(), lines as f64)
+                    })
+                })),
+                Read::SenderDrops => figures.extend(accounts.iter().flat_map(|account| {
+                    let some = account.dropped().filter(|(_, lines)| *lines > 0);
+                    some.map(|(cause, lines)| {
+                        let labels = [("sender", account.label()), ("cause", cause.word().into())];
+                        (own.name, labels.to_vec(), lines as f64)
+                    })
+                })),
                 Read::Clients => {
                     let label = |name| vec![("metric", name)];
                     let clients = self.clients().into_iter();
@@ -790,14 +914,17 @@ impl Telemetry {
     }
 }
 
-/// Sockets that share an address share their labels.
+/// Sockets that share an address share their labels, as containers of one name do.
 fn add_up(figures: Vec<Figure>) -> Vec<Figure> {
     let mut sums = Vec::<Figure>::with_capacity(figures.len());
+    let mut places = HashMap::<_, usize>::with_capacity(figures.len());
     for (name, labels, value) in figures {
-        let mut same_name = sums.iter_mut().rev().take_while(|sum| sum.0 == name);
-        match same_name.find(|sum| sum.1 == labels) {
-            Some(sum) => sum.2 += value,
-            None => sums.push((name, labels, value)),
+        match places.entry((name, labels.clone())) {
+            Entry::Occupied(place) => sums[*place.get()].2 += value,
+            Entry::Vacant(place) => {
+                place.insert(sums.len());
+                sums.push((name, labels, value));
+            }
         }
     }
     sums
@@ -849,7 +976,13 @@ mod tests {
         telemetry.endpoint("datadog", "https://y".to_owned());
         telemetry.client_reported("datadog.dogstatsd.client.packets_dropped", 2.0);
         telemetry.collector("z");
-        let figures = telemetry.figures();
+        telemetry.senders_shown.store(true, Relaxed);
+        let mut tally = senders::Tally::default();
+        tally.reject(Reject::Type);
+        tally.drop(senders::Drop::Series, 1);
+        let account = telemetry.senders.account(senders::Who::Others, Time::default(), || None);
+        account.settle(&mut tally, Time::default());
+        let figures = telemetry.figures(Time::default());
         for own in OWN {
             assert!(
                 figures.iter().any(|(name, ..)| *name == own.name),
@@ -883,7 +1016,7 @@ mod tests {
             listener.bytes.add(bytes);
             listener.rejects.of(Reject::Type).add(bytes);
         }
-        let figures = telemetry.figures();
+        let figures = telemetry.figures(Time::default());
         let bytes = figures.iter().filter(|(name, ..)| *name == "listener_bytes_total");
         let label = |name: &str| vec![("listener", name.to_owned())];
         assert_eq!(

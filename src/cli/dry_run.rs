@@ -37,7 +37,7 @@ pub struct Diff {
     json: bool,
 }
 
-/// Show series by name and by tag key, and how many fewer there would be without a key.
+/// Show series by name, by sender and by tag key, and how many fewer there would be without a key.
 #[derive(Debug, Args)]
 pub struct CostOf {
     /// Look at captured traffic instead of a running server's last flush.
@@ -46,7 +46,10 @@ pub struct CostOf {
     /// Only series of this name.
     #[arg(long)]
     name: Option<String>,
-    /// Names and keys listed.
+    /// Only series that this sender was the first to send, as the list of senders calls it.
+    #[arg(long)]
+    sender: Option<String>,
+    /// Names, senders and keys listed.
     #[arg(long, default_value_t = 20)]
     limit: usize,
     /// Print JSON.
@@ -199,8 +202,12 @@ impl CostOf {
         let cost = match &self.capture {
             Some(file) => serde_json::to_value(self.of_capture(file, sources)?)?,
             None => {
-                let name = self.name.as_deref().map(|name| format!("&name={}", quoted(name)));
-                let path = format!("/api/cost?limit={}{}", self.limit, name.unwrap_or_default());
+                let mut path = format!("/api/cost?limit={}", self.limit);
+                for (key, value) in [("name", &self.name), ("sender", &self.sender)] {
+                    if let Some(value) = value {
+                        path += &format!("&{key}={}", quoted(value));
+                    }
+                }
                 self.asked.client(sources)?.json(&path)?
             }
         };
@@ -216,11 +223,28 @@ impl CostOf {
         let loaded = config::load(sources).map_err(|error| anyhow!(error.to_string()))?;
         let reading = Reading::new(&loaded.config, Dialect::Datadog)?;
         let records = read(file).context("--capture")?;
-        let lines = records.iter().flat_map(|record| parse::lines(&record.payload));
-        let wanted = |c: &Context| self.name.as_ref().is_none_or(|name| c.name() == name);
-        let series: ahash::HashSet<Context> =
-            lines.flat_map(|line| reading.series(line)).filter(wanted).collect();
-        Ok(Cost::of(series.iter(), self.limit))
+        // Processes have numbers here as accounts have in a server; the last one is that of the rest.
+        let (mut pids, mut numbers) = (Vec::new(), ahash::HashMap::<i32, u16>::default());
+        let mut series = ahash::HashSet::<Context>::default();
+        for record in &records {
+            let maker = *numbers.entry(record.pid).or_insert_with(|| {
+                pids.push(record.pid);
+                u16::try_from(pids.len() - 1).unwrap_or(u16::MAX)
+            });
+            for line in parse::lines(&record.payload) {
+                series.extend(reading.series(line).into_iter().map(|c| c.made_by(maker)));
+            }
+        }
+        let called = |maker: u16| match pids[usize::from(maker)] {
+            _ if maker == u16::MAX => "others".to_owned(),
+            0 => "unknown".to_owned(),
+            pid => format!("pid {pid}"),
+        };
+        let wanted = |c: &&Context| {
+            self.name.as_ref().is_none_or(|name| c.name() == name)
+                && self.sender.as_ref().is_none_or(|sender| *sender == called(c.maker()))
+        };
+        Ok(Cost::of(series.iter().filter(wanted), self.limit, called))
     }
 }
 
@@ -235,6 +259,10 @@ fn table(cost: &Json) -> String {
     }
     if cost["unlisted"] != 0 {
         text += &format!("{:>9}  (other names)\n", number(&cost["unlisted"]));
+    }
+    text += &format!("\n{:>9}  SENDER\n", "SERIES");
+    for sender in list(&cost["senders"]) {
+        text += &format!("{:>9}  {}\n", number(&sender["series"]), word(&sender["sender"]));
     }
     text += &format!("\n{:>9} {:>9} {:>14}  TAG KEY\n", "SERIES", "VALUES", "FEWER WITHOUT");
     for key in list(&cost["keys"]) {
@@ -286,14 +314,16 @@ mod tests {
     }
 
     #[test]
-    fn the_table_has_names_and_keys() {
+    fn the_table_has_names_senders_and_keys() {
         let series = ["requests:1|c|#user:1", "requests:1|c|#user:2", "idle:1|g"];
         let reading = reading("{}");
         let all: Vec<_> = series.iter().flat_map(|line| reading.series(line.as_bytes())).collect();
-        let cost = serde_json::to_value(Cost::of(all.iter(), 1)).unwrap();
+        let called = |_| "pid 7".to_owned();
+        let cost = serde_json::to_value(Cost::of(all.iter(), 1, called)).unwrap();
         assert_eq!(
             table(&cost),
             "3 series\n\n   SERIES  NAME\n        2  requests\n        1  (other names)\n\n   \
+             SERIES  SENDER\n        3  pid 7\n\n   \
              SERIES    VALUES  FEWER WITHOUT  TAG KEY\n        2         2              1  user\n"
         );
     }

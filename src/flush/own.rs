@@ -8,6 +8,7 @@ use crate::context::Context;
 use crate::rules::Rules;
 use crate::sample::Kind;
 use crate::telemetry::{self, Figure, OWN, Telemetry};
+use crate::time::Time;
 
 /// Turns what the counters grew by since the last flush into rows.
 pub struct OwnSeries {
@@ -90,7 +91,7 @@ impl OwnSeries {
         if !self.config.series && !self.config.agent_series {
             return Vec::new();
         }
-        let figures = self.telemetry.figures();
+        let figures = self.telemetry.figures(Time::from_seconds(time));
         let mut rows = Vec::new();
         if self.config.series {
             for (name, labels, value) in &figures {
@@ -180,7 +181,8 @@ mod tests {
 
     #[test]
     fn the_agents_names_count_the_same() {
-        let config = telemetry::Config { series: false, agent_series: true, log: false };
+        let config =
+            telemetry::Config { series: false, agent_series: true, ..telemetry::Config::default() };
         let (mut own, telemetry) = own(config);
         for (name, lines) in [("udp://x", 3), ("unixgram:///s", 5)] {
             let listener = telemetry.listener(name.to_owned());

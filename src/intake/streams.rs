@@ -171,7 +171,7 @@ impl Streams {
             listener.reader.release_all(Time::now());
         }
         for connection in self.connections.values_mut() {
-            connection.cut(&self.listeners[connection.listener].reader);
+            connection.cut(&mut self.listeners[connection.listener].reader);
         }
     }
 
@@ -270,10 +270,11 @@ impl Connection {
 
     /// Ends a connection that its client has not ended. A line without its newline may be half a
     /// line, which could be read as something else: it is refused, as half a frame is.
-    fn cut(&mut self, reader: &Reader) {
+    fn cut(&mut self, reader: &mut Reader) {
         self.framer.end();
         if let Some(payload) = self.framer.payload() {
-            reader.refuse(Reject::Unterminated, payload.unwrap_or_default(), Time::now());
+            let line = payload.unwrap_or_default();
+            reader.refuse(Reject::Unterminated, line, self.sender, Time::now());
         }
     }
 }

@@ -119,6 +119,8 @@ struct Known {
     addresses: Map<IpAddr, Vec<Arc<str>>>,
     pods: Map<Box<str>, Pod>,
     tags: Map<Origin, Arc<EntityTags>>,
+    /// Whose tags they are, where they are those of one container.
+    owners: Map<Origin, Arc<str>>,
     last: u32,
 }
 
@@ -324,6 +326,11 @@ impl Directory {
         self.read().tags.get(&origin.plain()).cloned()
     }
 
+    /// The id of the container whose tags these are.
+    pub fn owner(&self, origin: Origin) -> Option<Arc<str>> {
+        self.read().owners.get(&origin.plain()).cloned()
+    }
+
     /// Number of containers known.
     pub fn len(&self) -> usize {
         self.read().containers.len()
@@ -398,6 +405,7 @@ impl Known {
             self.addresses.entry(*address).or_default().push(Arc::clone(&id));
         }
         self.tags.insert(container.origin, tags);
+        self.owners.insert(container.origin, Arc::clone(&id));
         let pod = container.pod.as_ref().map(|(uid, _)| uid.clone());
         self.containers.insert(Arc::clone(&id), container);
         if let Some(uid) = pod {
@@ -433,6 +441,7 @@ impl Known {
             }
         }
         let tags = self.tags.remove(&container.origin).unwrap_or_default();
+        self.owners.remove(&container.origin);
         Some((container, tags))
     }
 

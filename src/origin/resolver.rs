@@ -84,6 +84,8 @@ struct Lead {
     pod_uid: Option<String>,
     /// When the process started, in ticks.
     started: Option<u64>,
+    /// What its program is called.
+    program: Option<Arc<str>>,
 }
 
 impl Resolver {
@@ -152,7 +154,9 @@ impl Resolver {
     }
 
     fn process(&self, pid: u32) -> Lead {
-        let started = self.started(pid);
+        let stat = self.stat(pid);
+        let started = stat.as_ref().map(|stat| stat.started_ticks);
+        let program = stat.map(|stat| stat.name.into());
         let Ok(memberships) = self.proc.of(pid, "cgroup") else {
             // It has ended, and nobody else has its number yet.
             return Lead { container: self.origins.directory.process(pid), ..Lead::default() };
@@ -160,14 +164,14 @@ impl Resolver {
         let paths = proc::memberships(&memberships).map(|line| Identity::of_path(line.path));
         let Some(identity) = paths.into_iter().find(|identity| identity.container_id.is_some())
         else {
-            return Lead { started, ..Lead::default() };
+            return Lead { started, program, ..Lead::default() };
         };
         let container = identity.container_id.as_deref().map(Arc::from);
-        Lead { container, pod_uid: identity.pod_uid, started }
+        Lead { container, pod_uid: identity.pod_uid, started, program }
     }
 
-    fn started(&self, pid: u32) -> Option<u64> {
-        proc::stat(&self.proc.of(pid, "stat").ok()?).map(|stat| stat.started_ticks)
+    fn stat(&self, pid: u32) -> Option<proc::Stat> {
+        proc::stat(&self.proc.of(pid, "stat").ok()?)
     }
 
     fn inode(&mut self, inode: u64, now: Time) -> Lead {
@@ -181,7 +185,7 @@ impl Resolver {
         }
         let identity = found.unwrap_or_default();
         let container = identity.container_id.map(Arc::from);
-        Lead { container, pod_uid: identity.pod_uid, started: None }
+        Lead { container, pod_uid: identity.pod_uid, ..Lead::default() }
     }
 
     /// Answers a key that was asked for at `since`, or puts it off until collectors have told more.
@@ -202,8 +206,9 @@ impl Resolver {
             return;
         }
         let origin = known.unwrap_or_else(|| self.supposed(&lead, now));
-        let Lead { container, started, .. } = lead;
-        origins.settle(key, Answer { origin, container, started, used: now.0.into() });
+        let Lead { container, started, program, .. } = lead;
+        let answer = Answer { origin, container, started, program, used: now.0.into() };
+        origins.settle(key, answer);
     }
 
     /// What the path of a cgroup, or a container's name for itself, tells.
@@ -229,7 +234,7 @@ impl Resolver {
             processes.filter(|(pid, _)| *pid as usize % turns == self.ticks % turns).collect()
         };
         let others = processes.into_iter().filter(|(pid, started)| {
-            let now = self.started(*pid);
+            let now = self.stat(*pid).map(|stat| stat.started_ticks);
             now.is_some() && now != *started
         });
         for (pid, _) in others {

@@ -7,6 +7,7 @@ use hashbrown::HashMap;
 
 use crate::origin::{Key, Origin};
 use crate::shard::Generation;
+use crate::sys::Sender;
 use crate::time::Time;
 
 /// Bytes that each datagram or line takes besides its own.
@@ -31,6 +32,8 @@ pub(super) struct Held {
 pub(super) struct Item {
     pub bytes: Box<[u8]>,
     pub what: What,
+    /// Who sent it.
+    pub sender: Sender,
     pub key: Key,
     pub arrived: Time,
     /// When the bucket in which it was read closes, in Unix seconds.
@@ -133,6 +136,7 @@ mod tests {
         Item {
             bytes: text.as_bytes().into(),
             what: What::Datagram { truncated: false },
+            sender: Sender::Process { pid, uid: 0 },
             key: Key::Process(pid),
             arrived: Time(arrived),
             end: 20,

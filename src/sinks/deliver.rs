@@ -218,6 +218,7 @@ async fn encode(
 ) {
     while let Some((batch, receipt)) = batches.recv().await {
         let (points, time) = (batch.points(), batch.flushed_at);
+        let first = batch.first;
         let encoder = Arc::clone(&sink);
         let begun = Instant::now();
         // A large batch takes long to encode and compress.
@@ -234,7 +235,7 @@ async fn encode(
                 return;
             }
             match encoded {
-                Ok(encoded) => share(encoded, time, &queues, &receipt),
+                Ok(encoded) => share(encoded, (time, first), &queues, &receipt),
                 Err(_) => queues.iter().for_each(|queue| {
                     queue.endpoint.offered.add(points);
                     queue.endpoint.encoder_failed.add(points);
@@ -253,13 +254,21 @@ async fn encode(
 }
 
 /// Puts the payloads into every queue.
-fn share(encoded: Encoded, time: i64, queues: &[Arc<Queue>], receipt: &Receipt) {
+fn share(
+    encoded: Encoded,
+    (time, first): (i64, Option<Time>),
+    queues: &[Arc<Queue>],
+    receipt: &Receipt,
+) {
     let payloads: Vec<_> = encoded.payloads.into_iter().map(Arc::new).collect();
     let points: u64 = payloads.iter().map(|payload| payload.points).sum();
     for queue in queues {
         queue.endpoint.offered.add(points + encoded.dropped);
         queue.endpoint.too_large.add(encoded.dropped);
         queue.retire(payloads.len());
+        if let Some(first) = first {
+            queue.note_arrival(time, first);
+        }
         for payload in &payloads {
             queue.push(Arc::clone(payload), time, receipt);
         }
@@ -333,6 +342,10 @@ impl Send {
                 let now = Time::now();
                 let age = now.seconds().saturating_sub(item.time()).max(0);
                 queue.endpoint.age.record(Duration::from_secs(age as u64), now);
+                if let Some(first) = queue.arrival(item.time()) {
+                    let whole = now.0.saturating_sub(first.0).max(0) as u64;
+                    queue.endpoint.ingest.record(Duration::from_millis(whole), now);
+                }
                 queue.done(item).await;
                 None
             }

@@ -13,9 +13,13 @@ use super::Payload;
 use super::deliver::Receipt;
 use super::spool::{Entry, Found, Halved, Next, Spool};
 use crate::telemetry::Endpoint;
+use crate::time::Time;
 
 /// Payloads in the spool that count as fresh, beside those of the last batch.
 pub(super) const FRESH_MAX: usize = 32;
+
+/// Flushes whose time is remembered for a latency.
+const ARRIVALS_MAX: usize = 1024;
 
 /// How long the backlog is left alone when the disk could not be read.
 const READ_AGAIN: Duration = Duration::from_secs(2);
@@ -61,6 +65,8 @@ struct Waiting {
     bytes: usize,
     /// What is being sent.
     sending: Option<Item>,
+    /// Of the last flushes the time, in Unix seconds, and when the first of their samples arrived.
+    arrivals: VecDeque<(i64, Time)>,
     /// Before that time nothing of the backlog is sent.
     backlog_at: Option<Instant>,
     closed: bool,
@@ -80,6 +86,21 @@ impl Queue {
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().expect("no panic under this lock")
+    }
+
+    /// The first sample of the flush at `time` arrived then.
+    pub(super) fn note_arrival(&self, time: i64, first: Time) {
+        let mut waiting = self.waiting();
+        if waiting.arrivals.len() == ARRIVALS_MAX {
+            waiting.arrivals.pop_front();
+        }
+        waiting.arrivals.push_back((time, first));
+    }
+
+    /// When the first sample of the flush at `time` arrived, unless that is long ago.
+    pub(super) fn arrival(&self, time: i64) -> Option<Time> {
+        let waiting = self.waiting();
+        waiting.arrivals.iter().rev().find(|(other, _)| *other == time).map(|(_, first)| *first)
     }
 
     /// Leaves what is no longer fresh to the backlog, before so many payloads come.

@@ -24,7 +24,7 @@
 mod format;
 mod index;
 
-use std::collections::{BinaryHeap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, HashSet, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -332,12 +332,13 @@ impl Spool {
                 self.set_aside(&mut files, &path, "its name is not that of a payload");
             }
         }
-        let Survey { kept, last, points, bytes, payloads, .. } = survey;
+        let Survey { kept, last, points, bytes, payloads, minutes, .. } = survey;
         self.next.store(last.saturating_add(1), Relaxed);
         let spooled = &self.endpoint.spooled;
         spooled.points.store(points, Relaxed);
         spooled.bytes.store(bytes, Relaxed);
         spooled.payloads.store(payloads, Relaxed);
+        spooled.found(minutes);
         self.endpoint.found.add(points);
         self.state().index.load(kept, payloads);
         self.loaded.store(true, Release);
@@ -375,6 +376,7 @@ impl Spool {
                 survey.points = survey.points.saturating_add(entry.points);
                 survey.bytes = survey.bytes.saturating_add(entry.bytes);
                 survey.payloads += 1;
+                *survey.minutes.entry(entry.time.div_euclid(60)).or_default() += 1;
             }
             None if let Some(Split::Whole(of) | Split::Half { of, .. }) = split_of(name) => {
                 // Its number must not come again while any of it is left.
@@ -718,6 +720,7 @@ impl Spool {
         spooled.points.fetch_add(entry.points, Relaxed);
         spooled.bytes.fetch_add(entry.bytes, Relaxed);
         spooled.payloads.fetch_add(1, Relaxed);
+        spooled.came(entry.time);
     }
 
     /// Takes a payload off the gauges.
@@ -731,6 +734,7 @@ impl Spool {
         take(&spooled.points, entry.points);
         take(&spooled.bytes, entry.bytes);
         take(&spooled.payloads, 1);
+        spooled.went(entry.time);
     }
 
     /// Puts a payload among those that nobody has taken.
@@ -899,6 +903,8 @@ struct Survey {
     points: u64,
     bytes: u64,
     payloads: u64,
+    /// Payloads by the minute of their flush.
+    minutes: BTreeMap<i64, u64>,
     /// Parts of splits that a crash cut short.
     splits: Vec<OsString>,
     strangers: Vec<OsString>,

@@ -1,5 +1,6 @@
 //! The JSON behind the page and the terminal: `/api/` says what there is.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use crate::cgroup::proc::{self, Proc, TICKS_PER_SECOND};
 use crate::cost::Cost;
 use crate::ledger::Ledger;
 use crate::telemetry::recorder::Datagram;
+use crate::telemetry::senders::OTHERS;
 use crate::telemetry::tap::Picked;
 use crate::time::Time;
 
@@ -34,10 +36,10 @@ const PATHS: &[(&str, &str, &str)] = &[
     (
         "/api/overview",
         "",
-        "everything the page shows at a glance: process, ledger, collectors, and the busiest names \
-         with their lines a second",
+        "everything the page shows at a glance: process, ledger with the 50 senders that lost or sent \
+         the most, collectors, and the busiest names with their lines a second",
     ),
-    ("/api/ledger", "", "every line and point with what became of it"),
+    ("/api/ledger", "", "every line and point with what became of it, and what each sender lost"),
     (
         "/api/series",
         "name, tag, limit",
@@ -45,8 +47,9 @@ const PATHS: &[(&str, &str, &str)] = &[
     ),
     (
         "/api/cost",
-        "name, limit",
-        "series of the last flush, or of this name, by name, and tag keys by the series they multiply",
+        "name, sender, limit",
+        "series of the last flush, or of this name or sender, by name and by who sent them first, and \
+         tag keys by the series they multiply",
     ),
     ("/api/rates", "limit", "names by lines a second, estimated from a sample of the traffic"),
     (
@@ -93,6 +96,7 @@ struct Limit {
 #[serde(deny_unknown_fields)]
 struct CostOf {
     name: Option<String>,
+    sender: Option<String>,
     limit: Option<usize>,
 }
 
@@ -143,15 +147,25 @@ pub(super) async fn series(State(status): Shared, query: Query<series::Query>) -
 }
 
 async fn cost(State(status): Shared, query: Query<CostOf>) -> Response {
-    let CostOf { name, limit } = match checked(query) {
+    let CostOf { name, sender, limit } = match checked(query) {
         Ok(query) => query,
         Err(problem) => return problem.into_response(),
     };
     read(status, move |status| {
         let last = status.last();
         let series = last.series().map(|rows| &*rows[0].context);
-        let wanted = series.filter(|c| name.as_ref().is_none_or(|name| c.name() == name));
-        json(&Cost::of(wanted, limit.unwrap_or(LIMIT)))
+        let senders = status.telemetry.senders.all().into_iter();
+        let senders: HashMap<u16, String> =
+            senders.map(|account| (account.number, account.label())).collect();
+        // One whose account was closed just now is one of the others.
+        let called = |number: u16| {
+            senders.get(&number).or_else(|| senders.get(&OTHERS)).map_or("", String::as_str)
+        };
+        let wanted = series.filter(|c| {
+            name.as_ref().is_none_or(|name| c.name() == name)
+                && sender.as_ref().is_none_or(|sender| sender == called(c.maker()))
+        });
+        json(&Cost::of(wanted, limit.unwrap_or(LIMIT), |number| called(number).to_owned()))
     })
     .await
 }
@@ -308,7 +322,10 @@ impl Status {
 
     fn overview(&self, now: Time) -> Json {
         let last = self.last();
-        let ledger = Ledger::of(&self.telemetry, now);
+        let mut ledger = Ledger::of(&self.telemetry, now);
+        let lost = ledger.losses();
+        let senders = ledger.senders.len();
+        ledger.senders.truncate(LIMIT);
         let collectors = self.telemetry.collectors();
         let collector = |c: &Arc<crate::telemetry::CollectorFigures>| {
             json!({
@@ -333,8 +350,9 @@ impl Status {
                 "points": last.points(),
                 "seconds": self.telemetry.flush_micros.load(Relaxed) as f64 / 1e6,
             },
-            "lost": ledger.losses(),
+            "lost": lost,
             "ledger": ledger,
+            "senders": senders,
             "collectors": collectors.iter().map(collector).collect::<Vec<_>>(),
             "rates": self.rates(LIMIT, now),
             "profile": self.profile.as_ref().map(|profile| {

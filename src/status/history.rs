@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ahash::RandomState;
 
-use crate::batch::{Batch, Value};
+use crate::batch::{Row, Value};
 use crate::context::Context;
 
 /// Seconds that are remembered.
@@ -24,9 +24,15 @@ pub struct History {
     series: HashMap<Arc<Context>, Ring, RandomState>,
     /// Series of the last batch for which there was no room.
     left_out: usize,
+    /// The time of this batch, in Unix seconds.
+    flushed_at: i64,
     /// When room was last looked for, in Unix seconds.
     swept: i64,
 }
+
+/// Marks of a series: that its place was looked for, and that it has, or had, one.
+const SOUGHT: u8 = 1 << 2;
+const KEPT: u8 = 1 << 3;
 
 /// Before every bucket, and far enough from the end of the numbers.
 const NONE: i64 = i64::MIN / 2;
@@ -48,7 +54,7 @@ impl History {
         let slots = slots(interval);
         let series_max = bytes / (slots * size_of::<f32>() + OVERHEAD);
         let series = HashMap::default();
-        Self { interval, series_max, series, left_out: 0, swept: 0 }
+        Self { interval, series_max, series, left_out: 0, flushed_at: 0, swept: 0 }
     }
 
     /// Seconds of a bucket.
@@ -61,31 +67,41 @@ impl History {
         (self.series_max, self.left_out)
     }
 
-    /// Adds the figures of a flush.
-    pub fn record(&mut self, batch: &Batch) {
-        self.left_out = 0;
-        if self.series.len() >= self.series_max && batch.flushed_at >= self.swept + 60 {
-            self.swept = batch.flushed_at;
-            let oldest = (batch.flushed_at - SPAN).div_euclid(self.interval);
+    /// Begins with the figures of a flush at this time, in Unix seconds.
+    pub fn begin(&mut self, flushed_at: i64) {
+        (self.left_out, self.flushed_at) = (0, flushed_at);
+        if self.series.len() >= self.series_max && flushed_at >= self.swept + 60 {
+            self.swept = flushed_at;
+            let oldest = (flushed_at - SPAN).div_euclid(self.interval);
             self.series.retain(|_, ring| ring.newest > oldest);
         }
-        for rows in batch.series() {
-            let context = &rows[0].context;
-            let full = self.series.len() >= self.series_max;
-            let ring = match self.series.get_mut(context) {
-                Some(ring) => ring,
-                None if full => {
-                    self.left_out += 1;
-                    continue;
-                }
-                None => self.series.entry(Arc::clone(context)).or_insert_with(Ring::new),
-            };
-            for row in rows {
-                // Points far from now have no place here.
-                if (row.time - batch.flushed_at).abs() < SPAN {
-                    let bucket = row.time.div_euclid(self.interval);
-                    ring.put(bucket, figure(&row.value), slots(self.interval));
-                }
+    }
+
+    /// Adds the figures of one series in this flush. With more series than there is room for, most
+    /// have no place here: their mark says so without a look at the table.
+    pub fn record(&mut self, rows: &[Row]) {
+        let context = &rows[0].context;
+        let full = self.series.len() >= self.series_max;
+        if full && context.marks() & (SOUGHT | KEPT) == SOUGHT {
+            self.left_out += 1;
+            return;
+        }
+        context.mark(SOUGHT);
+        let ring = match self.series.get_mut(context) {
+            Some(ring) => ring,
+            None if full => {
+                self.left_out += 1;
+                return;
+            }
+            None => self.series.entry(Arc::clone(context)).or_insert_with(Ring::new),
+        };
+        // The series may have expired and come again since it got its place.
+        context.mark(KEPT);
+        for row in rows {
+            // Points far from now have no place here.
+            if (row.time - self.flushed_at).abs() < SPAN {
+                let bucket = row.time.div_euclid(self.interval);
+                ring.put(bucket, figure(&row.value), slots(self.interval));
             }
         }
     }
@@ -154,7 +170,7 @@ impl Ring {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::Row;
+    use crate::batch::Batch;
     use crate::context::Source;
     use crate::sample::Kind;
 
@@ -176,6 +192,11 @@ mod tests {
         }
     }
 
+    fn record(history: &mut History, batch: &Batch) {
+        history.begin(batch.flushed_at);
+        batch.series().for_each(|rows| history.record(rows));
+    }
+
     fn points(history: &History, name: &str) -> Vec<(i64, f32)> {
         history.points(name, &["a:b"]).flat_map(|(_, points)| points).collect()
     }
@@ -183,13 +204,16 @@ mod tests {
     #[test]
     fn an_hour_is_kept_with_its_gaps() {
         let (mut history, a) = (History::new(10, 1 << 20), context("a"));
-        history.record(&batch(100_010, &[(&a, 99_990, 1.0), (&a, 100_000, 2.0)]));
-        history.record(&batch(100_060, &[(&a, 100_050, 7.0), (&a, 99_970, 0.5), (&a, 9, 1.0)]));
+        record(&mut history, &batch(100_010, &[(&a, 99_990, 1.0), (&a, 100_000, 2.0)]));
+        record(
+            &mut history,
+            &batch(100_060, &[(&a, 100_050, 7.0), (&a, 99_970, 0.5), (&a, 9, 1.0)]),
+        );
         let expected = [(99_970, 0.5), (99_990, 1.0), (100_000, 2.0), (100_050, 7.0)];
         assert_eq!(points(&history, "a"), expected);
-        history.record(&batch(103_600, &[(&a, 103_590, 3.0)]));
+        record(&mut history, &batch(103_600, &[(&a, 103_590, 3.0)]));
         assert_eq!(points(&history, "a"), [(100_000, 2.0), (100_050, 7.0), (103_590, 3.0)]);
-        history.record(&batch(999_990, &[(&a, 999_990, 4.0)]));
+        record(&mut history, &batch(999_990, &[(&a, 999_990, 4.0)]));
         assert_eq!(points(&history, "a"), [(999_990, 4.0)]);
         assert_eq!(points(&history, "b"), []);
     }
@@ -199,9 +223,14 @@ mod tests {
         let mut history = History::new(10, 2 * (360 * 4 + OVERHEAD));
         let all: Vec<_> = ["a", "b", "c"].map(context).into();
         let rows = |time| all.iter().map(move |context| (context, time, 1.0)).collect::<Vec<_>>();
-        history.record(&batch(100_010, &rows(100_000)));
+        record(&mut history, &batch(100_010, &rows(100_000)));
         assert_eq!((history.room(), points(&history, "c").len()), ((2, 1), 0));
-        history.record(&batch(104_000, &[(&all[2], 104_000, 1.0)]));
+        // One that has expired and come again has its place still.
+        let again = context("a");
+        record(&mut history, &batch(100_020, &[(&again, 100_010, 2.0), (&all[2], 100_010, 2.0)]));
+        record(&mut history, &batch(100_030, &[(&again, 100_020, 3.0), (&all[2], 100_020, 3.0)]));
+        assert_eq!((history.room(), points(&history, "a").len()), ((2, 1), 3));
+        record(&mut history, &batch(104_000, &[(&all[2], 104_000, 1.0)]));
         assert_eq!((history.room(), points(&history, "c")), ((2, 0), vec![(104_000, 1.0)]));
     }
 }

@@ -26,7 +26,7 @@ use tokio::task::JoinHandle;
 
 use self::guard::Guard;
 use self::history::History;
-use crate::batch::Batch;
+use crate::batch::{Batch, Value};
 use crate::encode::exposition::{self, Labels, Type};
 use crate::intake::Untouched;
 use crate::profile::Profile;
@@ -76,6 +76,14 @@ const UNDER_WAY_MAX: usize = 16;
 
 /// How long a body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the names of the clients' own counters begin with.
+const CLIENT_TELEMETRY: &str = "datadog.dogstatsd.client.";
+
+/// Marks of a series: that its name was looked at, and that it is such a counter. The others are in
+/// [`history`].
+const KNOWN: u8 = 1;
+const CLIENT: u8 = 1 << 1;
 
 /// What the pages show, and where posts go.
 pub struct Status {
@@ -128,9 +136,30 @@ impl Status {
         *self.proxy.lock().expect("no panic under this lock") = None;
     }
 
+    /// Takes from a batch what must not wait until somebody looks: what clients count of themselves,
+    /// and the history. Of series that bring neither only a mark is looked at.
+    pub fn record(&self, batch: &Batch) {
+        let mut history = self.history.lock().expect("no panic under this lock");
+        history.begin(batch.flushed_at);
+        for rows in batch.series() {
+            let context = &*rows[0].context;
+            if context.marks() & KNOWN == 0 {
+                let client = context.name().starts_with(CLIENT_TELEMETRY);
+                context.mark(if client { KNOWN | CLIENT } else { KNOWN });
+            }
+            if context.marks() & CLIENT != 0 {
+                for row in rows {
+                    if let Value::Count(value) = row.value {
+                        self.telemetry.client_reported(context.name(), value);
+                    }
+                }
+            }
+            history.record(rows);
+        }
+    }
+
     /// Shows this batch from now on.
     pub fn show(&self, batch: Arc<Batch>) {
-        self.history.lock().expect("no panic under this lock").record(&batch);
         *self.last.lock().expect("no panic under this lock") = batch;
     }
 
@@ -149,7 +178,8 @@ impl Status {
         if let Some(prometheus) = &self.prometheus {
             prometheus.render(&mut page);
         }
-        let figures = self.telemetry.figures();
+        let now = Time::now();
+        let figures = self.telemetry.figures(now);
         for own in OWN {
             let samples =
                 figures.iter().filter(|(name, ..)| *name == own.name).map(|(_, labels, value)| {
@@ -165,7 +195,6 @@ impl Status {
                 samples,
             );
         }
-        let now = Time::now();
         for timed in TIMED {
             let name = format!("tallyd_{}", timed.name);
             let figures = self.telemetry.timed(timed, now);

@@ -72,6 +72,11 @@ pub const TIMED: &[Timed] = &[
         of: Of::Process(|t| &t.flush),
     },
     Timed {
+        name: "flush_shard_seconds",
+        help: "The part of one shard in a flush: how long closing its buckets took.",
+        of: Of::Process(|t| &t.flush_shard),
+    },
+    Timed {
         name: "sink_encode_seconds",
         help: "Encoding and compressing a batch, by sink and endpoint.",
         of: Of::Endpoint(|e| &e.encode),
@@ -85,6 +90,11 @@ pub const TIMED: &[Timed] = &[
         name: "sink_delivered_seconds",
         help: "From a flush to the delivery of a payload of it, to the second, by sink and endpoint.",
         of: Of::Endpoint(|e| &e.age),
+    },
+    Timed {
+        name: "sink_ingest_to_delivered_seconds",
+        help: "From the arrival of the first of a flush's samples to the delivery of a payload of it, by sink and endpoint.",
+        of: Of::Endpoint(|e| &e.ingest),
     },
 ];
 

@@ -26,8 +26,10 @@ try {
   await page.goto(url);
   await wait(() => document.querySelectorAll('#series button.series').length > 1);
   assert.match(await text('listeners'), /udp:\/\/127\.0\.0\.1/);
-  assert.match(await text('lost'), /refused: no_pipe.*bad line/);
-  assert.match(await text('names'), /shop\.requests/);
+  assert.match(await text('lost'), /refused: no_pipe.*bad line.*via udp/);
+  assert.match(await text('senders'), /via udp:.*no_pipe/);
+  assert.match(await text('makers'), /via udp:/);
+  assert.match(await text('names'), /shop\.requests.*via udp/);
   assert.match(await text('keys'), /user/);
   assert.match(await text('sinks'), /prometheus/);
   assert.match(await text('process'), /% of a core/);
