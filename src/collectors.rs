@@ -101,7 +101,7 @@ pub fn all(config: &Config, around: &Surroundings) -> anyhow::Result<Vec<Planned
     let Config { cgroup, docker, itself, .. } = config;
     let mut any = false;
     if cgroup.enabled.or_if(|| roots.named) {
-        let check = CgroupCheck::new(cgroup.clone(), roots.clone());
+        let check = CgroupCheck::new(cgroup.clone(), roots.clone(), Arc::clone(around.directory));
         any = add(Box::new(check), cgroup.interval, cgroup.budget);
     }
     // It looks for an engine that comes later, too.

@@ -304,7 +304,7 @@ impl Directory {
     }
 
     /// Whether anybody is there to publish.
-    pub(super) fn has_collectors(&self) -> bool {
+    pub fn has_collectors(&self) -> bool {
         self.wanted.receiver_count() > 0
     }
 
