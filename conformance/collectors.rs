@@ -273,7 +273,7 @@ fn what_others_know_of_a_container_counts() {
     let proc = folder.path().join("proc");
     fs::create_dir_all(&proc).expect("a folder");
     let at = |seconds: i64| fs::write(proc.join("uptime"), format!("{seconds}.50 9.00\n")).unwrap();
-    [1, 2, 3].map(add);
+    [1, 2, 3].into_iter().for_each(add);
     let directory = Arc::new(Directory::new(Arc::default()));
     let roots = Roots::of_machine(folder.path());
     let mut samples = Samples::default();

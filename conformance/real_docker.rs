@@ -164,7 +164,7 @@ impl Drop for Engine {
 }
 
 /// What tallyd sent.
-struct Watcher {
+pub struct Watcher {
     intake: Intake,
     tallyd: Tallyd,
 }
@@ -182,8 +182,14 @@ impl Watcher {
     }
 
     /// A place in what is received, for [`Watcher::since`].
-    fn mark(&self) -> usize {
+    pub fn mark(&self) -> usize {
         self.intake.requests().len()
+    }
+
+    /// Ends well.
+    pub fn stop(self) {
+        let finished = self.tallyd.stop();
+        assert!(!finished.stderr.contains("panicked"), "{}", finished.stderr);
     }
 
     fn since(&self, mark: usize) -> Received {
@@ -192,7 +198,12 @@ impl Watcher {
 
     /// Waits until what came after a mark is as wished.
     #[track_caller]
-    fn wait(&self, mark: usize, what: &str, mut wished: impl FnMut(&Received) -> bool) -> Received {
+    pub fn wait(
+        &self,
+        mark: usize,
+        what: &str,
+        mut wished: impl FnMut(&Received) -> bool,
+    ) -> Received {
         let started = Instant::now();
         loop {
             let received = self.since(mark);
@@ -217,18 +228,18 @@ impl Watcher {
 }
 
 /// The points of a container's metric, in the order of their time.
-fn of<'a>(received: &'a Received, name: &str, container: &str) -> Vec<&'a Point> {
+pub fn of<'a>(received: &'a Received, name: &str, container: &str) -> Vec<&'a Point> {
     let tag = format!("container_name:{container}");
     let points = received.named(name).into_iter();
     points.filter(|point| point.tags.split(',').any(|own| own == tag)).collect()
 }
 
-fn last(received: &Received, name: &str, container: &str) -> Option<f64> {
+pub fn last(received: &Received, name: &str, container: &str) -> Option<f64> {
     of(received, name, container).last().map(|point| point.value)
 }
 
 /// Statuses of a service check by container, in the order of arrival.
-fn statuses(received: &Received, check: &str, container: &str) -> Vec<i64> {
+pub fn statuses(received: &Received, check: &str, container: &str) -> Vec<i64> {
     let tag = format!("container_name:{container}");
     let of = received.checks.iter().filter(|c| c["check"] == check);
     of.filter(|c| tags(c).any(|own| own == tag)).map(|c| c["status"].as_i64().unwrap()).collect()
@@ -239,7 +250,7 @@ fn tags(json: &Json) -> impl Iterator<Item = &str> {
 }
 
 /// Events whose text names what a container did.
-fn told(received: &Received, action: &str, container: &str) -> Vec<Json> {
+pub fn told(received: &Received, action: &str, container: &str) -> Vec<Json> {
     let line = format!("{action}\t{container}\n");
     let named = |event: &&Json| event["msg_text"].as_str().unwrap_or_default().contains(&line);
     received.events.iter().filter(named).cloned().collect()
@@ -300,8 +311,7 @@ fn a_real_engine_is_seen_as_it_is() {
     see_states_and_filters(&engine, &watcher);
     see_ends(&watcher);
     see_a_crash(&mut engine, &watcher);
-    let finished = watcher.tallyd.stop();
-    assert!(!finished.stderr.contains("panicked"), "{}", finished.stderr);
+    watcher.stop();
 }
 
 /// Where containers send to: a UDP socket in the engine's namespace, and Unix sockets in a folder

@@ -46,6 +46,9 @@ pub struct Config {
     /// Over UDP and TCP, add the tags of the one container that has the sender's address, if the
     /// client says nothing of its own origin.
     pub addresses: bool,
+    /// Take the loopback for such an address too: for pods and tasks in whose network tallyd is. In
+    /// a task of Amazon ECS it is on by itself.
+    pub loopback: bool,
     /// Add the tags of everything that is known of a sender, not only of its process and of one
     /// origin that it names itself.
     pub unified: bool,
@@ -69,6 +72,7 @@ impl Default for Config {
             no_hostname: false,
             detection: true,
             addresses: true,
+            loopback: false,
             unified: false,
             entity_id_precedence: false,
             cardinality: Cardinality::Low,
