@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use tallyd::cgroup::roots::Roots;
 use tallyd::collectors::cgroup::{CgroupCheck, Config};
 use tallyd::collectors::{Collector, Samples};
+use tallyd::origin::Directory;
 use tallyd::time::Time;
 
 /// Runs again and again over one machine, fifteen seconds apart.
@@ -21,7 +23,8 @@ struct Rig {
 impl Rig {
     fn new(machine: &Path) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-        let check = CgroupCheck::new(Config::default(), Roots::of_machine(machine));
+        let directory = Arc::new(Directory::new(Arc::default()));
+        let check = CgroupCheck::new(Config::default(), Roots::of_machine(machine), directory);
         Self { check, samples: Samples::default(), second: 0, runtime }
     }
 

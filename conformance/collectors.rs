@@ -5,12 +5,14 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tallyd::cgroup::roots::Roots;
 use tallyd::collectors::cgroup::{self, CgroupCheck};
 use tallyd::collectors::{Collector, Samples};
+use tallyd::origin::directory::{Directory, EntityTags, Source, Told};
 use tallyd::sample::Kind;
 use tallyd::time::Time;
 
@@ -19,7 +21,12 @@ fn fixtures() -> PathBuf {
 }
 
 fn check(roots: Roots) -> CgroupCheck {
-    CgroupCheck::new(cgroup::Config::default(), roots)
+    check_with(cgroup::Config::default(), roots)
+}
+
+/// Where no other collector tells anything.
+fn check_with(config: cgroup::Config, roots: Roots) -> CgroupCheck {
+    CgroupCheck::new(config, roots, Arc::new(Directory::new(Arc::default())))
 }
 
 /// One run at a second, whose samples stay in `samples`.
@@ -182,7 +189,7 @@ fn patterns_and_levels_choose() {
     let chosen = |change: fn(&mut cgroup::Config)| {
         let mut config = cgroup::Config::default();
         change(&mut config);
-        let mut check = CgroupCheck::new(config, Roots::of_machine(&fixtures().join("v2_layouts")));
+        let mut check = check_with(config, Roots::of_machine(&fixtures().join("v2_layouts")));
         let mut samples = Samples::default();
         let tags = tags_of_all(&mut check, &mut samples);
         (tags.len(), samples.left_out())
@@ -212,15 +219,20 @@ fn patterns_and_levels_choose() {
 /// these kernels do not have.
 #[test]
 fn the_names_are_those_of_the_table() {
-    let config = cgroup::Config { memory_details: true, ..cgroup::Config::default() };
+    let more = cgroup::Config::default();
+    let config = cgroup::Config { memory_details: true, pressure_averages: true, ..more };
     let mut sent = std::collections::BTreeSet::new();
     for machine in ["v1", "v2_docker/round1", "v2_layouts"] {
         let roots = Roots::of_machine(&fixtures().join(machine));
-        let (mut check, mut samples) =
-            (CgroupCheck::new(config.clone(), roots), Samples::default());
+        let (mut check, mut samples) = (check_with(config.clone(), roots), Samples::default());
         for second in [0, 15] {
             run(&mut check, &mut samples, second).expect("a run");
-            sent.extend(samples.numbers().map(|(name, kind, ..)| (name.to_owned(), kind)));
+            // One row stands for all averages.
+            let row = |name: &str| match name.split_once(".avg") {
+                Some((_, "10" | "60" | "300")) => "container.cpu.partial_stall.avg10".to_owned(),
+                _ => name.to_owned(),
+            };
+            sent.extend(samples.numbers().map(|(name, kind, ..)| (row(name), kind)));
         }
     }
     let kind = |word| if word == "count" { Kind::Count } else { Kind::Gauge };
@@ -229,11 +241,80 @@ fn the_names_are_those_of_the_table() {
     listed.sort();
     let absent = |(name, _): &(String, Kind)| {
         // Nor do the folders have their processes' files.
-        let none = ["container.memory.min", "container.pid.open_files"];
+        let none = [
+            "container.memory.min",
+            "container.pid.open_files",
+            "container.uptime",
+            "container.restarts",
+        ];
         name.starts_with("container.irq") || none.contains(&name.as_str())
     };
     listed.retain(|row| !absent(row));
     assert_eq!(sent.into_iter().collect::<Vec<_>>(), listed);
+}
+
+#[test]
+fn what_others_know_of_a_container_counts() {
+    let (folder, root) = empty_machine();
+    let id = |i: u32| format!("{i:064x}");
+    let add = |i: u32| {
+        let cgroup = root.join(format!("docker/{}", id(i)));
+        fs::create_dir_all(&cgroup).expect("a folder");
+        fs::write(cgroup.join("pids.current"), "3\n").expect("a file");
+        fs::write(cgroup.join("cgroup.procs"), format!("{}\n{}\n", 70 + i, 700 + i)).unwrap();
+        for (pid, ticks) in [(70 + i, 2000), (700 + i, 2500)] {
+            let process = folder.path().join(format!("proc/{pid}"));
+            fs::create_dir_all(&process).expect("a folder");
+            let zeros = "0 ".repeat(17);
+            fs::write(process.join("stat"), format!("{pid} (a) S 1 {zeros}{ticks} 0 0 0 0\n"))
+                .unwrap();
+        }
+    };
+    let proc = folder.path().join("proc");
+    fs::create_dir_all(&proc).expect("a folder");
+    let at = |seconds: i64| fs::write(proc.join("uptime"), format!("{seconds}.50 9.00\n")).unwrap();
+    [1, 2, 3].into_iter().for_each(add);
+    let directory = Arc::new(Directory::new(Arc::default()));
+    let roots = Roots::of_machine(folder.path());
+    let mut samples = Samples::default();
+    let told = |low: &str, is_measured| Told {
+        tags: Arc::new(EntityTags { low: vec![low.to_owned()], ..EntityTags::default() }),
+        is_measured,
+        restarts: Some(2),
+        ..Told::default()
+    };
+    let start = |docker_too| {
+        let config = cgroup::Config { docker_too, ..cgroup::Config::default() };
+        CgroupCheck::new(config, roots.clone(), Arc::clone(&directory))
+    };
+    let seen = |samples: &Samples| {
+        [1, 2, 3, 4].map(|i| !of(samples, &format!("container_id:{}", id(i))).is_empty())
+    };
+    let mut check = start(false);
+    at(100);
+    // Nobody else is there.
+    run(&mut check, &mut samples, 0).expect("a run");
+    assert_eq!(seen(&samples), [true, true, true, false]);
+    directory.publish(Source::Engine, &id(1), told("image_name:web", true));
+    directory.publish(Source::Kubelet, &id(2), told("container_name:app", false));
+    let _engine = directory.wanted();
+    add(4);
+    run(&mut check, &mut samples, 15).expect("a run");
+    assert_eq!(seen(&samples), [false, true, true, false], "an engine may tell of the fourth");
+    let named = of(&samples, "container_name:app");
+    assert_eq!((named["container.uptime"], named["container.restarts"]), (80.5, 2.0));
+    assert_eq!(named["container.pid.thread_count"], 3.0);
+    at(115);
+    run(&mut check, &mut samples, 30).expect("a run");
+    assert_eq!(seen(&samples), [false, true, true, true], "nobody did");
+    directory.publish(Source::Kubelet, &id(2), told("container_name:new", false));
+    run(&mut check, &mut samples, 45).expect("a run");
+    assert_eq!(of(&samples, "container_name:new")["container.uptime"], 95.5);
+    assert!(of(&samples, "container_name:app").is_empty());
+    let mut check = start(true);
+    run(&mut check, &mut samples, 60).expect("a run");
+    assert_eq!(seen(&samples), [true; 4]);
+    assert_eq!(of(&samples, "image_name:web")["container.restarts"], 2.0);
 }
 
 #[test]
@@ -449,7 +530,7 @@ fn a_real_cgroup_under_a_quota_and_a_limit() {
         ..cgroup::Config::default()
     };
     let roots = Roots::find("/proc", "/sys/fs/cgroup", |_| None);
-    let (mut check, mut samples) = (CgroupCheck::new(config, roots), Samples::default());
+    let (mut check, mut samples) = (check_with(config, roots), Samples::default());
     let tag = format!("systemd_unit:{}", cgroups.unit);
     let mut measured =
         |cgroups: &mut RealCgroups, script: &str, enough: &dyn Fn(&Found) -> bool| {

@@ -243,11 +243,12 @@ fn daemon_ecs() {
 fn daemon_kubernetes() {
     let documents = yaml("daemon/kubernetes-daemonset.yaml");
     let mut given = Given::default();
-    given.container(tallyd(&documents[1]["spec"]["template"]["spec"]["containers"]));
+    given.container(tallyd(&documents[4]["spec"]["template"]["spec"]["containers"]));
     given.texts.push(documents[0]["data"]["tallyd.yaml"].as_str().unwrap().to_owned());
     assert_changed(
         &given.check("kubernetes-daemonset.yaml"),
         &[
+            "collectors.kubelet.host",
             "intake.non_local_traffic",
             "intake.receive_buffer",
             "intake.socket",

@@ -36,7 +36,17 @@ const RESERVED: [(&str, &[&str]); 7] = [
     ("unsafe ", &["sys.rs", "profile/sampler.rs"]),
     ("nom::", &["grammar.rs"]),
     ("thread::sleep", &[]),
-    ("reqwest::", &["collectors/docker/engine.rs", "sinks/http.rs", "sinks/datadog.rs"]),
+    (
+        "reqwest::",
+        &[
+            "collectors/docker/engine.rs",
+            "collectors/orchestrator.rs",
+            "collectors/orchestrator/ecs.rs",
+            "collectors/orchestrator/kubelet.rs",
+            "sinks/http.rs",
+            "sinks/datadog.rs",
+        ],
+    ),
     ("hdrhistogram::", &["telemetry/latency.rs"]),
     // Retry-After may be a date.
     ("SystemTime::now()", &["time.rs", "sinks/datadog.rs"]),

@@ -14,6 +14,7 @@ use tallyd::cgroup::roots::Roots;
 use tallyd::flush::Flush;
 use tallyd::intake;
 use tallyd::journal::{self, Journal};
+use tallyd::origin::directory::{Source, Told};
 use tallyd::origin::{Config, Directory, EntityTags, Origins, resolver};
 use tallyd::reader::{Reader, Shared};
 use tallyd::replay::replay;
@@ -262,7 +263,8 @@ impl World {
 
     fn publish(&self, id: &str, tag: &str) {
         let low = vec![tag.to_owned()];
-        self.directory.publish(id, None, &[], EntityTags { low, ..EntityTags::default() });
+        let tags = Arc::new(EntityTags { low, ..EntityTags::default() });
+        self.directory.publish(Source::Engine, id, Told { tags, ..Told::default() });
     }
 
     /// Until the resolver has passed on what was published.

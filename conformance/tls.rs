@@ -23,7 +23,7 @@ const PRIVATE_KEY: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/conformance/tls/intake.example.key.pem");
 
 /// Serves each connection in a thread of its own, until the test process ends.
-fn serve(act: impl Fn(TcpStream) -> io::Result<()> + Send + Sync + 'static) -> SocketAddr {
+pub fn serve(act: impl Fn(TcpStream) -> io::Result<()> + Send + Sync + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let act = Arc::new(act);
@@ -67,7 +67,7 @@ fn intake(version: &'static SupportedProtocolVersion) -> SocketAddr {
 }
 
 /// The lines before the empty one; none at the end of the stream.
-fn head(stream: &mut impl BufRead) -> io::Result<Option<Vec<String>>> {
+pub fn head(stream: &mut impl BufRead) -> io::Result<Option<Vec<String>>> {
     let mut lines = Vec::new();
     loop {
         let mut line = String::new();

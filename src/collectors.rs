@@ -6,15 +6,20 @@
 
 pub mod cgroup;
 pub mod docker;
+pub mod image;
 pub mod itself;
+pub mod orchestrator;
 pub mod samples;
 mod schedule;
+mod tagging;
 
+use std::env;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::anyhow;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::{Handle, RuntimeFlavor};
@@ -25,6 +30,9 @@ pub use schedule::{Collectors, Planned, Runner};
 use self::cgroup::CgroupCheck;
 use self::docker::Docker;
 use self::itself::Itself;
+use self::orchestrator::Orchestrator;
+use self::orchestrator::ecs::Ecs;
+use self::orchestrator::kubelet::Kubelet;
 use crate::cgroup::proc::Proc;
 use crate::cgroup::roots::Roots;
 use crate::origin::Directory;
@@ -62,6 +70,8 @@ pub struct Config {
     pub cgroup_root: String,
     pub cgroup: cgroup::Config,
     pub docker: docker::Config,
+    pub kubelet: orchestrator::kubelet::Config,
+    pub ecs: orchestrator::ecs::Config,
     #[serde(rename = "self")]
     pub itself: itself::Config,
 }
@@ -101,7 +111,7 @@ pub fn all(config: &Config, around: &Surroundings) -> anyhow::Result<Vec<Planned
     let Config { cgroup, docker, itself, .. } = config;
     let mut any = false;
     if cgroup.enabled.or_if(|| roots.named) {
-        let check = CgroupCheck::new(cgroup.clone(), roots.clone());
+        let check = CgroupCheck::new(cgroup.clone(), roots.clone(), Arc::clone(around.directory));
         any = add(Box::new(check), cgroup.interval, cgroup.budget);
     }
     // It looks for an engine that comes later, too.
@@ -115,6 +125,36 @@ pub fn all(config: &Config, around: &Surroundings) -> anyhow::Result<Vec<Planned
         add(Box::new(Itself::new(Proc::new("/proc"))), itself.interval, itself.budget);
     }
     Ok(all)
+}
+
+/// Starts to ask the orchestrators there are for the tags of their containers, on the current
+/// runtime.
+///
+/// # Errors
+///
+/// A setting that cannot be used, by its name.
+pub fn ask_orchestrators(
+    config: &Config,
+    directory: &Arc<Directory>,
+    telemetry: &Arc<Telemetry>,
+) -> anyhow::Result<()> {
+    let ask = |orchestrator, seconds: u32| {
+        let (directory, telemetry) = (Arc::clone(directory), Arc::clone(telemetry));
+        let interval = Duration::from_secs(seconds.into());
+        let watch = orchestrator::watch(orchestrator, interval, directory, telemetry, Time::now);
+        tokio::spawn(watch);
+    };
+    let Config { docker, kubelet, ecs, .. } = config;
+    if kubelet.is_wanted() {
+        let made = Kubelet::new(kubelet).map_err(|error| anyhow!("collectors.kubelet: {error}"))?;
+        ask(Orchestrator::Kubelet(made), kubelet.interval);
+    }
+    if let Some(url) = ecs.address(|name| env::var(name).ok()) {
+        let made = Ecs::new(ecs, url, &docker.labels_as_tags);
+        let made = made.map_err(|error| anyhow!("collectors.ecs: {error}"))?;
+        ask(Orchestrator::Ecs(made), ecs.interval);
+    }
+    Ok(())
 }
 
 /// One row of a collector's table in COLLECTORS.md.
@@ -207,7 +247,7 @@ mod tests {
             }
         }
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/COLLECTORS.md");
-        if std::env::var_os("UPDATE").is_some() {
+        if env::var_os("UPDATE").is_some() {
             std::fs::write(path, &document).expect("COLLECTORS.md can be written");
         }
         let kept = std::fs::read_to_string(path).unwrap_or_default();

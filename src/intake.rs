@@ -258,7 +258,9 @@ impl Intake {
 /// worth the 70 ns a datagram (an eighth of what receiving it costs).
 fn senders(socket: &OwnedFd, origins: &origin::Config) -> Senders {
     match socket2::SockRef::from(socket).local_addr().map(|bound| bound.as_socket()) {
-        Ok(Some(bound)) if origins.addresses && !bound.ip().is_loopback() => Senders::addresses(),
+        Ok(Some(bound)) if origins.addresses && (origins.loopback || !bound.ip().is_loopback()) => {
+            Senders::addresses()
+        }
         Ok(Some(_)) | Err(_) => Senders::Unasked,
         Ok(None) => Senders::processes(),
     }

@@ -48,6 +48,9 @@ pub struct Config {
     /// client says nothing of its own origin, and tell senders apart by address in the ledger. Off
     /// saves about 70 ns a UDP datagram; then all that a listener gets is one sender.
     pub addresses: bool,
+    /// Take the loopback for such an address too: for pods and tasks in whose network tallyd is. In
+    /// a task of Amazon ECS it is on by itself.
+    pub loopback: bool,
     /// Add the tags of everything that is known of a sender, not only of its process and of one
     /// origin that it names itself.
     pub unified: bool,
@@ -71,6 +74,7 @@ impl Default for Config {
             no_hostname: false,
             detection: true,
             addresses: true,
+            loopback: false,
             unified: false,
             entity_id_precedence: false,
             cardinality: Cardinality::Low,
@@ -415,6 +419,7 @@ impl Origins {
 
 #[cfg(test)]
 mod tests {
+    use super::directory::{Place, Source, Told};
     use super::*;
 
     const NOW: Time = Time(1_000_000);
@@ -428,10 +433,10 @@ mod tests {
         {
             let tag = |level: &str| vec![format!("{id}:{level}")];
             let tags = EntityTags { low: tag("l"), orchestrator: tag("o"), high: tag("h") };
-            directory.publish(id, None, &["10.0.0.1".parse().expect("an address")][..0], tags);
-            if !pod.is_empty() {
-                directory.in_pod(id, pod, name);
-            }
+            let place = Place { uid: pod.into(), name: name.into(), tags: None };
+            let pod = Some(place).filter(|_| !pod.is_empty());
+            let told = Told { pod, tags: Arc::new(tags), ..Told::default() };
+            directory.publish(Source::Engine, id, told);
         }
         Origins::new(config, directory, telemetry)
     }
@@ -516,7 +521,9 @@ mod tests {
         let origins = origins(Config::default());
         let here = "10.0.0.1".parse().expect("an address");
         let low = vec!["address:l".to_owned()];
-        origins.directory.publish("a", None, &[here], EntityTags { low, ..EntityTags::default() });
+        let tags = Arc::new(EntityTags { low, ..EntityTags::default() });
+        let told = Told { addresses: vec![here], tags, ..Told::default() };
+        origins.directory.publish(Source::Engine, "a", told);
         let sent = origins.of(Sender::Address(here), NOW, |_| false).expect("no key");
         let there = "10.0.0.2".parse().expect("an address");
         assert_eq!(origins.of(Sender::Address(there), NOW, |_| false), Ok(Origin::NONE));

@@ -146,11 +146,11 @@ impl Server {
         );
         let shards = Arc::new(shards);
         let directory = Arc::new(Directory::new(Arc::clone(&telemetry)));
-        let origins = Arc::new(Origins::new(
-            config.origin.clone(),
-            Arc::clone(&directory),
-            Arc::clone(&telemetry),
-        ));
+        let mut origin = config.origin.clone();
+        // Whoever sends by the loopback of a task belongs to it.
+        origin.loopback |= config.collectors.ecs.address(|name| std::env::var(name).ok()).is_some();
+        let origins =
+            Arc::new(Origins::new(origin, Arc::clone(&directory), Arc::clone(&telemetry)));
         let own =
             OwnSeries::new(config.telemetry.clone(), Arc::clone(&rules), Arc::clone(&telemetry));
         let shared = Shared {
@@ -488,6 +488,7 @@ fn start_collectors(
     directory: &Arc<Directory>,
 ) -> anyhow::Result<Collectors> {
     let telemetry = Arc::clone(&shared.telemetry);
+    collectors::ask_orchestrators(&config.collectors, directory, &telemetry)?;
     let around = collectors::Surroundings {
         roots,
         flush: config.flush.interval,

@@ -97,6 +97,8 @@ pub struct Telemetry {
     pub events_dropped: Counter,
     /// Calls of a container engine that failed for the engine as a whole.
     pub docker_engine_errors: Counter,
+    /// Questions to the kubelet or the metadata endpoint of ECS that failed.
+    pub orchestrator_errors: Counter,
     /// Events of an engine that could not be read.
     pub docker_events_unread: Counter,
     /// Times that events of an engine were missed.
@@ -563,6 +565,11 @@ pub const OWN: &[Own] = &[
         "docker_engine_errors_total",
         "Calls of the container engine that failed.",
         Read::Process(|t| t.docker_engine_errors.get()),
+    ),
+    counter(
+        "orchestrator_errors_total",
+        "Questions to the kubelet, or to the task metadata endpoint of ECS, that failed.",
+        Read::Process(|t| t.orchestrator_errors.get()),
     ),
     counter(
         "docker_events_unread_total",

@@ -73,6 +73,13 @@ impl Proc {
         processors(&self.text("stat").ok()?)
     }
 
+    /// Seconds since the start of the machine, by `/proc/uptime`.
+    pub fn uptime(&self) -> Option<f64> {
+        let text = self.text("uptime").ok()?;
+        let seconds = text.split_whitespace().next()?.parse::<f64>().ok()?;
+        Some(seconds).filter(|seconds| seconds.is_finite())
+    }
+
     /// All processes.
     ///
     /// # Errors

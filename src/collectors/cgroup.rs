@@ -1,9 +1,11 @@
 //! The cgroup check: what containers, pods, units and slices use, without asking anyone but the
-//! kernel. It is for what has no engine; names are the Agent's `container.*`.
+//! kernel. Names are the Agent's `container.*`. What the directory of origins knows of a container
+//! becomes its tags; one that another collector measures is left to that.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use regex::RegexSet;
@@ -12,10 +14,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{Collector, Enabled, Metric, Samples, Tags, blocking, metric};
 use crate::cgroup::hierarchy::{Bounds, Found, Hierarchy, Missing};
-use crate::cgroup::identity::{Identity, Level};
-use crate::cgroup::proc::{self, DeviceNumber, Proc};
+use crate::cgroup::identity::{Identity, Level, Runtime};
+use crate::cgroup::proc::{self, DeviceNumber, Proc, TICKS_PER_SECOND};
 use crate::cgroup::roots::Roots;
-use crate::cgroup::usage::{Cpu, DeviceIo, Memory, Pids, Pressure, Stalls, Usage, UsageReader};
+use crate::cgroup::usage::{Cpu, DeviceIo, Memory, Pids, Pressure, Stall, Usage, UsageReader};
+use crate::origin::directory::{Directory, Origin, Told};
+use crate::parse::Cardinality;
 use crate::time::Time;
 
 /// What containers, pods, units and slices use, by their cgroups.
@@ -36,12 +40,16 @@ pub struct Config {
     pub exclude: Vec<String>,
     /// Patterns of what is reported even though it is excluded.
     pub include: Vec<String>,
+    /// Report the containers of Docker and Podman too when the Docker check reports them.
+    pub docker_too: bool,
     /// Folders below the root that are looked into.
     pub max_depth: usize,
     /// Cgroups reported; what exceeds it is counted and left out.
     pub max_cgroups: usize,
     /// Report how long tasks waited for want of something (PSI).
     pub pressure: bool,
+    /// Report the kernel's averages of it too, over 10, 60 and 300 seconds.
+    pub pressure_averages: bool,
     /// Report the parts of memory: active, inactive, mapped, dirty and so on.
     pub memory_details: bool,
     /// Count open files; takes the rights of root, and a look at each process.
@@ -68,9 +76,11 @@ impl Default for Config {
             levels: LEVELS.map(|(word, _)| word.to_owned()).to_vec(),
             exclude: Vec::new(),
             include: Vec::new(),
+            docker_too: false,
             max_depth: 6,
             max_cgroups: 2000,
             pressure: true,
+            pressure_averages: false,
             memory_details: false,
             open_files: false,
             io_devices: IoDevices::Physical,
@@ -157,6 +167,15 @@ pub const METRICS: &[Metric] = &[
     metric("container.io.full_stall", "rate", "ns/s", "all tasks did"),
     metric("container.irq.partial_stall", "rate", "ns/s", "some task waited for interrupts"),
     metric("container.irq.full_stall", "rate", "ns/s", "all tasks did"),
+    metric(
+        "container.cpu.partial_stall.avg10",
+        "gauge",
+        "percent",
+        "of the last 10 s; so for each of the stalls above, and for avg60 and avg300; \
+         pressure_averages",
+    ),
+    metric("container.uptime", "gauge", "s", "since the first of its processes was started"),
+    metric("container.restarts", "gauge", "", "as the kubelet counts; absent while 0"),
 ];
 
 /// The words of `levels`; where there are too many cgroups, the first go before the others.
@@ -167,6 +186,25 @@ pub const LEVELS: [(&str, Level); 4] = [
     ("slice", Level::Slice),
 ];
 
+/// Names of the total and of the averages over 10, 60 and 300 seconds.
+macro_rules! stall {
+    ($name:literal) => {
+        [$name, concat!($name, ".avg10"), concat!($name, ".avg60"), concat!($name, ".avg300")]
+    };
+}
+
+/// Where some tasks wait and where all do, by resource.
+const STALLS: [[[&str; 4]; 2]; 4] = [
+    [stall!("container.cpu.partial_stall"), stall!("container.cpu.full_stall")],
+    [stall!("container.memory.partial_stall"), stall!("container.memory.full_stall")],
+    [stall!("container.io.partial_stall"), stall!("container.io.full_stall")],
+    [stall!("container.irq.partial_stall"), stall!("container.irq.full_stall")],
+];
+
+/// Runs in which the start of a container is looked for: it may have no process at first, and none
+/// that can be seen.
+const LOOKS: u8 = 3;
+
 /// Cgroups looked at for each one reported: others are left out by level or pattern.
 const VISITS_PER_CGROUP: usize = 16;
 
@@ -175,6 +213,7 @@ pub struct CgroupCheck {
     config: Config,
     patterns: Patterns,
     roots: Roots,
+    directory: Arc<Directory>,
     machine: Option<Machine>,
     reader: UsageReader,
     /// By path.
@@ -199,8 +238,18 @@ struct Known {
     inode: u64,
     /// The name of its totals: another cgroup under the same path has other ones.
     entity: String,
+    identity: Identity,
+    /// What was known of the container when its tags were put together.
+    origin: Option<Origin>,
+    restarts: Option<u64>,
+    /// Another collector tells of it, or soon may.
+    is_left: bool,
     /// `None` if it is not reported.
     tags: Option<Tags>,
+    /// Ticks from the start of the machine to that of the container.
+    started: Option<u64>,
+    /// Runs in which that was looked for in vain.
+    looked: u8,
     /// Place of its level in [`LEVELS`].
     rank: usize,
     /// The run in which it was last seen.
@@ -208,11 +257,12 @@ struct Known {
 }
 
 impl CgroupCheck {
-    pub fn new(config: Config, roots: Roots) -> Self {
+    pub fn new(config: Config, roots: Roots, directory: Arc<Directory>) -> Self {
         Self {
             patterns: Patterns::new(&config),
             config,
             roots,
+            directory,
             machine: None,
             reader: UsageReader::default(),
             known: HashMap::new(),
@@ -241,17 +291,26 @@ impl CgroupCheck {
         }
         self.tell_of(left_out, samples);
         let Some(machine) = &mut self.machine else { return Ok(()) };
+        let uptime = machine.proc.uptime();
         for (done, path) in paths.iter().enumerate() {
             if samples.out_of_time() {
                 bail!("out of time after {done} of {} cgroups", paths.len());
             }
-            let Some(known) = self.known.get(path) else { continue };
+            let Some(known) = self.known.get_mut(path) else { continue };
+            known.look_for_start(path, machine);
             let Some(tags) = &known.tags else { continue };
             // One that has gone meanwhile has nothing to tell.
             let Some(mut usage) = self.reader.read(&machine.hierarchy, path) else { continue };
             machine.complete(path, known.is_container(), &mut usage, self.run);
             let cgroup = Cgroup { entity: &known.entity, tags, config: &self.config, machine };
             cgroup.report(&usage, samples);
+            if let Some((uptime, ticks)) = uptime.zip(known.started) {
+                let age = uptime - ticks as f64 / TICKS_PER_SECOND as f64;
+                samples.gauge("container.uptime", age.max(0.0), tags);
+            }
+            if let Some(restarts) = known.restarts.filter(|restarts| *restarts > 0) {
+                samples.gauge("container.restarts", restarts as f64, tags);
+            }
             if self.config.open_files
                 && let Some(files) = machine.open_files(path)
             {
@@ -269,19 +328,27 @@ impl CgroupCheck {
         let visits = max.saturating_mul(VISITS_PER_CGROUP);
         let bounds = Bounds { depth: self.config.max_depth, visits };
         let (known, patterns, run) = (&mut self.known, &self.patterns, self.run);
+        // As long as nobody else is there to measure, nothing is left to them.
+        let directory = &*self.directory;
+        let (alone, docker_too) = (!directory.has_collectors(), self.config.docker_too);
         let unseen = machine.hierarchy.walk(bounds, |found| {
             let entry = match known.get_mut(&found.path) {
-                Some(entry) if entry.inode == found.inode => entry,
                 Some(entry) => {
-                    *entry = Known::new(&found, patterns);
+                    if entry.inode != found.inode {
+                        *entry = Known::new(&found, patterns);
+                    }
                     entry
                 }
                 None => {
                     known.entry(found.path.clone()).or_insert_with(|| Known::new(&found, patterns))
                 }
             };
+            entry.ask(directory, &found.path, patterns);
+            // A new container may be known to an engine a moment later.
+            let is_new = entry.run == 0 && entry.origin.is_none() && entry.may_have_engine();
             entry.run = run;
-            if entry.tags.is_some() {
+            let is_left = !docker_too && (entry.is_left || is_new && !alone);
+            if entry.tags.is_some() && !is_left {
                 paths.push(found.path);
             }
             true
@@ -368,14 +435,54 @@ impl Machine {
 impl Known {
     fn new(found: &Found, patterns: &Patterns) -> Self {
         let identity = Identity::of_path(&found.path);
-        let tags = tags(&identity, &found.path);
-        Self {
+        let mut known = Self {
             inode: found.inode,
             entity: format!("{}:{}", found.inode, found.path),
             rank: LEVELS.iter().take_while(|(_, level)| *level != identity.level).count(),
-            tags: tags.filter(|tags| patterns.keep(identity.level, &found.path, tags)),
+            identity,
+            origin: None,
+            restarts: None,
+            is_left: false,
+            tags: None,
+            started: None,
+            looked: 0,
             run: 0,
+        };
+        known.set_tags(&found.path, None, patterns);
+        known
+    }
+
+    fn set_tags(&mut self, path: &str, told: Option<&Told>, patterns: &Patterns) {
+        let tags = tags(&self.identity, path, told);
+        self.tags = tags.filter(|tags| patterns.keep(self.identity.level, path, tags));
+    }
+
+    /// Takes over what is told of a container by now.
+    fn ask(&mut self, directory: &Directory, path: &str, patterns: &Patterns) {
+        let id = self.identity.container_id.as_deref().filter(|_| self.is_container());
+        let Some((origin, told)) = id.and_then(|id| directory.told(id)) else { return };
+        self.is_left = told.is_measured;
+        self.restarts = told.restarts;
+        if self.origin != Some(origin) {
+            self.origin = Some(origin);
+            self.set_tags(path, Some(&told), patterns);
         }
+    }
+
+    fn may_have_engine(&self) -> bool {
+        use Runtime::{Docker, Podman};
+        self.is_container() && matches!(self.identity.runtime, None | Some(Docker | Podman))
+    }
+
+    /// A container is as old as the oldest of its processes was when it was first seen.
+    fn look_for_start(&mut self, path: &str, machine: &Machine) {
+        if self.started.is_some() || self.looked >= LOOKS || !self.is_container() {
+            return;
+        }
+        self.looked += 1;
+        let pids = machine.hierarchy.pids_within(path).into_iter();
+        let stats = pids.filter_map(|pid| proc::stat(&machine.proc.of(pid, "stat").ok()?));
+        self.started = stats.map(|stat| stat.started_ticks).min();
     }
 
     fn is_container(&self) -> bool {
@@ -383,12 +490,14 @@ impl Known {
     }
 }
 
-/// The tags of a cgroup; `None` for one of no level.
-fn tags(identity: &Identity, path: &str) -> Option<Tags> {
+/// The tags of a cgroup, with what is told of its container; `None` for one of no level.
+fn tags(identity: &Identity, path: &str, told: Option<&Told>) -> Option<Tags> {
     let (level, _) = LEVELS.iter().find(|(_, level)| *level == identity.level)?;
     let mut tags = Tags::default().and("cgroup_level", level);
+    let told: Vec<_> = told.into_iter().flat_map(|t| t.tags.at(Cardinality::High)).collect();
+    let known: HashSet<_> = told.iter().filter_map(|tag| Some(tag.split_once(':')?.0)).collect();
     let mut add = |key: &str, value: Option<&str>| {
-        if let Some(value) = value {
+        if let Some(value) = value.filter(|_| !known.contains(key)) {
             tags = tags.and(key, value);
         }
     };
@@ -407,7 +516,7 @@ fn tags(identity: &Identity, path: &str) -> Option<Tags> {
     let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
     let nested = id.is_none() && format!("{parent}/").contains(".service/");
     add("cgroup_path", nested.then_some(path));
-    Some(tags)
+    Some(Tags::new(tags.iter().chain(told.into_iter().map(String::as_str))))
 }
 
 /// Which cgroups are reported.
@@ -605,21 +714,23 @@ impl Cgroup<'_> {
 
     /// Nanoseconds per second in which some, or all, tasks waited.
     fn pressure(&self, pressure: &Pressure, samples: &mut Samples) {
-        for (some, full, stalls) in [
-            ("container.cpu.partial_stall", "container.cpu.full_stall", pressure.cpu),
-            ("container.memory.partial_stall", "container.memory.full_stall", pressure.memory),
-            ("container.io.partial_stall", "container.io.full_stall", pressure.io),
-            ("container.irq.partial_stall", "container.irq.full_stall", pressure.irq),
-        ] {
-            let stalls: Stalls = stalls.unwrap_or_default();
-            let ns = |us: u64| us.checked_mul(1000);
-            self.rates(
-                samples,
-                &[
-                    (some, stalls.some.and_then(|stall| ns(stall.total_us))),
-                    (full, stalls.full.and_then(|stall| ns(stall.total_us))),
-                ],
-            );
+        let all = [pressure.cpu, pressure.memory, pressure.io, pressure.irq];
+        for (names, stalls) in STALLS.iter().zip(all) {
+            let Some(stalls) = stalls else { continue };
+            for (names, stall) in names.iter().zip([stalls.some, stalls.full]) {
+                let Some(stall) = stall else { continue };
+                self.stall(names, &stall, samples);
+            }
+        }
+    }
+
+    fn stall(&self, names: &[&'static str; 4], stall: &Stall, samples: &mut Samples) {
+        let [total, averages @ ..] = names;
+        self.rates(samples, &[(total, stall.total_us.checked_mul(1000))]);
+        if self.config.pressure_averages {
+            for (name, average) in averages.iter().zip([stall.avg10, stall.avg60, stall.avg300]) {
+                samples.gauge(*name, average, self.tags);
+            }
         }
     }
 }

@@ -15,7 +15,6 @@ pub mod engine;
 pub mod events;
 pub mod figures;
 pub mod filter;
-pub mod image;
 pub mod inventory;
 mod measure;
 mod metrics;

@@ -352,10 +352,18 @@ static KEYS: &[Key] = &[
     sets("container_exclude", "collectors.docker.exclude"),
     sets("container_exclude_metrics", "collectors.docker.exclude"),
     sets("exclude_pause_container", "collectors.docker.exclude_pause_container"),
+    sets("kubernetes_kubelet_host", "collectors.kubelet.host"),
+    sets("kubernetes_https_kubelet_port", "collectors.kubelet.https_port"),
+    sets("kubernetes_http_kubelet_port", "collectors.kubelet.http_port"),
+    sets("kubelet_tls_verify", "collectors.kubelet.tls_verify"),
+    sets("kubelet_client_ca", "collectors.kubelet.ca_file"),
+    sets("kubelet_auth_token_path", "collectors.kubelet.token_file"),
+    sets("kubernetes_pod_labels_as_tags", "collectors.kubelet.pod_labels_as_tags"),
+    sets("kubernetes_pod_annotations_as_tags", "collectors.kubelet.pod_annotations_as_tags"),
+    nothing("checks_tag_cardinality", "figures of a container carry all its tags, as the Agent's"),
     nothing("container_include_logs", OTHER),
     nothing("container_exclude_logs", OTHER),
     // What this version does not do.
-    not_yet("checks_tag_cardinality", ORIGIN),
     not_yet("kubernetes_*", ORIGIN),
     not_yet("ecs_*", ORIGIN),
     not_yet("secret_*", "other ways to secrets"),
@@ -998,6 +1006,24 @@ mod tests {
             "[\"image:a\"]",
         ),
         ("exclude_pause_container", "false", "collectors.docker.exclude_pause_container", "false"),
+        ("kubernetes_kubelet_host", "10.0.0.1", "collectors.kubelet.host", "\"10.0.0.1\""),
+        ("kubernetes_https_kubelet_port", "1", "collectors.kubelet.https_port", "1"),
+        ("kubernetes_http_kubelet_port", "0", "collectors.kubelet.http_port", "0"),
+        ("kubelet_tls_verify", "false", "collectors.kubelet.tls_verify", "false"),
+        ("kubelet_client_ca", "/a", "collectors.kubelet.ca_file", "\"/a\""),
+        ("kubelet_auth_token_path", "/a", "collectors.kubelet.token_file", "\"/a\""),
+        (
+            "kubernetes_pod_labels_as_tags",
+            r#"{"A": "b"}"#,
+            "collectors.kubelet.pod_labels_as_tags",
+            r#"{"A": "b"}"#,
+        ),
+        (
+            "kubernetes_pod_annotations_as_tags",
+            r#"{"A": "b"}"#,
+            "collectors.kubelet.pod_annotations_as_tags",
+            r#"{"A": "b"}"#,
+        ),
     ];
 
     #[test]
@@ -1115,7 +1141,7 @@ mod tests {
              min_tls_version: tlsv1.1\nhistogram_percentiles: [95]\ntelemetry: {enabled: true}\n",
             &[
                 ("DD_QUUX".to_owned(), "1".to_owned()),
-                ("DD_CHECKS_TAG_CARDINALITY".to_owned(), "high".to_owned()),
+                ("DD_ECS_METADATA_TIMEOUT".to_owned(), "100".to_owned()),
                 ("DD_AGENT_HOST".to_owned(), "x".to_owned()),
                 ("DD_TRACE_DEBUG".to_owned(), "x".to_owned()),
                 ("DD_QUEUE".to_owned(), String::new()),
@@ -1133,7 +1159,7 @@ mod tests {
                 "settings of the Agent that have no effect in tallyd: dogstatsd_queue_size, \
                  logs_config, proxy.ftp, telemetry.enabled",
                 "settings of the Agent that are not effective in this version: \
-                 DD_CHECKS_TAG_CARDINALITY, syslog_pem",
+                 DD_ECS_METADATA_TIMEOUT, syslog_pem",
                 "settings that tallyd does not know and ignores: DD_QUEUE, DD_QUUX, my_own",
             ]
         );

@@ -5,6 +5,7 @@
 //! up. Tags never change in place: a container whose tags change gets a new [`Origin`], so whoever
 //! remembers something by its origin never has to ask whether it still holds.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -84,6 +85,21 @@ impl EntityTags {
         self.low.is_empty() && self.orchestrator.is_empty() && self.high.is_empty()
     }
 
+    /// These, and from others the tags whose name is not among these.
+    fn joined(&self, others: &Self) -> Self {
+        let name = |tag: &String| tag.split(':').next().unwrap_or_default().to_owned();
+        let mine: HashSet<_> = self.at(Cardinality::High).map(name).collect();
+        let join = |a: &[String], b: &[String]| {
+            let more = b.iter().filter(|tag| !mine.contains(&name(tag)));
+            a.iter().chain(more).cloned().collect::<Vec<_>>()
+        };
+        Self {
+            low: join(&self.low, &others.low),
+            orchestrator: join(&self.orchestrator, &others.orchestrator),
+            high: join(&self.high, &others.high),
+        }
+    }
+
     /// What both have, level by level.
     fn shared(&self, other: &Self) -> Self {
         let both = |a: &[String], b: &[String]| {
@@ -95,6 +111,45 @@ impl EntityTags {
             high: both(&self.high, &other.high),
         }
     }
+}
+
+/// Who tells of containers. Where two tell of one, both count, and the first wins where they give a
+/// tag of the same name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// Docker, or what speaks as it does.
+    Engine,
+    /// The kubelet of Kubernetes.
+    Kubelet,
+    /// The task metadata endpoint of Amazon ECS.
+    Ecs,
+}
+
+/// What a source tells of a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Of its first process.
+    pub pid: Option<u32>,
+    /// Those that nobody but it and its pod has.
+    pub addresses: Vec<IpAddr>,
+    pub pod: Option<Place>,
+    pub tags: Arc<EntityTags>,
+    /// How often it was started anew.
+    pub restarts: Option<u64>,
+    /// The source also tells what the container uses, so that nobody else has to.
+    pub is_measured: bool,
+}
+
+/// Where a container is among others that belong together: in a pod of Kubernetes, or in a task of
+/// Amazon ECS.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// The pod's uid, or the task's ARN.
+    pub uid: Box<str>,
+    /// The container's name there.
+    pub name: Box<str>,
+    /// The tags of the whole; without them, what its containers have in common.
+    pub tags: Option<Arc<EntityTags>>,
 }
 
 /// Shared by those who publish and those who look up. Every look-up is of memory alone.
@@ -126,14 +181,20 @@ struct Known {
 
 struct Container {
     origin: Origin,
-    pid: Option<u32>,
-    addresses: Vec<IpAddr>,
-    /// Pod uid and the container's name in it.
-    pod: Option<(Box<str>, Box<str>)>,
+    /// In the order of their sources.
+    reports: Vec<Report>,
+    /// All reports in one.
+    told: Told,
+    /// When the last source said that it has ended.
     ended: Option<Time>,
 }
 
-/// A pod is what its containers have in common.
+struct Report {
+    source: Source,
+    told: Told,
+    is_running: bool,
+}
+
 struct Pod {
     containers: Vec<Arc<str>>,
     origin: Origin,
@@ -151,54 +212,45 @@ impl Directory {
         }
     }
 
-    /// Makes a container known, or replaces what was known of it. `pid` is that of its first
-    /// process; `addresses` are those it alone has.
-    pub fn publish(
-        &self,
-        container_id: &str,
-        pid: Option<u32>,
-        addresses: &[IpAddr],
-        tags: EntityTags,
-    ) {
+    /// Makes a container known, or replaces what this source has told of it.
+    pub fn publish(&self, source: Source, container_id: &str, told: Told) {
         let mut known = self.write();
-        if known.says(container_id, pid, addresses, &tags) {
+        if known.says(source, container_id, &told) {
             return;
         }
-        let pod = match known.remove(container_id) {
-            Some((old, old_tags)) if *old_tags == tags => {
-                // Its number stays, as its tags do.
-                let new = Container { pid, addresses: addresses.to_vec(), ended: None, ..old };
-                return known.insert(container_id.into(), new, old_tags);
-            }
-            old => old.and_then(|(old, _)| old.pod),
-        };
-        if known.containers.len() >= CONTAINERS_MAX && !known.forget_an_ended_one() {
+        let old = known.remove(container_id);
+        if old.is_none() && known.containers.len() >= CONTAINERS_MAX && !known.forget_an_ended_one()
+        {
             drop(known);
             return self.telemetry.origin_containers_refused.add(1);
         }
-        let origin = known.number();
-        let addresses = addresses.to_vec();
-        let container = Container { origin, pid, addresses, pod, ended: None };
-        known.insert(container_id.into(), container, Arc::new(tags));
+        let (number, old_tags, mut reports) = match old {
+            Some(old) => (Some(old.origin), Some(old.told.tags), old.reports),
+            None => (None, None, Vec::new()),
+        };
+        reports.retain(|report| report.source != source);
+        reports.push(Report { source, told, is_running: true });
+        reports.sort_by_key(|report| report.source);
+        let told = join(&reports);
+        // The number stays if the tags do.
+        let same = number.filter(|_| old_tags.is_some_and(|old| old == told.tags));
+        let origin = same.unwrap_or_else(|| known.number());
+        known.insert(container_id.into(), Container { origin, reports, told, ended: None });
         drop(known);
         self.wake();
     }
 
-    /// Says which pod a container that was published belongs to, and what it is called there.
-    pub fn in_pod(&self, container_id: &str, pod_uid: &str, container_name: &str) {
-        let mut known = self.write();
-        let Some((container, tags)) = known.remove(container_id) else { return };
-        let pod = Some((pod_uid.into(), container_name.into()));
-        known.insert(container_id.into(), Container { pod, ..container }, tags);
-        drop(known);
-        self.wake();
-    }
-
-    /// A container has ended: its tags are kept for what it sent last.
-    pub fn ended(&self, container_id: &str, now: Time) {
+    /// A source says that a container has ended: its tags are kept for what it sent last.
+    pub fn ended(&self, source: Source, container_id: &str, now: Time) {
         let mut known = self.write();
         if let Some(container) = known.containers.get_mut(container_id) {
-            container.ended.get_or_insert(now);
+            let theirs = container.reports.iter_mut().find(|report| report.source == source);
+            if let Some(report) = theirs {
+                report.is_running = false;
+            }
+            if container.reports.iter().all(|report| !report.is_running) {
+                container.ended.get_or_insert(now);
+            }
         }
         known.forget_ended(now);
     }
@@ -224,9 +276,9 @@ impl Directory {
             high: vec![format!("container_id:{container_id}")],
         };
         let origin = known.number();
-        let addresses = Vec::new();
-        let container = Container { origin, pid: None, addresses, pod: None, ended: Some(now) };
-        known.insert(container_id.into(), container, Arc::new(tags));
+        let told = Told { tags: Arc::new(tags), ..Told::default() };
+        let container = Container { origin, reports: Vec::new(), told, ended: Some(now) };
+        known.insert(container_id.into(), container);
         origin
     }
 
@@ -254,7 +306,7 @@ impl Directory {
     }
 
     /// Whether anybody is there to publish.
-    pub(super) fn has_collectors(&self) -> bool {
+    pub fn has_collectors(&self) -> bool {
         self.wanted.receiver_count() > 0
     }
 
@@ -281,6 +333,13 @@ impl Directory {
         known.container(id).map(|(_, container)| container.origin)
     }
 
+    /// What is known of a container, by the whole id, if a source has told of it.
+    pub fn told(&self, id: &str) -> Option<(Origin, Told)> {
+        let known = self.read();
+        let container = known.containers.get(id).filter(|known| !known.reports.is_empty())?;
+        Some((container.origin, container.told.clone()))
+    }
+
     /// The whole id of a container that is known by a part of it.
     pub fn full_id(&self, id: &str) -> Option<Arc<str>> {
         self.read().container(id).map(|(id, _)| Arc::clone(id))
@@ -291,23 +350,25 @@ impl Directory {
         self.read().pids.get(&pid).cloned()
     }
 
-    /// By an address that only one container has. One that has ended counts while no running one
-    /// has the address.
+    /// By an address: that of one container, or of the containers of one pod, which then stands for
+    /// them. Those that have ended count while no running one has the address.
     pub fn address(&self, address: IpAddr) -> Option<Origin> {
         let known = self.read();
         let ids = known.addresses.get(&address)?;
-        let only = |ended: bool| {
-            let all = ids.iter().filter_map(|id| known.containers.get(id));
-            let mut these = all.filter(|container| container.ended.is_some() == ended);
-            (these.next(), these.next())
-        };
-        match (only(false), only(true)) {
-            ((Some(one), None), _) | ((None, None), (Some(one), None)) => Some(one.origin),
-            _ => None,
+        let all = || ids.iter().filter_map(|id| known.containers.get(id));
+        let any_runs = all().any(|container| container.ended.is_none());
+        let mut these = all().filter(|container| container.ended.is_none() == any_runs);
+        let first = these.next()?;
+        let mut others = these.peekable();
+        if others.peek().is_none() {
+            return Some(first.origin);
         }
+        let uid = first.uid()?;
+        let one_pod = others.all(|container| container.uid() == Some(uid));
+        one_pod.then(|| known.pods.get(uid).map(|pod| pod.origin))?
     }
 
-    /// What all containers of a pod have in common.
+    /// A pod by its uid.
     pub fn pod(&self, uid: &str) -> Option<Origin> {
         self.read().pods.get(uid).map(|pod| pod.origin)
     }
@@ -317,7 +378,7 @@ impl Directory {
         let known = self.read();
         let mut here =
             known.pods.get(uid)?.containers.iter().filter_map(|id| known.containers.get(id));
-        let named = |c: &Container| c.pod.as_ref().is_some_and(|(_, other)| **other == *name);
+        let named = |c: &Container| c.told.pod.as_ref().is_some_and(|pod| *pod.name == *name);
         here.rfind(|container| named(container)).map(|container| container.origin)
     }
 
@@ -361,7 +422,36 @@ impl Directory {
     }
 }
 
+/// All reports in one; the first that tells something counts.
+fn join(reports: &[Report]) -> Told {
+    let mut all = Told::default();
+    for Report { told, .. } in reports {
+        all.pid = all.pid.or(told.pid);
+        all.restarts = all.restarts.or(told.restarts);
+        all.is_measured |= told.is_measured;
+        let new = told.addresses.iter().filter(|address| !all.addresses.contains(address));
+        let new: Vec<_> = new.copied().collect();
+        all.addresses.extend(new);
+        all.pod = match (all.pod, &told.pod) {
+            (Some(pod), Some(other)) if pod.uid == other.uid => {
+                Some(Place { tags: pod.tags.or_else(|| other.tags.clone()), ..pod })
+            }
+            (pod, other) => pod.or_else(|| other.clone()),
+        };
+        all.tags = if all.tags.is_empty() {
+            Arc::clone(&told.tags)
+        } else {
+            Arc::new(all.tags.joined(&told.tags))
+        };
+    }
+    all
+}
+
 impl Container {
+    fn uid(&self) -> Option<&str> {
+        self.told.pod.as_ref().map(|pod| &*pod.uid)
+    }
+
     fn is_old(&self, now: Time) -> bool {
         self.ended.is_some_and(|at| now.0 - at.0 >= KEPT)
     }
@@ -380,10 +470,11 @@ impl Known {
     }
 
     /// Whether this is known already, and the container runs.
-    fn says(&self, id: &str, pid: Option<u32>, addresses: &[IpAddr], tags: &EntityTags) -> bool {
-        self.containers.get(id).is_some_and(|old| {
-            (old.pid, &*old.addresses, old.ended) == (pid, addresses, None)
-                && self.tags.get(&old.origin).is_some_and(|old| **old == *tags)
+    fn says(&self, source: Source, id: &str, told: &Told) -> bool {
+        self.containers.get(id).is_some_and(|container| {
+            let mut reports = container.reports.iter();
+            container.ended.is_none()
+                && reports.any(|r| r.source == source && r.is_running && r.told == *told)
         })
     }
 
@@ -394,41 +485,42 @@ impl Known {
         Origin(self.last)
     }
 
-    fn insert(&mut self, id: Arc<str>, container: Container, tags: Arc<EntityTags>) {
+    fn insert(&mut self, id: Arc<str>, container: Container) {
+        let Told { pid, addresses, tags, .. } = &container.told;
         if let Some(short) = short(&id) {
             self.short.entry(short.into()).or_default().push(Arc::clone(&id));
         }
-        if let Some(pid) = container.pid {
-            self.pids.insert(pid, Arc::clone(&id));
+        if let Some(pid) = pid {
+            self.pids.insert(*pid, Arc::clone(&id));
         }
-        for address in &container.addresses {
+        for address in addresses {
             self.addresses.entry(*address).or_default().push(Arc::clone(&id));
         }
-        self.tags.insert(container.origin, tags);
+        self.tags.insert(container.origin, Arc::clone(tags));
         self.owners.insert(container.origin, Arc::clone(&id));
-        let pod = container.pod.as_ref().map(|(uid, _)| uid.clone());
+        let uid = container.uid().map(Box::<str>::from);
         self.containers.insert(Arc::clone(&id), container);
-        if let Some(uid) = pod {
+        if let Some(uid) = uid {
             let empty = || Pod { containers: Vec::new(), origin: Origin::NONE };
             self.pods.entry(uid.clone()).or_insert_with(empty).containers.push(id);
             self.sum_up(&uid);
         }
     }
 
-    fn remove(&mut self, id: &str) -> Option<(Container, Arc<EntityTags>)> {
+    fn remove(&mut self, id: &str) -> Option<Container> {
         let container = self.containers.remove(id)?;
         if let Some(short) = short(id) {
             remove_from(&mut self.short, short, id);
         }
-        if let Some(pid) = container.pid
+        if let Some(pid) = container.told.pid
             && self.pids.get(&pid).is_some_and(|other| **other == *id)
         {
             self.pids.remove(&pid);
         }
-        for address in &container.addresses {
+        for address in &container.told.addresses {
             remove_from(&mut self.addresses, address, id);
         }
-        if let Some((uid, _)) = &container.pod
+        if let Some(uid) = container.uid()
             && let Some(pod) = self.pods.get_mut(uid)
         {
             pod.containers.retain(|other| **other != *id);
@@ -440,25 +532,29 @@ impl Known {
                 self.sum_up(uid);
             }
         }
-        let tags = self.tags.remove(&container.origin).unwrap_or_default();
+        self.tags.remove(&container.origin);
         self.owners.remove(&container.origin);
-        Some((container, tags))
+        Some(container)
     }
 
-    /// Works out what the containers of a pod have in common.
+    /// Works out the tags of a pod: those that were told, or what its containers have in common.
     fn sum_up(&mut self, uid: &str) {
         let Some(pod) = self.pods.get(uid) else { return };
-        let containers = pod.containers.iter().filter_map(|id| self.containers.get(id));
-        let mut all = containers.filter_map(|container| self.tags.get(&container.origin));
-        let Some(first) = all.next() else { return };
-        let tags = all.fold(EntityTags::clone(first), |common, next| common.shared(next));
+        let containers = || pod.containers.iter().filter_map(|id| self.containers.get(id));
+        let places = containers().filter_map(|container| container.told.pod.as_ref());
+        let told = places.filter_map(|place| place.tags.clone()).next();
+        let tags = told.unwrap_or_else(|| {
+            let mut all = containers().map(|container| &container.told.tags);
+            let first = all.next().map(|tags| EntityTags::clone(tags)).unwrap_or_default();
+            Arc::new(all.fold(first, |common, next| common.shared(next)))
+        });
         let old = pod.origin;
-        if self.tags.get(&old).is_some_and(|old| **old == tags) {
+        if self.tags.get(&old).is_some_and(|old| *old == tags) {
             return;
         }
         self.tags.remove(&old);
         let origin = self.number();
-        self.tags.insert(origin, Arc::new(tags));
+        self.tags.insert(origin, tags);
         if let Some(pod) = self.pods.get_mut(uid) {
             pod.origin = origin;
         }
@@ -499,10 +595,22 @@ where
 
 #[cfg(test)]
 mod tests {
+    use super::Source::{Engine, Kubelet};
     use super::*;
 
     fn directory() -> Directory {
         Directory::new(Arc::default())
+    }
+
+    /// As an engine tells it.
+    fn told(pid: Option<u32>, addresses: &[IpAddr], tags: EntityTags) -> Told {
+        let (addresses, tags) = (addresses.to_vec(), Arc::new(tags));
+        Told { pid, addresses, tags, ..Told::default() }
+    }
+
+    fn within(uid: &str, name: &str, tags: EntityTags) -> Told {
+        let pod = Some(Place { uid: uid.into(), name: name.into(), tags: None });
+        Told { pod, ..told(None, &[], tags) }
     }
 
     fn tags(low: &[&str], orchestrator: &[&str], high: &[&str]) -> EntityTags {
@@ -532,7 +640,11 @@ mod tests {
     #[test]
     fn a_container_is_found_by_all_its_names() {
         let directory = directory();
-        directory.publish(A, Some(7), &[HERE], tags(&["image_name:web"], &[], &["name:a"]));
+        directory.publish(
+            Engine,
+            A,
+            told(Some(7), &[HERE], tags(&["image_name:web"], &[], &["name:a"])),
+        );
         let origin = directory.container(A);
         assert!(origin.is_some_and(|origin| origin != Origin::NONE));
         for found in
@@ -552,26 +664,26 @@ mod tests {
     #[test]
     fn what_two_containers_share_names_neither() {
         let directory = directory();
-        directory.publish(A, Some(7), &[HERE], tags(&["a"], &[], &[]));
-        directory.publish(B, Some(8), &[HERE], tags(&["b"], &[], &[]));
+        directory.publish(Engine, A, told(Some(7), &[HERE], tags(&["a"], &[], &[])));
+        directory.publish(Engine, B, told(Some(8), &[HERE], tags(&["b"], &[], &[])));
         assert_eq!(directory.address(HERE), None);
         assert_eq!(directory.container(&A[..12]), None, "both begin so");
         assert_ne!(directory.container(A), directory.container(B));
         // An address goes to the next one when its container has ended.
-        directory.ended(A, Time(0));
+        directory.ended(Engine, A, Time(0));
         assert_eq!(directory.address(HERE), directory.container(B));
     }
 
     #[test]
     fn new_tags_are_a_new_origin_and_the_same_tags_the_same() {
         let directory = directory();
-        directory.publish(A, Some(7), &[HERE], tags(&["a"], &[], &[]));
+        directory.publish(Engine, A, told(Some(7), &[HERE], tags(&["a"], &[], &[])));
         let first = directory.container(A);
-        directory.publish(A, Some(9), &[], tags(&["a"], &[], &[]));
+        directory.publish(Engine, A, told(Some(9), &[], tags(&["a"], &[], &[])));
         assert_eq!(directory.container(A), first);
         assert_eq!((directory.process(9).as_deref(), directory.process(7)), (Some(A), None));
         assert_eq!(directory.address(HERE), None);
-        directory.publish(A, Some(9), &[], tags(&["b"], &[], &[]));
+        directory.publish(Engine, A, told(Some(9), &[], tags(&["b"], &[], &[])));
         assert_ne!(directory.container(A), first);
         assert_eq!(at(&directory, directory.container(A), Cardinality::Low), ["b"]);
     }
@@ -579,29 +691,74 @@ mod tests {
     #[test]
     fn a_pod_is_what_its_containers_have_in_common() {
         let directory = directory();
-        directory.publish(A, None, &[], tags(&["ns:x", "name:a"], &["pod:p"], &["id:a"]));
-        directory.in_pod(A, "uid", "app");
+        let publish = |id, name, tags| directory.publish(Engine, id, within("uid", name, tags));
+        publish(A, "app", tags(&["ns:x", "name:a"], &["pod:p"], &["id:a"]));
         assert_eq!(at(&directory, directory.pod("uid"), Cardinality::Low), ["ns:x", "name:a"]);
-        directory.publish(B, None, &[], tags(&["ns:x", "name:b"], &["pod:p"], &["id:b"]));
-        directory.in_pod(B, "uid", "side");
+        publish(B, "side", tags(&["ns:x", "name:b"], &["pod:p"], &["id:b"]));
         assert_eq!(at(&directory, directory.pod("uid"), Cardinality::High), ["ns:x", "pod:p"]);
         assert_eq!(directory.container_in_pod("uid", "side"), directory.container(B));
         assert_eq!(directory.container_in_pod("uid", "other"), None);
-        // New tags leave a container in its pod.
-        directory.publish(B, None, &[], tags(&["ns:x", "name:a"], &[], &[]));
+        publish(B, "side", tags(&["ns:x", "name:a"], &[], &[]));
         assert_eq!(at(&directory, directory.pod("uid"), Cardinality::High), ["ns:x", "name:a"]);
         assert_eq!(directory.pod("other"), None);
     }
 
     #[test]
+    fn what_two_sources_tell_is_joined() {
+        let directory = directory();
+        let kubelet = |low: &[&str]| Told {
+            pod: Some(Place {
+                uid: "uid".into(),
+                name: "app".into(),
+                tags: Some(Arc::new(tags(&["kube:y"], &[], &[]))),
+            }),
+            restarts: Some(2),
+            ..told(None, &[HERE], tags(low, &["pod:p"], &["name:app"]))
+        };
+        directory.publish(Kubelet, A, kubelet(&["kube:y", "image:k"]));
+        let engine = told(Some(7), &[], tags(&["image:e"], &[], &["name:k8s_app"]));
+        directory.publish(Engine, A, Told { is_measured: true, ..engine.clone() });
+        let (origin, both) = directory.told(A).expect("it is known");
+        assert_eq!(*both.tags, tags(&["image:e", "kube:y"], &["pod:p"], &["name:k8s_app"]));
+        assert_eq!((both.pid, both.restarts, both.is_measured), (Some(7), Some(2), true));
+        assert_eq!(directory.address(HERE), Some(origin));
+        assert_eq!(at(&directory, directory.pod("uid"), Cardinality::High), ["kube:y"]);
+        // What was told before changes nothing; what is new does.
+        directory.publish(Kubelet, A, kubelet(&["kube:y", "image:k"]));
+        assert_eq!(directory.container(A), Some(origin));
+        directory.publish(Kubelet, A, kubelet(&["kube:z"]));
+        assert_ne!(directory.container(A), Some(origin));
+        // It runs for as long as one of them says so.
+        directory.ended(Kubelet, A, Time(1));
+        directory.ended(Kubelet, B, Time(1 + KEPT));
+        assert!(directory.container(A).is_some());
+        directory.ended(Engine, A, Time(2));
+        directory.ended(Engine, A, Time(2 + KEPT));
+        assert!(directory.is_empty());
+    }
+
+    #[test]
+    fn an_address_of_a_pod_is_that_of_its_containers() {
+        let directory = directory();
+        let here = |told: Told| Told { addresses: vec![HERE], ..told };
+        directory.publish(Kubelet, A, here(within("uid", "app", tags(&["ns:x", "a"], &[], &[]))));
+        assert_eq!(directory.address(HERE), directory.container(A));
+        directory.publish(Kubelet, B, here(within("uid", "side", tags(&["ns:x"], &[], &[]))));
+        assert_eq!(directory.address(HERE), directory.pod("uid"));
+        let c = A.replace('a', "c");
+        directory.publish(Kubelet, &c, here(within("other", "app", tags(&["ns:y"], &[], &[]))));
+        assert_eq!(directory.address(HERE), None);
+    }
+
+    #[test]
     fn what_has_ended_is_kept_for_a_while_and_leaves_nothing() {
         let directory = directory();
-        directory.publish(A, Some(7), &[HERE], tags(&["a"], &[], &[]));
-        directory.in_pod(A, "uid", "app");
-        directory.ended(A, Time(1000));
-        directory.ended(B, Time(KEPT));
+        let place = within("uid", "app", tags(&["a"], &[], &[]));
+        directory.publish(Engine, A, Told { pid: Some(7), addresses: vec![HERE], ..place });
+        directory.ended(Engine, A, Time(1000));
+        directory.ended(Engine, B, Time(KEPT));
         assert!(directory.container(A).is_some() && directory.address(HERE).is_some());
-        directory.ended(B, Time(1000 + KEPT));
+        directory.ended(Engine, B, Time(1000 + KEPT));
         let known = directory.read();
         let left = [
             known.containers.len(),
@@ -619,14 +776,14 @@ mod tests {
         let directory = directory();
         let id = |i: usize| format!("{i:064x}");
         for i in 0..CONTAINERS_MAX {
-            directory.publish(&id(i), None, &[], EntityTags::default());
+            directory.publish(Engine, &id(i), told(None, &[], EntityTags::default()));
         }
-        directory.publish(A, None, &[], EntityTags::default());
+        directory.publish(Engine, A, told(None, &[], EntityTags::default()));
         assert_eq!((directory.container(A), directory.len()), (None, CONTAINERS_MAX));
         assert_eq!(directory.telemetry.origin_containers_refused.get(), 1);
-        directory.ended(&id(5), Time(1));
-        directory.ended(&id(3), Time(2));
-        directory.publish(A, None, &[], EntityTags::default());
+        directory.ended(Engine, &id(5), Time(1));
+        directory.ended(Engine, &id(3), Time(2));
+        directory.publish(Engine, A, told(None, &[], EntityTags::default()));
         assert!(directory.container(A).is_some());
         assert_eq!(directory.container(&id(5)), None);
         assert!(directory.container(&id(3)).is_some());

@@ -305,6 +305,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::origin::directory::{Source, Told};
     use crate::origin::{Config, Directory, EntityTags};
 
     const PATIENCE: i64 = 10_000;
@@ -375,8 +376,9 @@ mod tests {
 
         fn publish(&self, id: &str, tag: &str) {
             let low = vec![tag.to_owned()];
-            let tags = EntityTags { low, ..EntityTags::default() };
-            self.resolver.origins.directory.publish(id, None, &[], tags);
+            let tags = Arc::new(EntityTags { low, ..EntityTags::default() });
+            let told = Told { tags, ..Told::default() };
+            self.resolver.origins.directory.publish(Source::Engine, id, told);
         }
     }
 

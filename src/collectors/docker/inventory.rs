@@ -10,8 +10,8 @@ use super::config::Config;
 use super::events::{Event, Subject};
 use super::figures::parse_address;
 use super::filter::Filter;
-use super::image::is_nameless;
 use super::tags::{Facts, entity_tags};
+use crate::collectors::image::is_nameless;
 use crate::origin::EntityTags;
 use crate::time::Time;
 

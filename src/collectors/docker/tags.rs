@@ -1,10 +1,12 @@
 //! What a container is called: the tags of its metrics, and of everything its processes send.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::api::{Inspected, Listed};
 use super::config::Config;
-use super::image::ImageName;
+use crate::collectors::image::ImageName;
+use crate::collectors::tagging::Level::{self, High, Low, Orchestrator};
+use crate::collectors::tagging::{Builder, by_rules, place_of_task};
 use crate::origin::directory::EntityTags;
 
 /// What the tags of a container are made of.
@@ -74,16 +76,6 @@ impl Facts {
     }
 }
 
-/// How far a tag multiplies series.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Level {
-    Low,
-    Orchestrator,
-    High,
-}
-
-use Level::{High, Low, Orchestrator};
-
 /// Labels whose value is a tag, by the Agent's names.
 const LABELS: [(&str, &str, Level); 13] = [
     ("com.datadoghq.tags.env", "env", Low),
@@ -149,7 +141,7 @@ pub fn entity_tags(facts: &Facts, config: &Config) -> EntityTags {
         }
     }
     if let Some(arn) = facts.labels.get("com.amazonaws.ecs.task-arn").filter(|_| config.ecs_tags) {
-        place(arn, &mut tags);
+        place_of_task(arn, &mut tags);
     }
     variables(facts, config, &mut tags);
     chosen_labels(facts, config, &mut tags);
@@ -159,9 +151,7 @@ pub fn entity_tags(facts: &Facts, config: &Config) -> EntityTags {
 fn names(facts: &Facts, config: &Config, tags: &mut Builder) {
     let image = ImageName::new(&facts.image);
     tags.add(Low, "docker_image", &image.full());
-    tags.add(Low, "image_name", &image.long);
-    tags.add(Low, "short_image", &image.short);
-    tags.add(Low, "image_tag", &image.tag);
+    tags.add_image(&image);
     tags.add(High, "container_name", facts.name());
     tags.add(High, "container_id", &facts.id);
     for (name, value) in ON_DEMAND.iter().zip([&facts.command, &facts.image_id]) {
@@ -175,15 +165,6 @@ fn names(facts: &Facts, config: &Config, tags: &mut Builder) {
             tags.add(High, "name", name.strip_prefix('/').unwrap_or(name));
         }
         tags.add(High, "command", &facts.command);
-    }
-}
-
-/// The region and the account in `arn:aws:ecs:us-west-2:123456789012:task/...`.
-fn place(arn: &str, tags: &mut Builder) {
-    let parts: Vec<&str> = arn.splitn(6, ':').collect();
-    if let ["arn", _, "ecs", region, account, _] = parts[..] {
-        tags.add(Low, "region", region);
-        tags.add(Low, "aws_account", account);
     }
 }
 
@@ -233,38 +214,6 @@ fn chosen_labels(facts: &Facts, config: &Config, tags: &mut Builder) {
     }
 }
 
-fn by_rules(
-    rules: &BTreeMap<String, String>,
-    placeholder: &str,
-    name: &str,
-    value: &str,
-    tags: &mut Builder,
-) {
-    for (pattern, tag) in rules {
-        if matches_pattern(pattern, name) {
-            let (level, tag) = tag.strip_prefix('+').map_or((Low, &**tag), |tag| (High, tag));
-            tags.add(level, &tag.replace(placeholder, name), value);
-        }
-    }
-}
-
-/// Whether a pattern, in which `*` stands for any characters, matches the whole of a name, whatever
-/// the case.
-fn matches_pattern(pattern: &str, name: &str) -> bool {
-    let (pattern, name) = (pattern.to_ascii_lowercase(), name.to_ascii_lowercase());
-    let Some((first, rest)) = pattern.split_once('*') else { return pattern == name };
-    let Some(mut name) = name.strip_prefix(first) else { return false };
-    let mut parts: Vec<&str> = rest.split('*').collect();
-    let last = parts.pop().unwrap_or_default();
-    for part in parts {
-        match name.find(part) {
-            Some(at) => name = &name[at + part.len()..],
-            None => return false,
-        }
-    }
-    name.ends_with(last)
-}
-
 /// The tags of one cardinality, and those below it.
 pub fn up_to_high(tags: &EntityTags) -> Vec<String> {
     [&tags.low, &tags.orchestrator, &tags.high].into_iter().flatten().cloned().collect()
@@ -277,48 +226,6 @@ pub fn keep(tags: Vec<String>, names: &[String]) -> Vec<String> {
     }
     let name = |tag: &str| tag.split(':').next().unwrap_or_default().to_owned();
     tags.into_iter().filter(|tag| names.contains(&name(tag))).collect()
-}
-
-#[derive(Default)]
-struct Builder {
-    low: BTreeSet<String>,
-    orchestrator: BTreeSet<String>,
-    high: BTreeSet<String>,
-    /// Names that have a value already.
-    named: BTreeSet<String>,
-}
-
-impl Builder {
-    fn add(&mut self, level: Level, name: &str, value: &str) {
-        if !value.is_empty() && !name.is_empty() {
-            self.named.insert(name.to_owned());
-            self.push(level, format!("{name}:{value}"));
-        }
-    }
-
-    /// Adds a tag unless another source has named it.
-    fn add_first(&mut self, level: Level, name: &str, value: &str) {
-        if !self.named.contains(name) {
-            self.add(level, name, value);
-        }
-    }
-
-    fn push(&mut self, level: Level, tag: String) {
-        let tags = match level {
-            Low => &mut self.low,
-            Orchestrator => &mut self.orchestrator,
-            High => &mut self.high,
-        };
-        tags.insert(tag);
-    }
-
-    fn finish(self) -> EntityTags {
-        EntityTags {
-            low: self.low.into_iter().collect(),
-            orchestrator: self.orchestrator.into_iter().collect(),
-            high: self.high.into_iter().collect(),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -450,24 +357,6 @@ mod tests {
         ] {
             let id = "0123456789abcdef".to_owned();
             assert_eq!(Facts { id, names: list(names), ..Facts::default() }.name(), name);
-        }
-    }
-
-    #[test]
-    fn stars_stand_for_anything() {
-        for (pattern, name, hit) in [
-            ("a", "A", true),
-            ("a", "ab", false),
-            ("a*", "ab", true),
-            ("*b", "ab", true),
-            ("a*c", "abc", true),
-            ("a*c", "abcd", false),
-            ("*b*", "abc", true),
-            ("a*b*c", "axbyc", true),
-            ("ab*ba", "aba", false),
-            ("*", "", true),
-        ] {
-            assert_eq!(matches_pattern(pattern, name), hit, "{pattern} {name}");
         }
     }
 

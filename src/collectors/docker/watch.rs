@@ -19,9 +19,9 @@ use super::api::{DiskUsage, Image, Info, Inspected, Listed, Stats, Volumes};
 use super::config::Config;
 use super::engine::{Engine, EngineError, EventStream};
 use super::events::{self, Event, Hearing, Memory};
-use super::image::name_of;
 use super::inventory::{Container, Inventory, Snapshot};
-use crate::origin::Directory;
+use crate::collectors::image::name_of;
+use crate::origin::directory::{Directory, Place, Source, Told};
 use crate::telemetry::Telemetry;
 use crate::time::Time;
 
@@ -163,18 +163,25 @@ impl Shared {
         if !container.is_alive() {
             return;
         }
-        let tags = container.tags.clone();
-        self.directory.publish(&container.id, container.pid(), &container.addresses(), tags);
-        let label = |name: &str| container.facts.labels.get(name);
-        if let Some(uid) = label("io.kubernetes.pod.uid") {
-            let name = label("io.kubernetes.container.name").map_or("", String::as_str);
-            self.directory.in_pod(&container.id, uid, name);
-        }
+        let label = |name: &str| container.facts.labels.get(name).map(|value| (**value).into());
+        let pod = label("io.kubernetes.pod.uid").map(|uid| {
+            let name = label("io.kubernetes.container.name").unwrap_or_default();
+            Place { uid, name, tags: None }
+        });
+        let told = Told {
+            pid: container.pid(),
+            addresses: container.addresses(),
+            pod,
+            tags: Arc::new(container.tags.clone()),
+            restarts: None,
+            is_measured: true,
+        };
+        self.directory.publish(Source::Engine, &container.id, told);
     }
 
     fn ended(&self, ids: impl IntoIterator<Item = String>) {
         for id in ids {
-            self.directory.ended(&id, (self.clock)());
+            self.directory.ended(Source::Engine, &id, (self.clock)());
         }
     }
 
