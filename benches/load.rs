@@ -803,7 +803,7 @@ fn flush_wait() -> Result<()> {
     let mut parts = Parts::new(1, SERIES, 8192, 1);
     let (mut waits, mut flushes, mut others) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        let Parts { readers, flush, datagrams, now } = &mut parts;
+        let Parts { readers, flush, datagrams, now, .. } = &mut parts;
         let (clock, stopping) = (AtomicI64::new(now.0), AtomicBool::new(false));
         // What takes long without a flush, such as a thread that has to make room for another.
         let quiet = Duration::from_millis(300);

@@ -8,6 +8,7 @@ use serde_json::Value as Json;
 use tallyd::cost::Cost;
 use tallyd::intake;
 use tallyd::ledger::{self, Ledger};
+use tallyd::origin::directory::{Source, Told};
 use tallyd::origin::{Config, Directory, EntityTags, Origins};
 use tallyd::reader::{Reader, Shared};
 use tallyd::rules::{self, Rules};
@@ -121,8 +122,9 @@ fn every_loss_has_its_sender() {
         ..shard::Config::default()
     });
     let high = vec!["container_name:web-1".to_owned()];
-    let tags = EntityTags { high, ..EntityTags::default() };
-    world.directory.publish(ID, None, &["10.0.0.1".parse().unwrap()], tags);
+    let tags = Arc::new(EntityTags { high, ..EntityTags::default() });
+    let addresses = vec!["10.0.0.1".parse().unwrap()];
+    world.directory.publish(Source::Engine, ID, Told { addresses, tags, ..Told::default() });
     world.send(0, APP, "a:1|c\nbad\nb:nan|g\nc:nan:2|h");
     world.send(0, address("10.0.0.1"), "d:1|c\nd:1|q\n");
     world.send(1, address("10.0.0.1"), "d:1|c");
