@@ -3,7 +3,7 @@
 //! A reader appends what it understood of each batch of datagrams to a file of its own, its
 //! *segment*, in the same window in which it adds it to the aggregate: a number for the series,
 //! which is described once, and the values. Until then the datagrams themselves lie in buffers that
-//! outlive the process too ([`landing`]). Once every sink has the batch of a flush safe, the
+//! outlive the process too (`journal/landing.rs`). Once every sink has the batch of a flush safe, the
 //! segments that it came from are released, and used again. What a process leaves behind is taken
 //! in again by the next one.
 //!
