@@ -166,6 +166,8 @@ struct Segment {
     generation: Generation,
     /// It holds what waits, of whatever generation, and is released by its reader alone.
     waiting: bool,
+    /// Bytes of the header.
+    first: u64,
     /// Bytes of the file that are in use.
     written: AtomicU64,
     synced: AtomicU64,
@@ -451,7 +453,7 @@ impl Journal {
         self.used.fetch_add(first, Relaxed);
         let segment = Arc::new(Segment::new(path, file, &header, first));
         self.files().segments.push(Arc::clone(&segment));
-        Ok(Open { segment, seed, numbering, first, position: first })
+        Ok(Open { segment, seed, numbering, position: first })
     }
 
     fn create(&self, number: u64) -> io::Result<(PathBuf, File)> {
@@ -561,10 +563,15 @@ impl Segment {
             file,
             generation: header.generation,
             waiting: header.waiting,
+            first: written,
             written: AtomicU64::new(written),
             synced: AtomicU64::new(0),
             broken: AtomicBool::new(false),
         }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.written.load(Relaxed) == self.first
     }
 }
 
@@ -592,8 +599,6 @@ struct Open {
     segment: Arc<Segment>,
     seed: u32,
     numbering: u64,
-    /// Behind the header.
-    first: u64,
     position: u64,
 }
 
@@ -813,15 +818,16 @@ impl Writer {
     /// All that waited was taken in, so none of it is to be taken in again.
     fn nothing_waits(&mut self) {
         let Some(open) = &mut self.waiting else { return };
-        if open.position == open.first {
+        if open.segment.is_empty() {
             return;
         }
+        let first = open.segment.first;
         let emptied = self.journal.step(Op::Append);
-        match emptied.and_then(|()| open.segment.file.write_all_at(&END, open.first)) {
+        match emptied.and_then(|()| open.segment.file.write_all_at(&END, first)) {
             Ok(()) => {
-                self.journal.used.fetch_sub(open.position - open.first, Relaxed);
-                open.position = open.first;
-                open.segment.written.store(open.first, Relaxed);
+                self.journal.used.fetch_sub(open.position - first, Relaxed);
+                open.position = first;
+                open.segment.written.store(first, Relaxed);
             }
             Err(error) => {
                 let _ = fs::remove_file(&open.segment.path);
@@ -857,9 +863,13 @@ impl Keeper {
         // A thread that panicked has said so already.
         let _ = work.send(Work::Stop);
         let _ = self.thread.join();
-        for spare in self.journal.files().spares.drain(..) {
-            // It is of no use to anybody; the next start would remove it as well.
+        let mut files = self.journal.files();
+        // They are of no use to anybody; the next start would remove them as well.
+        for spare in files.spares.drain(..) {
             let _ = fs::remove_file(spare.path);
+        }
+        for segment in files.segments.extract_if(.., |s| s.waiting && s.is_empty()) {
+            let _ = fs::remove_file(&segment.path);
         }
     }
 }
@@ -1045,6 +1055,7 @@ impl Journal {
 #[derive(Debug)]
 pub struct Left {
     pub source: Source,
+    /// When the last of it arrived.
     pub arrival: Time,
     /// The number of the batch in which they were received, or 0.
     pub batch: u64,
@@ -1100,28 +1111,28 @@ impl Found {
             self.landings.into_iter().partition(|landing| batches.contains(&landing.batch()));
         appended.into_iter().for_each(Landing::remove);
         for (header, path) in &self.waiting {
+            let (mut datagrams, mut ids, mut arrival) = (Vec::new(), Vec::new(), None);
             journal.records(header, path, |record| {
-                let waits = record.entries.into_iter().filter_map(|entry| match entry {
-                    format::Entry::Waits(waiting) if !taken.contains(&waiting.id) => Some(waiting),
-                    _ => None,
-                });
                 // Of a batch that has to be taken in as a whole nothing is taken in by itself.
-                let landed = |batch| batch != 0 && landings.iter().any(|l| l.batch() == batch);
-                for Waiting { id, bytes, truncated, line } in waits {
-                    if landed(record.batch) {
+                if record.batch != 0 && landings.iter().any(|l| l.batch() == record.batch) {
+                    return;
+                }
+                for entry in record.entries {
+                    let format::Entry::Waits(waiting) = entry else { continue };
+                    let Waiting { id, bytes, truncated, line } = waiting;
+                    if taken.contains(&id) {
                         continue;
                     }
                     // With its end, which the listener may require.
                     let end: &[u8] = if line { b"\n" } else { b"" };
-                    left(Left {
-                        source: header.source.clone(),
-                        arrival: record.arrival,
-                        batch: 0,
-                        datagrams: vec![([bytes, end].concat(), truncated)],
-                        ids: vec![id],
-                    });
+                    datagrams.push(([bytes, end].concat(), truncated));
+                    ids.push(id);
+                    arrival = Some(record.arrival);
                 }
             });
+            if let Some(arrival) = arrival {
+                left(Left { source: header.source.clone(), arrival, batch: 0, datagrams, ids });
+            }
             let _ = fs::remove_file(path);
         }
         for landing in landings {

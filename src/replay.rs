@@ -142,10 +142,12 @@ pub fn replay(
         counters.replayed.add(listener.lines.get() - before);
     };
     found.replay(journal, restore, each, left);
-    tracing::info!(
-        "journal: took in {} samples, events and checks that an earlier process had read",
-        counters.replayed.get()
-    );
+    if counters.replayed.get() > 0 {
+        tracing::info!(
+            "journal: took in {} samples, events and checks that an earlier process had read",
+            counters.replayed.get()
+        );
+    }
     shards.begin(first);
 }
 
