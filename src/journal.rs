@@ -712,25 +712,30 @@ impl Writer {
         self.next_id = self.next_id.wrapping_add(1);
         let mut draft = Draft::default();
         draft.waits(Waiting { id, bytes, truncated, line });
-        if let Err(error) = self.try_wait(&mut draft, batch, now) {
-            self.waiting = None;
+        self.waiting_count += 1;
+        let generation = self.generation.as_ref();
+        if !generation.is_some_and(|generation| self.journal.worth_a_try(generation, now)) {
+            self.journal.unprotected(1, bytes.len() as u64, now, || {});
+        } else if let Err(error) = self.try_wait(&mut draft, batch, now) {
             self.journal.failed(&error, 1, bytes.len() as u64, now);
         }
-        self.waiting_count += 1;
         id
     }
 
     fn try_wait(&mut self, draft: &mut Draft, batch: u64, now: Time) -> io::Result<()> {
         let generation = self.generation.ok_or(io::ErrorKind::NotFound)?;
         let length = draft.len() as u64;
-        let open = self.waiting.take().filter(|open| !open.segment.broken.load(Relaxed));
-        let mut open = match open {
+        if self.journal.used.load(Relaxed) + length > self.journal.max_bytes {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
+        let mut open = match self.waiting.take() {
+            // One that could not be synced goes on as it is: the process may die all the same.
             Some(open) => open,
             None => self.journal.segment(generation, &self.source, None, true, length)?,
         };
-        self.append(&mut open, draft, batch, now)?;
+        let appended = self.append(&mut open, draft, batch, now);
         self.waiting = Some(open);
-        Ok(())
+        appended
     }
 
     /// What waited under this number is in the record.
@@ -750,15 +755,17 @@ impl Writer {
         let journal = Arc::clone(&self.journal);
         if self.open.is_none() && !journal.worth_a_try(&generation, now) {
             self.begin_numbering();
-            return journal.unprotected(load.datagrams, load.bytes, now, || {});
+            journal.unprotected(load.datagrams, load.bytes, now, || {});
+        } else {
+            let mut draft = std::mem::take(&mut self.draft);
+            if let Err(error) = self.try_commit(&mut draft, &generation, batch, now) {
+                // Whatever was written in part is behind the last end, and cut off when it is read.
+                self.begin_numbering();
+                journal.failed(&error, load.datagrams, load.bytes, now);
+            }
+            self.draft = draft;
         }
-        let mut draft = std::mem::take(&mut self.draft);
-        if let Err(error) = self.try_commit(&mut draft, &generation, batch, now) {
-            // Whatever was written in part is behind the last end, and cut off when it is read.
-            self.begin_numbering();
-            journal.failed(&error, load.datagrams, load.bytes, now);
-        }
-        self.draft = draft;
+        // It is in the aggregate now: in the journal or not, it must not be taken in once more.
         if self.waiting_count == 0 {
             self.nothing_waits();
         } else if !self.taken.is_empty() {
@@ -809,10 +816,10 @@ impl Writer {
         let Some(mut open) = self.waiting.take() else { return };
         let mut draft = Draft::default();
         self.taken.iter().for_each(|id| draft.taken(*id));
-        match self.append(&mut open, &mut draft, 0, now) {
-            Ok(()) => self.waiting = Some(open),
-            Err(error) => self.journal.failed(&error, 0, 0, now),
+        if let Err(error) = self.append(&mut open, &mut draft, 0, now) {
+            self.journal.failed(&error, 0, 0, now);
         }
+        self.waiting = Some(open);
     }
 
     /// All that waited was taken in, so none of it is to be taken in again.
