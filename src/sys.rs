@@ -427,28 +427,13 @@ impl Receiver {
             self.senders.ask(i, &mut header.msg_hdr);
         }
         numbers[FORM].store(0, Ordering::Release);
-        // From here on lengths in the table are those of this batch.
-        numbers[RECEIVED].fetch_add(1, Ordering::Release);
         // SAFETY: each of the BATCH headers holds one slice, a part of `buffers` of the stated
         // length, and at most one place for an answer, of the stated length as well. The pointers
         // were made just now, and neither `buffers`, `slices` nor `senders` is touched otherwise
         // until the call is over.
-        let count = unsafe {
-            libc::recvmmsg(
-                socket.as_raw_fd(),
-                headers.as_mut_ptr(),
-                BATCH as libc::c_uint,
-                libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC,
-                std::ptr::null_mut(),
-            )
-        };
-        if count < 0 {
-            let error = io::Error::last_os_error();
-            Landing(numbers).is_safe();
-            return Err(error);
-        }
+        let count = unsafe { recvmmsg(socket, headers, numbers)? };
         // Only what was received by this very call: older datagrams still lie in later buffers.
-        let headers = &headers[..count as usize];
+        let headers = &headers[..count];
         let (buffer_size, senders) = (size, &self.senders);
         Ok(Received { headers, buffers, buffer_size, senders, numbers, next: 0 })
     }
@@ -478,27 +463,43 @@ impl Receiver {
         headers[0].msg_hdr.msg_iovlen = 1;
         numbers[KEPT].store(kept.len() as u64, Ordering::Release);
         numbers[FORM].store(u64::from(form) + 1, Ordering::Release);
-        numbers[RECEIVED].fetch_add(1, Ordering::Release);
         // SAFETY: the one header holds one slice, a part of `buffer` of the stated length. Neither is
         // touched otherwise until the call is over.
-        let count = unsafe {
-            libc::recvmmsg(
-                socket.as_raw_fd(),
-                headers.as_mut_ptr(),
-                1,
-                libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC,
-                std::ptr::null_mut(),
-            )
-        };
-        if count < 0 {
-            let error = io::Error::last_os_error();
-            Landing(numbers).is_safe();
-            return Err(error);
-        }
+        unsafe { recvmmsg(socket, &mut headers[..1], numbers)? };
         let length = (headers[0].msg_len as usize).min(slice.iov_len);
         space[..length].copy_from_slice(&buffer[..length]);
         Ok((length, Landing(numbers)))
     }
+}
+
+/// Receives the next batch, without waiting. Returns how many of the headers were used.
+///
+/// # Safety
+/// What the headers point to must be the kernel's to write to until the call is over, with the
+/// lengths that they state.
+unsafe fn recvmmsg(
+    socket: BorrowedFd<'_>,
+    headers: &mut [libc::mmsghdr],
+    numbers: &[AtomicU64; 8],
+) -> io::Result<usize> {
+    // From here on lengths in the table are those of this batch.
+    numbers[RECEIVED].fetch_add(1, Ordering::Release);
+    // SAFETY: the caller answers for what the headers point to; they are as many as is said.
+    let count = unsafe {
+        libc::recvmmsg(
+            socket.as_raw_fd(),
+            headers.as_mut_ptr(),
+            headers.len() as libc::c_uint,
+            libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC,
+            std::ptr::null_mut(),
+        )
+    };
+    if count < 0 {
+        let error = io::Error::last_os_error();
+        Landing(numbers).is_safe();
+        return Err(error);
+    }
+    Ok(count as usize)
 }
 
 /// Ends this process as `kill -9` would.
