@@ -16,6 +16,7 @@ pub mod events;
 pub mod figures;
 pub mod filter;
 pub mod inventory;
+mod kills;
 mod measure;
 mod metrics;
 mod report;

@@ -9,6 +9,7 @@ use super::api::Stats;
 use super::config::Config;
 use super::figures::{self, Around, Figure, Figures, Verb};
 use super::inventory::{Container, Inspection, Snapshot};
+use super::kills::Kills;
 use super::tags::{keep, up_to_high};
 use super::watch::Watch;
 use crate::cgroup::hierarchy::{Bounds, Hierarchy, Version};
@@ -35,6 +36,7 @@ pub(super) struct Measure {
     /// Places of cgroups, by container and pid.
     places: HashMap<(String, Option<u32>), Place>,
     run: u32,
+    pub kills: Kills,
 }
 
 #[derive(Clone, Debug)]
@@ -64,6 +66,7 @@ impl Measure {
             reader: UsageReader::default(),
             places: HashMap::new(),
             run: 0,
+            kills: Kills::default(),
         }
     }
 
@@ -109,6 +112,9 @@ impl Measure {
                 suspects.push(container.id.clone());
                 continue;
             };
+            if let Some(kills) = usage.memory.oom_kills {
+                self.kills.read(&container.id, kills);
+            }
             let mut figures = Figures::default();
             let around = self.around(&path, &usage, container, processors, &mut around);
             figures.usage(&usage, around);

@@ -84,7 +84,6 @@ impl Docker {
         known: &BTreeMap<&str, &Arc<Container>>,
     ) {
         let mut tagged = Vec::new();
-        let died: HashSet<&str> = ended(&snapshot.events).collect();
         for event in &snapshot.events {
             if event.subject != Subject::Container {
                 tagged.push(Tagged { event: event.clone(), tags: Vec::new() });
@@ -93,7 +92,12 @@ impl Docker {
             let Some(tags) = event_tags(event, known, &self.config, &self.filter) else { continue };
             let tags = up_to_high(&tags);
             match &*event.action {
-                "die" if self.config.collect_exit_codes => self.tell_exit(samples, event, &tags),
+                "die" => {
+                    self.tell_kills(samples, event, &tags);
+                    if self.config.collect_exit_codes {
+                        self.tell_exit(samples, event, &tags);
+                    }
+                }
                 "health_status" => {
                     let container = known.get(event.id.as_str()).copied();
                     if let (Some(container), Some(health)) =
@@ -102,13 +106,7 @@ impl Docker {
                         self.tell_health_of(samples, container, health, event.time());
                     }
                 }
-                // The counter of a container that has ended cannot be read any more.
-                "oom" if died.contains(event.id.as_str()) => {
-                    let kept = keep(tags.clone(), &self.config.performance_tags);
-                    let kept = self.config.tags.iter().cloned().chain(kept);
-                    let kept = Tags::new(kept.chain(["runtime:docker".to_owned()]));
-                    samples.count("docker.mem.oom_kills", 1.0, &kept);
-                }
+                "oom" => self.measure.kills.event(&event.id),
                 _ => {}
             }
             tagged.push(Tagged { event: event.clone(), tags });
@@ -131,6 +129,17 @@ impl Docker {
         }
     }
 
+    /// What a container that has ended was killed for, if its counter was not read in time.
+    fn tell_kills(&mut self, samples: &mut Samples, event: &Event, tags: &[String]) {
+        let kills = self.measure.kills.ended(&event.id);
+        if kills > 0 {
+            let kept = keep(tags.to_vec(), &self.config.performance_tags);
+            let kept = self.config.tags.iter().cloned().chain(kept);
+            let kept = Tags::new(kept.chain(["runtime:docker".to_owned()]));
+            samples.count("docker.mem.oom_kills", kills as f64, &kept);
+        }
+    }
+
     fn tell_exit(&self, samples: &mut Samples, event: &Event, tags: &[String]) {
         let Some(code) = event.exit_code() else { return };
         let ok = self.config.ok_exit_codes.contains(&code);
@@ -145,6 +154,7 @@ impl Docker {
     fn tell_health(&mut self, samples: &mut Samples, snapshot: &Snapshot) {
         let there: HashSet<&str> = snapshot.containers.iter().map(|c| c.id.as_str()).collect();
         self.told_health.retain(|id, _| there.contains(id.as_str()));
+        self.measure.kills.retain(|id| there.contains(id));
         for container in &snapshot.containers {
             if container.excluded {
                 continue;
@@ -306,11 +316,6 @@ impl Docker {
             }
         }
     }
-}
-
-/// Containers that ended in these events.
-fn ended(events: &[Event]) -> impl Iterator<Item = &str> {
-    events.iter().filter(|event| event.action == "die").map(|event| event.id.as_str())
 }
 
 /// Bytes on the engine's disk, and those that nothing uses.
