@@ -756,7 +756,10 @@ fn idle_containers_cost_next_to_nothing() {
          {run:.4} s of a processor, {:.2} % of it at 15 s",
         run / 15.0 * 100.0
     );
-    let each = |seconds: f64| seconds / count as f64 * IDLE as f64;
-    assert!(each(shortest) < 0.3, "{shortest} s");
-    assert!(each(run) / 15.0 < 0.04, "{run} s of a processor");
+    // Of a program as it is delivered, on a machine that does nothing else (`cargo test --release`).
+    if !cfg!(debug_assertions) {
+        let each = |seconds: f64| seconds / count as f64 * IDLE as f64;
+        assert!(each(shortest) < 0.3, "{shortest} s");
+        assert!(each(run) / 15.0 < 0.01, "{run} s of a processor");
+    }
 }
