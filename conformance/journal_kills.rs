@@ -37,13 +37,15 @@ const POINTS_PER_DATAGRAM: u64 = 5;
 const PAUSE: Duration = Duration::from_millis(2);
 
 /// Where processes die, and at which passes at most.
-const FAIL_POINTS: [(&str, u64); 21] = [
+const FAIL_POINTS: [(&str, u64); 23] = [
     ("intake.received", 200),
     ("journal.make_folder", 1),
     ("journal.list", 1),
     ("journal.create", 3),
-    ("journal.append", 200),
+    ("journal.append", 4),
+    ("journal.gather", 200),
     ("journal.appended", 200),
+    ("journal.written", 3),
     ("journal.sync", 3),
     ("journal.checkpoint", 3),
     ("journal.rename", 3),

@@ -118,6 +118,51 @@ impl Drop for Memory {
     }
 }
 
+/// Memory of a file that outlives the process: a page of numbers and of what its owner writes there,
+/// and behind it bytes.
+pub struct Shared(Memory);
+
+impl Shared {
+    /// Makes this many bytes the content of an empty file, which no disk may stand behind. The
+    /// owner's `label` stands in it as well.
+    ///
+    /// # Errors
+    /// When there is no such memory.
+    pub fn new(file: &File, label: &[u8], length: usize) -> io::Result<Self> {
+        write_label(file, label)?;
+        Memory::new(TABLE + length, Some(file)).map(Self)
+    }
+
+    /// Numbers of the owner's. The first one is a mark that says what this is.
+    pub const fn numbers(&self) -> &[AtomicU64; 8] {
+        self.0.numbers()
+    }
+
+    pub const fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: they lie within the mapping, apart from the numbers, and are borrowed from it alone.
+        unsafe {
+            std::slice::from_raw_parts_mut(self.0.start.add(TABLE).as_ptr(), self.0.length - TABLE)
+        }
+    }
+
+    /// Numbers, label and bytes of such a file.
+    pub fn read(file: &[u8]) -> Option<([u64; 8], &[u8], &[u8])> {
+        let mut numbers = [0; 8];
+        for (i, place) in numbers.iter_mut().enumerate() {
+            *place = number(file, i)?;
+        }
+        Some((numbers, file.get(LABEL..TABLE)?, file.get(TABLE..)?))
+    }
+}
+
+/// Writes what its owner has to say into the first page of a file.
+fn write_label(file: &File, label: &[u8]) -> io::Result<()> {
+    if label.len() > TABLE - LABEL {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    file.write_all_at(label, LABEL as u64)
+}
+
 /// What a process that died had received and not yet made safe elsewhere.
 #[derive(Debug)]
 pub struct Landed<'a> {
@@ -372,10 +417,7 @@ impl Receiver {
     /// # Errors
     /// When there is no such memory.
     pub fn landing(file: &File, label: &[u8], first: u64, buffer_size: usize) -> io::Result<Self> {
-        if label.len() > TABLE - LABEL {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        file.write_all_at(label, LABEL as u64)?;
+        write_label(file, label)?;
         let mut memory = Memory::new(BUFFERS + BATCH * buffer_size, Some(file))?;
         // Every page is there before the kernel is to write to it: a process that is killed while one
         // is fetched would lose the datagram.

@@ -129,6 +129,8 @@ pub struct Mount<'a> {
     pub root: Cow<'a, str>,
     pub point: Cow<'a, str>,
     pub kind: &'a str,
+    /// What is mounted: a device, or a name.
+    pub source: &'a str,
     /// Options of the file system: for a hierarchy of version 1 its controllers are among them.
     pub options: &'a str,
 }
@@ -141,18 +143,19 @@ pub fn mounts(text: &str) -> impl Iterator<Item = Mount<'_>> {
         let mut mount = mount.split(' ').skip(3);
         let (root, point) = (mount.next()?, mount.next()?);
         let mut system = system.split(' ');
-        let (kind, _source) = (system.next()?, system.next()?);
+        let (kind, source) = (system.next()?, system.next()?);
         let options = system.next().unwrap_or_default();
-        Some(Mount { root: unescaped(root), point: unescaped(point), kind, options })
+        Some(Mount { root: unescaped(root), point: unescaped(point), kind, source, options })
     })
 }
 
 /// Reads `/proc/mounts`, which knows no roots.
 pub fn simple_mounts(text: &str) -> impl Iterator<Item = Mount<'_>> {
     text.lines().filter_map(|line| {
-        let mut fields = line.split(' ').skip(1);
-        let (point, kind, options) = (fields.next()?, fields.next()?, fields.next()?);
-        Some(Mount { root: Cow::Borrowed("/"), point: unescaped(point), kind, options })
+        let mut fields = line.split(' ');
+        let (source, point) = (fields.next()?, fields.next()?);
+        let (kind, options) = (fields.next()?, fields.next()?);
+        Some(Mount { root: Cow::Borrowed("/"), point: unescaped(point), kind, source, options })
     })
 }
 
@@ -390,25 +393,26 @@ mod tests {
                     32 31 0:29 /a\\040b /mnt/\\134x\\011\\012 rw shared:1 master:2 - cgroup none rw,cpu\n\
                     33 31 0:30 / /c rw - cgroup2 none\n";
         let found: Vec<_> = mounts(text).collect();
-        let mount = |root, point, kind, options| Mount {
+        let mount = |root, point, kind, source, options| Mount {
             root: Cow::Borrowed(root),
             point: Cow::Borrowed(point),
             kind,
+            source,
             options,
         };
         assert_eq!(
             found,
             [
-                mount("/", "/sys/fs/cgroup", "tmpfs", "rw,mode=755"),
-                mount("/a b", "/mnt/\\x\t\n", "cgroup", "rw,cpu"),
-                mount("/", "/c", "cgroup2", ""),
+                mount("/", "/sys/fs/cgroup", "tmpfs", "tmpfs", "rw,mode=755"),
+                mount("/a b", "/mnt/\\x\t\n", "cgroup", "none", "rw,cpu"),
+                mount("/", "/c", "cgroup2", "none", ""),
             ]
         );
         for broken in ["", "1 2 3", "1 2 3 / /x rw cgroup none rw", "1 2 3 / - a b c", " - "] {
             assert_eq!(mounts(broken).next(), None, "{broken}");
         }
         let simple = simple_mounts("none /a\\040b cgroup rw,memory 0 0\nbroken\n").next();
-        assert_eq!(simple, Some(mount("/", "/a b", "cgroup", "rw,memory")));
+        assert_eq!(simple, Some(mount("/", "/a b", "cgroup", "none", "rw,memory")));
     }
 
     #[test]

@@ -1,0 +1,341 @@
+//! How a reader appends to the journal.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::format::{Draft, END, Source, Waiting};
+use super::tail::Tail;
+use super::{Journal, Op, Segment, landing};
+use crate::batch::{Event, ServiceCheck};
+use crate::fail;
+use crate::sample::Sample;
+use crate::shard::{Generation, Handle, Locked};
+use crate::sys::Receiver;
+use crate::time::Time;
+
+/// How a reader appends: one thread uses it at a time.
+pub struct Writer {
+    journal: Arc<Journal>,
+    pub(super) source: Source,
+    /// The record in the making.
+    draft: Draft,
+    open: Option<Open>,
+    /// Where the records of the open segment are gathered.
+    tail: Arc<Tail>,
+    /// What the record belongs to; of another one, series have no numbers yet.
+    generation: Option<Generation>,
+    numbers: Numbers,
+    /// Holds what waits.
+    waiting: Option<Open>,
+    waiting_count: usize,
+    /// What waited and is in the record.
+    taken: Vec<u64>,
+    /// Of the next one that waits. They begin by chance, so that no two processes have one alike.
+    next_id: u64,
+}
+
+/// The segment that is being written.
+pub(super) struct Open {
+    pub(super) segment: Arc<Segment>,
+    pub(super) seed: u32,
+    pub(super) numbering: u64,
+    pub(super) position: u64,
+}
+
+/// The numbers of series, which begin anew in each generation.
+#[derive(Default)]
+struct Numbers {
+    /// Which beginning this is.
+    turn: u32,
+    next: u32,
+    /// By shard and row: the number, and the turn that gave it.
+    rows: Vec<Vec<(u32, u32)>>,
+}
+
+impl Numbers {
+    fn begin(&mut self) {
+        self.next = 0;
+        self.turn = self.turn.wrapping_add(1);
+        if self.turn == 0 {
+            // No row may seem to have a number of a turn so long ago.
+            self.rows.clear();
+            self.turn = 1;
+        }
+    }
+
+    /// The number of a series, and whether it is new.
+    #[inline]
+    fn of(&mut self, handle: Handle) -> (u32, bool) {
+        if let Some(&(number, turn)) =
+            self.rows.get(handle.shard()).and_then(|rows| rows.get(handle.row()))
+            && turn == self.turn
+        {
+            return (number, false);
+        }
+        (self.give(handle), true)
+    }
+
+    #[cold]
+    fn give(&mut self, handle: Handle) -> u32 {
+        let (shard, row) = (handle.shard(), handle.row());
+        if self.rows.len() <= shard {
+            self.rows.resize_with(shard + 1, Vec::new);
+        }
+        let rows = &mut self.rows[shard];
+        if rows.len() <= row {
+            rows.resize((row + 1).next_power_of_two(), (0, 0));
+        }
+        let number = self.next;
+        self.next += 1;
+        rows[row] = (number, self.turn);
+        number
+    }
+}
+
+/// What a record stands for, should it not be appended.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Load {
+    pub datagrams: u64,
+    pub bytes: u64,
+}
+
+impl Load {
+    pub(super) const fn add(&mut self, other: Self) {
+        self.datagrams += other.datagrams;
+        self.bytes += other.bytes;
+    }
+}
+
+impl Journal {
+    /// What a reader appends by.
+    pub fn writer(self: &Arc<Self>, source: Source) -> Writer {
+        Writer {
+            journal: Arc::clone(self),
+            source,
+            draft: Draft::default(),
+            open: None,
+            tail: self.tail(),
+            generation: None,
+            numbers: Numbers::default(),
+            waiting: None,
+            waiting_count: 0,
+            taken: Vec::new(),
+            next_id: landing::random(),
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.tail.close(&self.journal);
+    }
+}
+
+impl Writer {
+    /// What receives for this reader, if there is memory for it that outlives the process.
+    pub fn landing(&self, buffer_size: usize) -> Option<Receiver> {
+        landing::open(&self.journal.memory, &self.source, buffer_size)
+    }
+
+    /// Begins a record of what is added to this generation.
+    pub fn begin(&mut self, generation: &Generation) {
+        self.draft.clear();
+        self.taken.clear();
+        let is_broken = |open: &Open| open.segment.broken.load(Relaxed);
+        if self.generation != Some(*generation) {
+            self.begin_numbering();
+            self.tail.close(&self.journal);
+            self.generation = Some(*generation);
+        } else if self.open.as_ref().is_some_and(is_broken) {
+            // What it describes may be lost.
+            self.begin_numbering();
+        }
+    }
+
+    /// Series are described again.
+    fn begin_numbering(&mut self) {
+        self.open = None;
+        self.numbers.begin();
+    }
+
+    /// Puts a sample into the record that was just added to a series of this shard.
+    #[inline]
+    pub fn sample(&mut self, handle: Handle, shard: &Locked<'_>, sample: &Sample<'_>) {
+        let (number, new) = self.numbers.of(handle);
+        if new {
+            self.draft.series(shard.context(handle));
+        }
+        self.draft.sample(number, sample, shard.absolute(handle, sample.values));
+    }
+
+    pub fn event(&mut self, event: &Event) {
+        self.draft.event(event);
+    }
+
+    pub fn check(&mut self, check: &ServiceCheck) {
+        self.draft.check(check);
+    }
+
+    /// Appends something that waits for the tags of its sender, as it came at `now` in this batch.
+    /// Returns the number by which it is told later that it was taken in.
+    pub fn wait(
+        &mut self,
+        bytes: &[u8],
+        (truncated, line): (bool, bool),
+        batch: u64,
+        now: Time,
+    ) -> u64 {
+        let id = self.next_id;
+        self.next_id = self.next_id.wrapping_add(1);
+        let mut draft = Draft::default();
+        draft.waits(Waiting { id, bytes, truncated, line });
+        self.waiting_count += 1;
+        let load = Load { datagrams: 1, bytes: bytes.len() as u64 };
+        let generation = self.generation.as_ref();
+        if !generation.is_some_and(|generation| self.journal.worth_a_try(generation, now)) {
+            self.journal.unprotected(load, now, || {});
+        } else if let Err(error) = self.try_wait(&mut draft, batch, now) {
+            self.journal.failed(&error, load, now);
+        }
+        id
+    }
+
+    fn try_wait(&mut self, draft: &mut Draft, batch: u64, now: Time) -> io::Result<()> {
+        let generation = self.generation.ok_or(io::ErrorKind::NotFound)?;
+        let length = draft.len() as u64;
+        if self.journal.used.load(Relaxed) + length > self.journal.max_bytes {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
+        let mut open = match self.waiting.take() {
+            // One that could not be synced goes on as it is: the process may die all the same.
+            Some(open) => open,
+            None => self.journal.segment(generation, &self.source, None, true, length)?,
+        };
+        let appended = self.append(&mut open, draft, batch, now);
+        self.waiting = Some(open);
+        appended
+    }
+
+    /// What waited under this number is in the record.
+    pub fn taken(&mut self, id: u64) {
+        self.draft.taken(id);
+        self.taken.push(id);
+        self.waiting_count = self.waiting_count.saturating_sub(1);
+    }
+
+    /// Appends the record of what arrived at `now`, while nothing rotates since it was begun.
+    /// `batch` is the number that its receiver gave it, or 0. What cannot be appended is counted.
+    pub fn commit(&mut self, batch: u64, load: Load, now: Time) {
+        if self.draft.is_empty() && batch == 0 {
+            return;
+        }
+        let Some(generation) = self.generation else { return };
+        let journal = Arc::clone(&self.journal);
+        if self.open.is_none() && !journal.worth_a_try(&generation, now) {
+            self.begin_numbering();
+            journal.unprotected(load, now, || {});
+        } else {
+            let mut draft = std::mem::take(&mut self.draft);
+            if let Err(error) = self.try_commit(&mut draft, &generation, batch, load, now) {
+                // Whatever was written in part is behind the last end, and cut off when it is read.
+                self.begin_numbering();
+                journal.failed(&error, load, now);
+            }
+            self.draft = draft;
+        }
+        // It is in the aggregate now: in the journal or not, it must not be taken in once more.
+        if self.waiting_count == 0 {
+            self.nothing_waits();
+        } else if !self.taken.is_empty() {
+            self.some_wait(now);
+        }
+    }
+
+    fn try_commit(
+        &mut self,
+        draft: &mut Draft,
+        generation: &Generation,
+        batch: u64,
+        load: Load,
+        now: Time,
+    ) -> io::Result<()> {
+        let length = draft.len() as u64;
+        let numbering = self.open.as_ref().map(|open| open.numbering);
+        let has_room = |open: &Open| {
+            open.position + length <= self.journal.segment_bytes
+                && !open.segment.broken.load(Relaxed)
+        };
+        let mut open = match self.open.take().filter(has_room) {
+            Some(open) => open,
+            None => {
+                let journal = &self.journal;
+                let open = journal.segment(*generation, &self.source, numbering, false, length)?;
+                journal.works(now);
+                self.tail.begin(journal, &open.segment, open.seed, open.position);
+                open
+            }
+        };
+        self.tail.push(&self.journal, draft.finish(open.seed, now, batch), load, now)?;
+        self.appended(&mut open, length);
+        self.open = Some(open);
+        Ok(())
+    }
+
+    /// Appends to the file at once.
+    fn append(&self, open: &mut Open, draft: &mut Draft, batch: u64, now: Time) -> io::Result<()> {
+        let length = draft.len() as u64;
+        self.journal.step(Op::Append)?;
+        open.segment.file.write_all_at(draft.finish(open.seed, now, batch), open.position)?;
+        self.appended(open, length);
+        open.segment.written.store(open.position, Relaxed);
+        Ok(())
+    }
+
+    fn appended(&self, open: &mut Open, length: u64) {
+        fail::point("journal.appended");
+        open.position += length;
+        open.segment.used.store(open.position, Relaxed);
+        let used = self.journal.used.fetch_add(length, Relaxed) + length;
+        if used > self.journal.max_bytes / 2 {
+            self.journal.want_checkpoint();
+        }
+        self.journal.telemetry.journal.bytes.add(length);
+    }
+
+    /// Some of what waited was taken in. Its record may be released before the rest is.
+    fn some_wait(&mut self, now: Time) {
+        let Some(mut open) = self.waiting.take() else { return };
+        let mut draft = Draft::default();
+        self.taken.iter().for_each(|id| draft.taken(*id));
+        if let Err(error) = self.append(&mut open, &mut draft, 0, now) {
+            self.journal.failed(&error, Load::default(), now);
+        }
+        self.waiting = Some(open);
+    }
+
+    /// All that waited was taken in, so none of it is to be taken in again.
+    fn nothing_waits(&mut self) {
+        let Some(open) = &mut self.waiting else { return };
+        if open.segment.is_empty() {
+            return;
+        }
+        let first = open.segment.first;
+        let emptied = self.journal.step(Op::Append);
+        match emptied.and_then(|()| open.segment.file.write_all_at(&END, first)) {
+            Ok(()) => {
+                self.journal.used.fetch_sub(open.position - first, Relaxed);
+                open.position = first;
+                open.segment.used.store(first, Relaxed);
+                open.segment.written.store(first, Relaxed);
+            }
+            Err(error) => {
+                let _ = fs::remove_file(&open.segment.path);
+                self.waiting = None;
+                tracing::debug!("journal: cannot empty what waited: {error}");
+            }
+        }
+    }
+}
