@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use proptest::prelude::*;
 use tallyd::batch::{Batch, Value};
 use tallyd::config::Config;
+use tallyd::ledger::Ledger;
 use tallyd::sample::Dialect;
 use tallyd::time::Time;
 
@@ -86,5 +87,8 @@ proptest! {
         // By then everything has closed.
         let end = Time::from_seconds(latest + 2 * interval);
         prop_assert_eq!(flushed + sums(&world.flush(end), interval).0, sent);
+        let ledger = Ledger::of(&world.telemetry, end);
+        prop_assert!(ledger.listeners.iter().all(|listener| listener.difference == 0));
+        prop_assert_eq!(ledger.listeners.iter().map(|l| l.samples).sum::<u64>() as f64, sent);
     }
 }

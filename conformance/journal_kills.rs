@@ -147,6 +147,7 @@ impl World {
             Some(_) => LIFE * 2,
             None => Duration::from_millis(random.below(LIFE.as_millis() as u64)),
         };
+        let checks_books = fail_point.is_none() && random.below(4) == 0;
         let born = Instant::now();
         let over = AtomicBool::new(false);
         let (socket, first) = (self.socket(), self.next);
@@ -158,6 +159,10 @@ impl World {
             }
             let died = !tallyd.lives();
             if !died {
+                if checks_books {
+                    // Under load they may be seen while something is under way.
+                    tallyd.wait_until("the books balance", |t| t.balances() != Some(false));
+                }
                 tallyd.signal("KILL");
             }
             let finished = tallyd.wait();

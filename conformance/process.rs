@@ -305,8 +305,25 @@ impl Tallyd {
         assert!(Command::new("sh").args(["-c", &command]).status().unwrap().success());
     }
 
-    /// Tells it to stop, and waits until it has ended well.
+    /// Whether the equations of the ledger hold: every line that was read has an outcome, and so has
+    /// every point of every endpoint. `None` where there is no ledger to be seen.
+    pub fn balances(&self) -> Option<bool> {
+        if !self.stderr.text().contains("serving http://") {
+            return None;
+        }
+        let (status, body) = http(self.server(0), "GET", "/api/ledger", b"");
+        let ledger: serde_json::Value =
+            (status == 200).then(|| serde_json::from_str(&body).ok())??;
+        let settled = |of: &str| {
+            ledger[of].as_array().unwrap().iter().all(|one| one["difference"].as_i64() == Some(0))
+        };
+        Some(settled("listeners") && settled("sinks"))
+    }
+
+    /// Waits until its books balance, which they must once nothing is under way. Then tells it to stop,
+    /// and waits until it has ended well.
     pub fn stop(self) -> Finished {
+        self.wait_until("its books balance", |tallyd| tallyd.balances() != Some(false));
         self.signal("TERM");
         let finished = self.wait();
         assert!(finished.status.success(), "{finished:#?}");

@@ -158,8 +158,8 @@ pub fn mountinfo(data: &[u8]) {
         let escaped =
             |path: &str| -> String { path.bytes().map(|byte| format!("\\{byte:03o}")).collect() };
         let (root, point) = (escaped(&mount.root), escaped(&mount.point));
-        let (kind, options) = (mount.kind, mount.options);
-        let line = format!("1 2 0:3 {root} {point} rw shared:1 - {kind} none {options}");
+        let (kind, source, options) = (mount.kind, mount.source, mount.options);
+        let line = format!("1 2 0:3 {root} {point} rw shared:1 - {kind} {source} {options}");
         assert_eq!(proc::mounts(&line).next().as_ref(), Some(&mount), "{line}");
     }
 }
