@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::convert::{Manner, convert, quoted};
+use super::convert::{Manner, convert, quoted, truth};
 use super::describe::{self, Described};
 use super::tree::{self, Entry, Fault, Node, Shape};
 use super::{Config, agent, conf_d, validate};
@@ -314,7 +314,13 @@ fn of_section(
             Some(_) if value.is_null() => {}
             Some(_) => match &value.shape {
                 Shape::Map(entries) => of_section(name, &path, entries, found)?,
-                Shape::Scalar { .. } | Shape::List(_) => return Err(not_a_setting(&path, &source)),
+                Shape::Scalar { .. } | Shape::List(_) => {
+                    let Some(path) = switch(&path, value) else {
+                        return Err(not_a_setting(&path, &source));
+                    };
+                    let node = value.clone();
+                    found.push(Assignment { path, node, source, manner: Manner::Text });
+                }
             },
         }
     }
@@ -362,11 +368,21 @@ fn of_overrides(overrides: &[String]) -> Result<Vec<Assignment>, ConfigError> {
 }
 
 fn text_assignment(path: String, value: &str, source: Source) -> Result<Assignment, ConfigError> {
-    match describe::find(&path) {
-        None => Err(unknown(&path, &source)),
-        Some(described) if described.section => Err(not_a_setting(&path, &source)),
-        Some(_) => Ok(Assignment { path, node: Node::text(value), source, manner: Manner::Text }),
-    }
+    let node = Node::text(value);
+    let path = match describe::find(&path) {
+        None => return Err(unknown(&path, &source)),
+        Some(described) if described.section => {
+            switch(&path, &node).ok_or_else(|| not_a_setting(&path, &source))?
+        }
+        Some(_) => path,
+    };
+    Ok(Assignment { path, node, source, manner: Manner::Text })
+}
+
+/// What `off` or `on` in the place of a whole section sets, if there is such a switch.
+fn switch(section: &str, node: &Node) -> Option<String> {
+    truth(node.as_text()?)?;
+    describe::find(&format!("{section}.enabled")).map(|described| described.path.clone())
 }
 
 fn unknown(path: &str, source: &Source) -> ConfigError {
@@ -514,6 +530,18 @@ mod tests {
         sources.overrides.push("intake.port=6".to_owned());
         expect(&sources, 6, "--set intake.port");
         assert_eq!(load(&sources).unwrap().files.len(), 2);
+    }
+
+    #[test]
+    fn a_section_with_a_switch_can_be_off_as_a_whole() {
+        let loaded = from_text("t.yaml", "journal: off\nself_profile: false\n").unwrap();
+        assert!(!loaded.config.journal.enabled && !loaded.config.self_profile.enabled);
+        let on = from_text("t.yaml", "sinks:\n  prometheus: off\n  spool: on\n").unwrap();
+        assert!(!on.config.sinks.prometheus.enabled && on.config.sinks.spool.enabled);
+        for (text, place) in [("journal: 64\n", "t.yaml:1"), ("intake: off\n", "t.yaml:1")] {
+            let error = from_text("t.yaml", text).unwrap_err().to_string();
+            assert!(error.starts_with(place) && error.contains("is a section"), "{error}");
+        }
     }
 
     #[test]

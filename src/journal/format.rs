@@ -13,8 +13,9 @@
 //!   2 an event                      3 a service check, each as a text of JSON
 //!   4 what waits for its sender's tags: id u64, flags u8 (1 truncated, 2 a line), bytes
 //!   5 what waited was taken in: id u64
-//!   128 and flags, a sample: number u32 | rate f64 (flag 1) | time i64 (flag 2)
-//!     | bytes of a member (flag 4), or packed values (flag 8), or else a value f64
+//!   128 and flags, a sample: number u32, or u16 (flag 16) | rate f64 (flag 1) | time i64 (flag 2)
+//!     | bytes of a member (flag 4), or packed values (flag 8), or else a value: i16 (flag 32), f32
+//!     (flag 64) or f64, the first of them that it is exactly
 //! bytes     length u32 | as many          text  UTF-8 as bytes
 //! context   kind u8 | source u16 | name | host | number of tags u16 | tags, all texts
 //! released  two slots of 512 bytes, written in turn
@@ -26,7 +27,7 @@
 //! has a seed of its own, and no older record has a checksum that fits. Segments of one generation
 //! and reader share a numbering, so a series is described once.
 //!
-//! Version 1 had no numbering, and records of kind 1, which hold datagrams as they came: number of
+//! Version 2 had the flags 1 to 8 only. Version 1 had no numbering, and records of kind 1, which hold datagrams as they came: number of
 //! them in the second u16, for each its length u32, the top bit set if truncated, and 0 u32; then
 //! their bytes. They are still read.
 
@@ -40,7 +41,7 @@ use crate::time::Time;
 
 const SEGMENT_MAGIC: &[u8; 8] = b"tallyd\0J";
 const RELEASED_MAGIC: &[u8; 8] = b"tallyd\0R";
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 
 /// Bytes before those that a header's checksum covers.
 const PREFIX: usize = 16;
@@ -69,6 +70,9 @@ const WITH_RATE: u8 = 1;
 const WITH_TIME: u8 = 2;
 const MEMBER: u8 = 4;
 const PACKED: u8 = 8;
+const SHORT_NUMBER: u8 = 16;
+const AS_I16: u8 = 32;
+const AS_F32: u8 = 64;
 
 /// Where a segment's datagrams came from, and how they are to be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -226,10 +230,10 @@ impl Draft {
             && sample.rate == 1.0
         {
             // Nearly every one.
-            let mut entry = [SAMPLE; 13];
-            entry[1..5].copy_from_slice(&number.to_le_bytes());
-            entry[5..].copy_from_slice(&value.to_le_bytes());
-            return out.extend_from_slice(&entry);
+            let (entry, length) = brief(number, value);
+            let end = out.len() + length;
+            out.extend_from_slice(&entry);
+            return out.truncate(end);
         }
         let flags = match values {
             Values::One(_) | Values::Delta(_) => 0,
@@ -299,6 +303,25 @@ impl Draft {
         self.0.extend(END);
         &self.0
     }
+}
+
+/// A sample of a value without more, and the bytes of it that count. Which form fits is chance, and a
+/// processor that guesses wrongly loses more time than it takes to try all: hence no questions.
+#[inline]
+fn brief(number: u32, value: f64) -> ([u8; 16], usize) {
+    let (integer, single) = (value as i16, value as f32);
+    let is = |same: f64| usize::from(same.to_bits() == value.to_bits());
+    let form = is(integer.into()) | is(single.into()) << 1;
+    let (integer, single) = (u64::from(integer.cast_unsigned()), u64::from(single.to_bits()));
+    let bits = [value.to_bits(), integer, single, integer][form];
+    let (flag, width) = [(0, 8), (AS_I16, 2), (AS_F32, 4), (AS_I16, 2)][form];
+    let is_short = u16::try_from(number).is_ok();
+    let at = if is_short { 3 } else { 5 };
+    let mut entry = [0; 16];
+    entry[0] = SAMPLE | flag | if is_short { SHORT_NUMBER } else { 0 };
+    entry[1..5].copy_from_slice(&number.to_le_bytes());
+    entry[at..at + 8].copy_from_slice(&bits.to_le_bytes());
+    (entry, at + width)
 }
 
 fn checksum(seed: u32, covered: &[u8]) -> u32 {
@@ -402,11 +425,13 @@ fn entry<'a>(bytes: &mut Bytes<'a>) -> Option<Entry<'a>> {
         }
         TAKEN => Entry::Taken(bytes.u64()?),
         tag if tag & SAMPLE != 0 => {
-            let number = bytes.u32()?;
+            let number = if tag & SHORT_NUMBER != 0 { bytes.u16()?.into() } else { bytes.u32()? };
             let rate = if tag & WITH_RATE != 0 { bytes.f64()? } else { 1.0 };
             let timestamp = if tag & WITH_TIME != 0 { Some(bytes.i64()?) } else { None };
-            let values = match tag & (MEMBER | PACKED) {
+            let values = match tag & (MEMBER | PACKED | AS_I16 | AS_F32) {
                 0 => Values::One(bytes.f64()?),
+                AS_I16 => Values::One(bytes.u16()?.cast_signed().into()),
+                AS_F32 => Values::One(f32::from_bits(bytes.u32()?).into()),
                 MEMBER => Values::Member(take_bytes(bytes)?),
                 PACKED => Values::Packed(take_bytes(bytes)?),
                 _ => return None,
@@ -679,8 +704,8 @@ mod tests {
         assert_eq!(Header::decode(&[0; 100]).unwrap_err(), Unreadable::Empty);
         assert_eq!(Header::decode(b"something else of a length").unwrap_err(), Unreadable::Foreign);
         let mut later = file.clone();
-        later[8] = 3;
-        assert_eq!(Header::decode(&later).unwrap_err(), Unreadable::Version(3));
+        later[8] = 4;
+        assert_eq!(Header::decode(&later).unwrap_err(), Unreadable::Version(4));
         for at in 10..file.len() - END.len() {
             let mut damaged = file.clone();
             damaged[at] ^= 4;
@@ -728,7 +753,7 @@ mod tests {
         fn samples_are_read_as_they_were_written(
             seed: u32,
             samples in prop::collection::vec(
-                (any::<u32>(), any::<f64>(), prop::option::of(any::<f64>()), prop::option::of(any::<i64>()), prop::option::of((any::<bool>(), prop::collection::vec(any::<u8>(), 0..40)))),
+                (number(), value(), prop::option::of(any::<f64>()), prop::option::of(any::<i64>()), prop::option::of((any::<bool>(), prop::collection::vec(any::<u8>(), 0..40)))),
                 0..20,
             ),
         ) {
@@ -740,6 +765,32 @@ mod tests {
                 // As bits: a NaN equals nothing.
                 prop_assert_eq!(bits(found), bits(&entry(written)));
             }
+        }
+    }
+
+    fn number() -> impl Strategy<Value = u32> {
+        prop_oneof![any::<u32>(), 0..3_u32, 65_530..65_540_u32]
+    }
+
+    /// Of every form that a value has in a file.
+    fn value() -> impl Strategy<Value = f64> {
+        let edges =
+            prop::sample::select(vec![0.0, -0.0, 32_767.0, 32_768.0, -32_768.0, 0.1, f64::NAN]);
+        let (short, single) = (any::<i16>().prop_map(f64::from), any::<f32>().prop_map(f64::from));
+        prop_oneof![any::<f64>(), edges, short, single]
+    }
+
+    #[test]
+    fn most_samples_take_five_bytes() {
+        for (number, value, bytes) in [
+            (7, 1.0, 5),
+            (7, -3.0, 5),
+            (7, 0.5, 7),
+            (7, 0.1, 11),
+            (65_536, 1.0, 7),
+            (65_536, 0.1, 13),
+        ] {
+            assert_eq!(brief(number, value).1, bytes, "{number} {value}");
         }
     }
 
