@@ -301,7 +301,7 @@ fn a_real_engine_is_seen_as_it_is() {
     let limited = limits(&engine);
     start_everything(&engine);
     match &sends {
-        Ok(()) => see_senders(&watcher),
+        Ok(()) => see_senders(&engine, &watcher),
         Err(reason) => println!("SKIP the senders of a_real_engine_is_seen_as_it_is: {reason}"),
     }
     see_limits(&engine, &watcher, limited);
@@ -411,7 +411,7 @@ impl Sockets {
 }
 
 /// Whatever way a container sends, its tags are the same.
-fn see_senders(watcher: &Watcher) {
+fn see_senders(engine: &Engine, watcher: &Watcher) {
     let ways = ["gram", "stream", "container", "ci", "in", "both", "external", "entity", "address"];
     // The first may go without, where the engine tells of a container after the end of its second.
     let tags = |received: &Received, way: &str| {
@@ -425,9 +425,11 @@ fn see_senders(watcher: &Watcher) {
         let id = point.tags.split(',').find_map(|tag| tag.strip_prefix("container_id:"))?;
         point.tags.contains("container_name:sender").then_some(id)
     });
+    let image = format!("image_id:{}", engine.docker(&["inspect", "-f", "{{.Id}}", IMAGE]));
     let low = [
         "docker_image:registry.example.test:5000/team/bbfixture:1.35",
         "env:test",
+        &*image,
         "image_name:registry.example.test:5000/team/bbfixture",
         "image_tag:1.35",
         "kube_container_name:app",
@@ -436,7 +438,7 @@ fn see_senders(watcher: &Watcher) {
     ];
     let id = format!("container_id:{}", id.expect("a container's id"));
     let mut all = low.to_vec();
-    all.extend([&id, "container_name:sender", "pod_name:shop-1"]);
+    all.extend([&*id, "container_name:sender", "pod_name:shop-1"]);
     all.sort_unstable();
     for way in ways {
         assert_eq!(tags(&seen, way), all.join(","), "{way}");
