@@ -24,9 +24,10 @@ use crate::intake::{self, Listens};
 use crate::logging::one_line;
 use crate::state::Folder;
 
-/// The inodes by which the kernel knows the machine's own namespaces: what every process is in
-/// that was not put elsewhere.
+/// The names by which the kernel knows the machine's own namespaces: what every process is in that
+/// was not put elsewhere.
 const MACHINES_PIDS: &str = "pid:[4026531836]";
+const MACHINES_CGROUPS: &str = "cgroup:[4026531835]";
 
 /// Unix datagrams that should fit into a socket's queue.
 const QUEUE: u64 = 512;
@@ -229,11 +230,30 @@ impl Machine<'_> {
         }
     }
 
+    /// Whether this process is in a namespace, by its name.
+    fn is_in(&self, namespace: &str) -> bool {
+        let kind = namespace.split(':').next().unwrap_or_default();
+        let link = fs::read_link(self.base.join("proc/self/ns").join(kind));
+        link.is_ok_and(|name| name == Path::new(namespace))
+    }
+
+    /// Whether cgroups are mounted here from their root on. Without a namespace of cgroups a
+    /// container may have them so, or those below its own alone.
+    fn has_whole_tree(&self) -> bool {
+        let text = Proc::new(self.base.join("proc")).text("self/mountinfo").unwrap_or_default();
+        let mut cgroups = mounts(&text).filter(|mount| mount.kind.starts_with("cgroup")).peekable();
+        self.is_in(MACHINES_CGROUPS)
+            && cgroups.peek().is_some()
+            && cgroups.all(|mount| mount.root == "/")
+    }
+
     fn proc_mount(&self) -> Finding {
         let root = self.roots.proc.display();
         let what = "processes of the machine";
         let remedy = "-v /proc:/host/proc:ro";
-        if self.roots.proc.join("1/stat").exists() && (self.roots.named || !self.in_container()) {
+        // In the machine's pid namespace a container sees all processes.
+        let sees_all = self.roots.named || !self.in_container() || self.is_in(MACHINES_PIDS);
+        if self.roots.proc.join("1/stat").exists() && sees_all {
             return finding(what, State::Ok, format!("in {root}"), "");
         }
         if !self.roots.proc.join("self").exists() {
@@ -249,7 +269,7 @@ impl Machine<'_> {
         let root = self.roots.sys_fs_cgroup.display();
         match Hierarchy::find(&self.roots) {
             Err(error) => finding(what, State::Missing, error.to_string(), remedy),
-            Ok(_) if self.in_container() && !self.roots.named => {
+            Ok(_) if self.in_container() && !self.roots.named && !self.has_whole_tree() => {
                 finding(what, State::Missing, format!("{root} is this container's own"), remedy)
             }
             Ok(hierarchy) => {
@@ -730,7 +750,9 @@ mod tests {
         fixture.config.intake.port = 1;
         fixture.config.intake.bind_host = "127.0.0.1".to_owned();
         let folder = fixture.folder.path().join("run/datadog").display().to_string();
-        let all = fixture.complaints();
+        fixture.pid_namespace("pid:[4026532222]");
+        let mut all = fixture.complaints();
+        all.retain(|(_, what, _)| what != "pid namespace");
         let expected = [
             complaint(
                 State::Advice,
@@ -753,7 +775,22 @@ mod tests {
         assert_eq!(all, expected);
         let mounted = format!("2 1 0:2 / {folder} rw - ext4 /dev/vdb rw\n");
         fixture.write("proc/self/mountinfo", &mounted);
-        assert_eq!(fixture.complaints().len(), 4);
+        fixture.pid_namespace(MACHINES_PIDS);
+        assert_eq!(fixture.line("processes of the machine").state, State::Ok);
+        assert_eq!(fixture.complaints().len(), 3);
+        // The machine's cgroups, in two ways of mounting them.
+        for (namespace, root, state) in [
+            (MACHINES_CGROUPS, "/", State::Ok),
+            (MACHINES_CGROUPS, "/docker/ab", State::Missing),
+            ("cgroup:[4026532222]", "/", State::Missing),
+        ] {
+            let link = fixture.folder.path().join("proc/self/ns/cgroup");
+            let _ = fs::remove_file(&link);
+            std::os::unix::fs::symlink(namespace, link).expect("a link");
+            let mounts = format!("{mounted}3 1 0:3 {root} /sys/fs/cgroup ro - cgroup2 cgroup rw\n");
+            fixture.write("proc/self/mountinfo", &mounts);
+            assert_eq!(fixture.line("cgroups").state, state, "{namespace} {root}");
+        }
     }
 
     #[test]
