@@ -220,7 +220,12 @@ fn patterns_and_levels_choose() {
 #[test]
 fn the_names_are_those_of_the_table() {
     let more = cgroup::Config::default();
-    let config = cgroup::Config { memory_details: true, pressure_averages: true, ..more };
+    let config = cgroup::Config {
+        memory_details: true,
+        pressure_averages: true,
+        cadvisor_names: true,
+        ..more
+    };
     let mut sent = BTreeSet::new();
     for machine in ["v1", "v2_docker/round1", "v2_layouts"] {
         let roots = Roots::of_machine(&fixtures().join(machine));
@@ -236,8 +241,8 @@ fn the_names_are_those_of_the_table() {
         }
     }
     let kind = |word| if word == "count" { Kind::Count } else { Kind::Gauge };
-    let mut listed: Vec<_> =
-        cgroup::METRICS.iter().map(|m| (m.name.to_owned(), kind(m.kind))).collect();
+    let all = cgroup::METRICS.iter().chain(cgroup::cadvisor::METRICS);
+    let mut listed: Vec<_> = all.map(|m| (m.name.to_owned(), kind(m.kind))).collect();
     listed.sort();
     let absent = |(name, _): &(String, Kind)| {
         // Nor do the folders have their processes' files.
@@ -246,11 +251,57 @@ fn the_names_are_those_of_the_table() {
             "container.pid.open_files",
             "container.uptime",
             "container.restarts",
+            "container_start_time_seconds",
         ];
         name.starts_with("container.irq") || none.contains(&name.as_str())
     };
     listed.retain(|row| !absent(row));
     assert_eq!(sent.into_iter().collect::<Vec<_>>(), listed);
+}
+
+#[test]
+fn cadvisors_names_have_the_same_figures_in_base_units() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let machine = folder.path().join("machine");
+    copy(&fixtures().join("v2_docker/round1"), &machine);
+    let text = fs::read_to_string(fixtures().join("expected_v2_docker.json")).expect("a fixture");
+    let rounds: Value = serde_json::from_str(&text).expect("JSON");
+    let id = rounds["round2"]["fx-worker"]["id"].as_str().expect("an id");
+    let directory = Arc::new(Directory::new(Arc::default()));
+    let low = ["kube_namespace:shop", "image_name:reg:5000/web", "image_tag:7"].map(str::to_owned);
+    let orchestrator = vec!["pod_name:web-0".to_owned()];
+    let high = vec!["container_name:fx".to_owned()];
+    let tags = Arc::new(EntityTags { low: low.to_vec(), orchestrator, high });
+    directory.publish(Source::Kubelet, id, Told { tags, ..Told::default() });
+    let config = cgroup::Config { cadvisor_names: true, ..cgroup::Config::default() };
+    let mut check = CgroupCheck::new(config, Roots::of_machine(&machine), directory);
+    let mut samples = Samples::default();
+    run(&mut check, &mut samples, 1000).expect("a run");
+    copy(&fixtures().join("v2_docker/round2"), &machine);
+    run(&mut check, &mut samples, 1005).expect("a run");
+    let found = of(&samples, "pod:web-0");
+    let total = |round: &str, section: &str, name: &str| {
+        rounds[round]["fx-worker"][section][name].as_f64().expect("a total")
+    };
+    let added = |section, name| total("round2", section, name) - total("round1", section, name);
+    for (name, expected) in [
+        ("container_cpu_usage_seconds_total", added("raw_cumulative", "cpu.usage_ns") / 1e9),
+        ("container_pressure_cpu_waiting_seconds_total", added("psi_total_usec", "cpu.some") / 1e6),
+        ("container_memory_rss", total("round2", "gauges", "docker.mem.rss")),
+        ("container_memory_working_set_bytes", total("round2", "gauges", "docker.mem.working_set")),
+        ("container_last_seen", 1005.0),
+    ] {
+        let found = found.get(name).copied().unwrap_or(f64::NAN);
+        assert!((found - expected).abs() <= 1e-9 * expected.abs(), "{name}: {found}, {expected}");
+    }
+    let of_container = samples.numbers().find(|(name, .., tags)| {
+        *name == "container_memory_rss" && tags.iter().any(|tag| tag == "pod:web-0")
+    });
+    let labels: BTreeSet<_> = of_container.expect("a figure").3.iter().collect();
+    let path = labels.iter().find_map(|label| label.strip_prefix("id:")).expect("a path");
+    assert!(path.starts_with('/') && path.contains(id), "{path}");
+    let rest = ["image:reg:5000/web:7", "name:fx", "namespace:shop", "pod:web-0"];
+    assert!(rest.iter().all(|label| labels.contains(label)) && labels.len() == 5, "{labels:?}");
 }
 
 #[test]

@@ -238,9 +238,12 @@ mod tests {
              A rate is a gauge of what a total has grown by per second since the run before. What the \
              kernel does not say is absent, not zero.\n",
         );
-        for (name, metrics) in
-            [("cgroup", cgroup::METRICS), ("docker", docker::METRICS), ("self", itself::METRICS)]
-        {
+        for (name, metrics) in [
+            ("cgroup", cgroup::METRICS),
+            ("cgroup, with cadvisor_names", cgroup::cadvisor::METRICS),
+            ("docker", docker::METRICS),
+            ("self", itself::METRICS),
+        ] {
             document += &format!(
                 "\n## {name}\n\n| name | kind | unit | meaning |\n| --- | --- | --- | --- |\n"
             );

@@ -2,6 +2,8 @@
 //! kernel. Names are the Agent's `container.*`. What the directory of origins knows of a container
 //! becomes its tags; one that another collector measures is left to that.
 
+pub mod cadvisor;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::Future;
 use std::pin::Pin;
@@ -59,6 +61,9 @@ pub struct Config {
     /// Report what each network of containers has moved, by interface; that of the machine is not
     /// theirs.
     pub network: bool,
+    /// Report the same figures by cAdvisor's names, units and labels too, which makes twice as many
+    /// series.
+    pub cadvisor_names: bool,
     /// physical or all: with all, what goes through a device mapper or a loop counts twice.
     pub io_devices: IoDevices,
 }
@@ -90,6 +95,7 @@ impl Default for Config {
             memory_details: false,
             open_files: false,
             network: true,
+            cadvisor_names: false,
             io_devices: IoDevices::Physical,
         }
     }
@@ -328,11 +334,20 @@ impl CgroupCheck {
             // One that has gone meanwhile has nothing to tell.
             let Some(mut usage) = self.reader.read(&machine.hierarchy, path) else { continue };
             machine.complete(path, known.is_container(), &mut usage, self.run);
-            let cgroup = Cgroup { entity: &known.entity, tags, config: &self.config, machine };
+            let age = uptime
+                .zip(known.started)
+                .map(|(uptime, ticks)| (uptime - ticks as f64 / TICKS_PER_SECOND as f64).max(0.0));
+            let twice = || cadvisor::Sender::new(&known.entity, path, tags);
+            let cadvisor = self.config.cadvisor_names.then(twice);
+            let started = age.map(|age| samples.now().0 as f64 / 1000.0 - age);
+            if let Some(sender) = &cadvisor {
+                sender.report(&usage, started, samples);
+            }
+            let entity = &known.entity;
+            let cgroup = Cgroup { entity, tags, config: &self.config, machine, cadvisor };
             cgroup.report(&usage, samples);
-            if let Some((uptime, ticks)) = uptime.zip(known.started) {
-                let age = uptime - ticks as f64 / TICKS_PER_SECOND as f64;
-                samples.gauge("container.uptime", age.max(0.0), tags);
+            if let Some(age) = age {
+                samples.gauge("container.uptime", age, tags);
             }
             if let Some(restarts) = known.restarts.filter(|restarts| *restarts > 0) {
                 samples.gauge("container.restarts", restarts as f64, tags);
@@ -354,7 +369,7 @@ impl CgroupCheck {
         let Some(machine) = &self.machine else { return };
         let proc = &machine.proc;
         let machines_own = proc.network(1).ok();
-        let mut networks: BTreeMap<u64, (u32, Vec<&Known>)> = BTreeMap::new();
+        let mut networks: BTreeMap<u64, (u32, Vec<(&str, &Known)>)> = BTreeMap::new();
         for path in paths {
             let reported = |known: &&Known| {
                 known.is_container() && !(known.is_pause && self.config.exclude_pause_container)
@@ -363,14 +378,23 @@ impl CgroupCheck {
             let pids = machine.hierarchy.pids_within(path).into_iter();
             let found = pids.filter_map(|pid| Some((pid, proc.network(pid).ok()?))).next();
             if let Some((pid, network)) = found.filter(|(_, own)| Some(*own) != machines_own) {
-                networks.entry(network).or_insert((pid, Vec::new())).1.push(known);
+                networks.entry(network).or_insert((pid, Vec::new())).1.push((path, known));
             }
         }
         for (network, (pid, containers)) in networks {
             let Some(tags) = self.tags_of_network(&containers) else { continue };
             let Ok(text) = proc.of(pid, "net/dev") else { continue };
             let entity = format!("network {network}");
+            let pod_or_own = |path: &str| match (path.rsplit_once('/'), containers.len()) {
+                (Some((parent, _)), 2..) => parent.to_owned(),
+                _ => path.to_owned(),
+            };
+            let twice = || cadvisor::Sender::new(&entity, &pod_or_own(containers[0].0), &tags);
+            let cadvisor = self.config.cadvisor_names.then(twice);
             for interface in proc::interfaces(&text).filter(|interface| interface.name != "lo") {
+                if let Some(sender) = &cadvisor {
+                    sender.interface(&interface, samples);
+                }
                 let tags = tags.and("interface", interface.name);
                 for (name, total) in [
                     ("container.net.rcvd", interface.received.bytes),
@@ -385,15 +409,16 @@ impl CgroupCheck {
     }
 
     /// The tags of the only container, or of the pod that all belong to.
-    fn tags_of_network(&self, containers: &[&Known]) -> Option<Tags> {
-        if let [only] = containers {
-            return only.tags.clone();
+    fn tags_of_network(&self, containers: &[(&str, &Known)]) -> Option<Tags> {
+        let [(_, first), others @ ..] = containers else { return None };
+        if others.is_empty() {
+            return first.tags.clone();
         }
-        let mut uids = containers.iter().map(|known| known.identity.pod_uid.as_deref());
+        let mut uids = containers.iter().map(|(_, known)| known.identity.pod_uid.as_deref());
         let uid = uids.next().flatten().filter(|uid| uids.all(|other| other == Some(*uid)))?;
         let told = self.directory.told_of_pod(uid).map(|(_, told)| told.tags);
         let told = told.iter().flat_map(|tags| tags.at(Cardinality::Orchestrator));
-        let runtime = containers[0].identity.runtime.map(|r| format!("runtime:{}", r.word()));
+        let runtime = first.identity.runtime.map(|r| format!("runtime:{}", r.word()));
         let own = [format!("pod_uid:{uid}")].into_iter().chain(runtime);
         Some(Tags::new(own.chain(told.cloned())))
     }
@@ -651,6 +676,7 @@ struct Cgroup<'a> {
     tags: &'a Tags,
     config: &'a Config,
     machine: &'a Machine,
+    cadvisor: Option<cadvisor::Sender<'a>>,
 }
 
 impl Cgroup<'_> {
@@ -780,14 +806,17 @@ impl Cgroup<'_> {
 
     fn io(&self, io: &DeviceIo, samples: &mut Samples) {
         let number = format!("{}:{}", io.device.major, io.device.minor);
-        let tags = if io.device == DeviceIo::UNKNOWN {
-            self.tags.and("source", "procio")
-        } else {
-            let name = self.machine.devices.get(&io.device).unwrap_or(&number);
-            if self.config.io_devices == IoDevices::Physical && is_virtual(name) {
-                return;
-            }
-            self.tags.and("device", name).and("device_name", name)
+        let name = self.machine.devices.get(&io.device).unwrap_or(&number);
+        let name = Some(&**name).filter(|_| io.device != DeviceIo::UNKNOWN);
+        if self.config.io_devices == IoDevices::Physical && name.is_some_and(is_virtual) {
+            return;
+        }
+        if let Some(sender) = &self.cadvisor {
+            sender.device(name, io, samples);
+        }
+        let tags = match name {
+            None => self.tags.and("source", "procio"),
+            Some(name) => self.tags.and("device", name).and("device_name", name),
         };
         for (name, total) in [
             ("container.io.read", io.read_bytes),
