@@ -258,6 +258,9 @@ struct Machine {
     devices_run: u64,
 }
 
+/// A process in a network, and all containers in it with their paths.
+type Network<'a> = (u32, Vec<(&'a str, &'a Known)>);
+
 /// A cgroup seen before.
 struct Known {
     inode: u64,
@@ -369,7 +372,7 @@ impl CgroupCheck {
         let Some(machine) = &self.machine else { return };
         let proc = &machine.proc;
         let machines_own = proc.network(1).ok();
-        let mut networks: BTreeMap<u64, (u32, Vec<(&str, &Known)>)> = BTreeMap::new();
+        let mut networks: BTreeMap<u64, Network> = BTreeMap::new();
         for path in paths {
             let reported = |known: &&Known| {
                 known.is_container() && !(known.is_pause && self.config.exclude_pause_container)
@@ -378,7 +381,8 @@ impl CgroupCheck {
             let pids = machine.hierarchy.pids_within(path).into_iter();
             let found = pids.filter_map(|pid| Some((pid, proc.network(pid).ok()?))).next();
             if let Some((pid, network)) = found.filter(|(_, own)| Some(*own) != machines_own) {
-                networks.entry(network).or_insert((pid, Vec::new())).1.push((path, known));
+                let network = networks.entry(network);
+                network.or_insert((pid, Vec::new())).1.push((path, known));
             }
         }
         for (network, (pid, containers)) in networks {

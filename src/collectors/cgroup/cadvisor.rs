@@ -75,9 +75,11 @@ impl<'a> Sender<'a> {
                 labels = labels.and(label, value);
             }
         }
-        let image = value("docker_image").map(str::to_owned);
-        let in_parts = || Some(format!("{}:{}", value("image_name")?, value("image_tag")?));
-        if let Some(image) = image.or_else(in_parts).or(value("image_name").map(str::to_owned)) {
+        let image = match (value("docker_image"), value("image_name"), value("image_tag")) {
+            (None, Some(name), Some(tag)) => Some(format!("{name}:{tag}")),
+            (image, name, _) => image.or(name).map(str::to_owned),
+        };
+        if let Some(image) = image {
             labels = labels.and("image", image);
         }
         Self { entity, labels }
