@@ -62,7 +62,8 @@ pub struct Config {
     /// theirs.
     pub network: bool,
     /// Report the same figures by cAdvisor's names, units and labels too, which makes twice as many
-    /// series.
+    /// series. On the page for Prometheus container_memory_rss, _cache and _swap are names of both:
+    /// those with the label id are cAdvisor's.
     pub cadvisor_names: bool,
     /// physical or all: with all, what goes through a device mapper or a loop counts twice.
     pub io_devices: IoDevices,
