@@ -1,6 +1,6 @@
 //! Collectors over machines in folders, over a machine made here, and over real cgroups.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use serde_json::Value;
 use tallyd::cgroup::roots::Roots;
 use tallyd::collectors::cgroup::{self, CgroupCheck};
 use tallyd::collectors::{Collector, Samples};
-use tallyd::origin::directory::{Directory, EntityTags, Source, Told};
+use tallyd::origin::directory::{Directory, EntityTags, Place, Source, Told};
 use tallyd::sample::Kind;
 use tallyd::time::Time;
 
@@ -220,8 +220,13 @@ fn patterns_and_levels_choose() {
 #[test]
 fn the_names_are_those_of_the_table() {
     let more = cgroup::Config::default();
-    let config = cgroup::Config { memory_details: true, pressure_averages: true, ..more };
-    let mut sent = std::collections::BTreeSet::new();
+    let config = cgroup::Config {
+        memory_details: true,
+        pressure_averages: true,
+        cadvisor_names: true,
+        ..more
+    };
+    let mut sent = BTreeSet::new();
     for machine in ["v1", "v2_docker/round1", "v2_layouts"] {
         let roots = Roots::of_machine(&fixtures().join(machine));
         let (mut check, mut samples) = (check_with(config.clone(), roots), Samples::default());
@@ -236,8 +241,8 @@ fn the_names_are_those_of_the_table() {
         }
     }
     let kind = |word| if word == "count" { Kind::Count } else { Kind::Gauge };
-    let mut listed: Vec<_> =
-        cgroup::METRICS.iter().map(|m| (m.name.to_owned(), kind(m.kind))).collect();
+    let all = cgroup::METRICS.iter().chain(cgroup::cadvisor::METRICS);
+    let mut listed: Vec<_> = all.map(|m| (m.name.to_owned(), kind(m.kind))).collect();
     listed.sort();
     let absent = |(name, _): &(String, Kind)| {
         // Nor do the folders have their processes' files.
@@ -246,11 +251,57 @@ fn the_names_are_those_of_the_table() {
             "container.pid.open_files",
             "container.uptime",
             "container.restarts",
+            "container_start_time_seconds",
         ];
         name.starts_with("container.irq") || none.contains(&name.as_str())
     };
     listed.retain(|row| !absent(row));
     assert_eq!(sent.into_iter().collect::<Vec<_>>(), listed);
+}
+
+#[test]
+fn cadvisors_names_have_the_same_figures_in_base_units() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let machine = folder.path().join("machine");
+    copy(&fixtures().join("v2_docker/round1"), &machine);
+    let text = fs::read_to_string(fixtures().join("expected_v2_docker.json")).expect("a fixture");
+    let rounds: Value = serde_json::from_str(&text).expect("JSON");
+    let id = rounds["round2"]["fx-worker"]["id"].as_str().expect("an id");
+    let directory = Arc::new(Directory::new(Arc::default()));
+    let low = ["kube_namespace:shop", "image_name:reg:5000/web", "image_tag:7"].map(str::to_owned);
+    let orchestrator = vec!["pod_name:web-0".to_owned()];
+    let high = vec!["container_name:fx".to_owned()];
+    let tags = Arc::new(EntityTags { low: low.to_vec(), orchestrator, high });
+    directory.publish(Source::Kubelet, id, Told { tags, ..Told::default() });
+    let config = cgroup::Config { cadvisor_names: true, ..cgroup::Config::default() };
+    let mut check = CgroupCheck::new(config, Roots::of_machine(&machine), directory);
+    let mut samples = Samples::default();
+    run(&mut check, &mut samples, 1000).expect("a run");
+    copy(&fixtures().join("v2_docker/round2"), &machine);
+    run(&mut check, &mut samples, 1005).expect("a run");
+    let found = of(&samples, "pod:web-0");
+    let total = |round: &str, section: &str, name: &str| {
+        rounds[round]["fx-worker"][section][name].as_f64().expect("a total")
+    };
+    let added = |section, name| total("round2", section, name) - total("round1", section, name);
+    for (name, expected) in [
+        ("container_cpu_usage_seconds_total", added("raw_cumulative", "cpu.usage_ns") / 1e9),
+        ("container_pressure_cpu_waiting_seconds_total", added("psi_total_usec", "cpu.some") / 1e6),
+        ("container_memory_rss", total("round2", "gauges", "docker.mem.rss")),
+        ("container_memory_working_set_bytes", total("round2", "gauges", "docker.mem.working_set")),
+        ("container_last_seen", 1005.0),
+    ] {
+        let found = found.get(name).copied().unwrap_or(f64::NAN);
+        assert!((found - expected).abs() <= 1e-9 * expected.abs(), "{name}: {found}, {expected}");
+    }
+    let of_container = samples.numbers().find(|(name, .., tags)| {
+        *name == "container_memory_rss" && tags.iter().any(|tag| tag == "pod:web-0")
+    });
+    let labels: BTreeSet<_> = of_container.expect("a figure").3.iter().collect();
+    let path = labels.iter().find_map(|label| label.strip_prefix("id:")).expect("a path");
+    assert!(path.starts_with('/') && path.contains(id), "{path}");
+    let rest = ["image:reg:5000/web:7", "name:fx", "namespace:shop", "pod:web-0"];
+    assert!(rest.iter().all(|label| labels.contains(label)) && labels.len() == 5, "{labels:?}");
 }
 
 #[test]
@@ -315,6 +366,139 @@ fn what_others_know_of_a_container_counts() {
     run(&mut check, &mut samples, 60).expect("a run");
     assert_eq!(seen(&samples), [true; 4]);
     assert_eq!(of(&samples, "image_name:web")["container.restarts"], 2.0);
+}
+
+const POD: &str = "0b1c2d3e-1111-2222-3333-444455556666";
+
+/// A pod of two containers, and of one that holds their network, as containerd's are named. Returns
+/// their ids, and the file of what their network has moved.
+fn pod_in(machine: &Path) -> ([String; 3], PathBuf) {
+    let name = format!("kubepods.slice/kubepods-pod{}.slice", POD.replace('-', "_"));
+    let pod = machine.join("sys/fs/cgroup").join(name);
+    fs::create_dir_all(&pod).unwrap();
+    fs::write(pod.join("pids.current"), "9\n").unwrap();
+    let network = |pid: u32| machine.join(format!("proc/{pid}/net/dev"));
+    fs::create_dir_all(network(1).parent().unwrap()).unwrap();
+    fs::write(network(1), "").unwrap();
+    let ids = [(11, "web"), (12, "side"), (13, "pause")].map(|(pid, program)| {
+        let id = format!("{pid:064x}");
+        let cgroup = pod.join(format!("cri-containerd-{id}.scope"));
+        fs::create_dir_all(&cgroup).unwrap();
+        fs::write(cgroup.join("pids.current"), "3\n").unwrap();
+        fs::write(cgroup.join("cgroup.procs"), format!("{pid}\n")).unwrap();
+        let process = machine.join(format!("proc/{pid}"));
+        fs::create_dir_all(process.join("net")).unwrap();
+        let stat = format!("{pid} ({program}) S 1 {}2000 0 0 0 0\n", "0 ".repeat(17));
+        fs::write(process.join("stat"), stat).unwrap();
+        // Networks are told apart by the inode.
+        if pid == 11 {
+            fs::write(network(11), "").unwrap();
+        } else {
+            fs::hard_link(network(11), network(pid)).unwrap();
+        }
+        id
+    });
+    (ids, network(11))
+}
+
+/// Tells of a container of the pod as the kubelet does.
+fn tell(directory: &Directory, id: &str, is_excluded: bool) {
+    let high = vec![format!("container_name:{}", id.trim_start_matches('0'))];
+    let tags = Arc::new(EntityTags { high, ..EntityTags::default() });
+    let low = vec!["kube_namespace:shop".to_owned()];
+    let of_pod = Some(Arc::new(EntityTags { low, ..EntityTags::default() }));
+    let pod = Some(Place { uid: POD.into(), name: "".into(), tags: of_pod });
+    let told = Told { pod, tags, is_excluded, ..Told::default() };
+    directory.publish(Source::Kubelet, id, told);
+}
+
+#[test]
+fn pods_have_tags_and_what_is_excluded_is_left_out() {
+    let (folder, _) = empty_machine();
+    let (ids, _) = pod_in(folder.path());
+    let directory = Arc::new(Directory::new(Arc::default()));
+    let start = |exclude_pause_container| {
+        let config = cgroup::Config { exclude_pause_container, ..cgroup::Config::default() };
+        CgroupCheck::new(config, Roots::of_machine(folder.path()), Arc::clone(&directory))
+    };
+    let mut samples = Samples::default();
+    let mut seen = |check: &mut CgroupCheck| {
+        run(check, &mut samples, 0).expect("a run");
+        let is_there = |tag: &str| of(&samples, tag).contains_key("container.pid.thread_count");
+        let containers = ids.each_ref().map(|id| is_there(&format!("container_id:{id}")));
+        (containers, is_there("cgroup_level:pod"), is_there("kube_namespace:shop"))
+    };
+    let tell = |i: usize, is_excluded| tell(&directory, &ids[i], is_excluded);
+    let mut check = start(true);
+    assert_eq!(seen(&mut check), ([true, true, false], true, false), "nobody tells of the pod");
+    tell(0, false);
+    tell(1, true);
+    assert_eq!(seen(&mut check), ([true, false, false], true, true));
+    tell(0, true);
+    assert_eq!(seen(&mut check), ([false; 3], false, false), "nothing is left of it");
+    tell(0, false);
+    tell(1, false);
+    assert_eq!(seen(&mut check), ([true, true, false], true, true), "it is wanted again");
+    assert_eq!(seen(&mut start(false)), ([true; 3], true, true));
+}
+
+#[test]
+fn a_network_is_reported_once() {
+    let (folder, _) = empty_machine();
+    let (ids, network) = pod_in(folder.path());
+    let directory = Arc::new(Directory::new(Arc::default()));
+    let moved = |bytes: u32| {
+        let figures = format!("{bytes} {0} 0 0 0 0 0 0 {1} {0} 0 0 0 0 0 0", bytes / 10, bytes * 2);
+        let text = format!("Inter-| Receive\n face |bytes\n    lo: {figures}\n  eth0: {figures}\n");
+        // Written in place: it stays the same network.
+        fs::write(&network, text).unwrap();
+    };
+    let mut samples = Samples::default();
+    let mut seen = |check: &mut CgroupCheck| {
+        let mut found = Vec::new();
+        for (second, bytes) in [(0, 1000), (10, 2000)] {
+            moved(bytes);
+            run(check, &mut samples, second).expect("a run");
+            let net = samples.numbers().filter(|(name, ..)| name.starts_with("container.net."));
+            found =
+                net.map(|(name, _, value, tags)| (name.to_owned(), value, tags.clone())).collect();
+            assert!(second > 0 || found.is_empty(), "{found:?}");
+        }
+        found
+    };
+    let start = |network| {
+        let config = cgroup::Config { network, ..cgroup::Config::default() };
+        CgroupCheck::new(config, Roots::of_machine(folder.path()), Arc::clone(&directory))
+    };
+    assert_eq!(seen(&mut start(false)), []);
+    ids[..2].iter().for_each(|id| tell(&directory, id, false));
+    let all = seen(&mut start(true));
+    let values: Vec<_> = all.iter().map(|(name, value, _)| (&**name, *value)).collect();
+    assert_eq!(
+        values,
+        [
+            ("container.net.rcvd", 100.0),
+            ("container.net.sent", 200.0),
+            ("container.net.rcvd.packets", 10.0),
+            ("container.net.sent.packets", 10.0),
+        ]
+    );
+    let tags = |all: &[(String, f64, tallyd::collectors::Tags)]| {
+        all[0].2.iter().map(str::to_owned).collect::<BTreeSet<_>>()
+    };
+    let pod = format!("pod_uid:{POD}");
+    let expected = ["interface:eth0", "kube_namespace:shop", &pod, "runtime:containerd"];
+    assert_eq!(tags(&all), BTreeSet::from(expected.map(str::to_owned)));
+    // Of one container alone it has its tags.
+    tell(&directory, &ids[1], true);
+    let all = seen(&mut start(true));
+    assert!(tags(&all).contains("container_name:b"), "{all:?}");
+    assert_eq!(all.len(), 4);
+    // The machine's own is nobody's.
+    let of_machine = folder.path().join("proc/1/net/dev");
+    fs::remove_file(&of_machine).unwrap();
+    fs::hard_link(&network, of_machine).unwrap();
+    assert_eq!(seen(&mut start(true)), []);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use tallyd::fuzzing;
 
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 14] = [
+const TARGETS: [Target; 16] = [
     ("cell", fuzzing::cell),
     ("cgroup", fuzzing::cgroup),
     ("check", fuzzing::check),
@@ -15,8 +15,10 @@ const TARGETS: [Target; 14] = [
     ("docker_answers", fuzzing::docker_answers),
     ("docker_events", fuzzing::docker_events),
     ("docker_image", fuzzing::docker_image),
+    ("ecs", fuzzing::ecs),
     ("event", fuzzing::event),
     ("journal", fuzzing::journal),
+    ("kubelet", fuzzing::kubelet),
     ("mapper", fuzzing::mapper),
     ("mountinfo", fuzzing::mountinfo),
     ("pressure", fuzzing::pressure),

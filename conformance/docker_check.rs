@@ -820,7 +820,8 @@ server.serve_forever()
     assert_eq!(outcomes, [true, false, false, true]);
 }
 
-/// Prints what a run costs; the bound is far above it, for machines that are busy.
+/// Prints what a run costs. A release is judged by what is promised, other builds by a bound far
+/// above it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_over_a_thousand_containers() {
     let folder = TempDir::new().expect("a folder");
@@ -843,7 +844,8 @@ async fn a_run_over_a_thousand_containers() {
         check.samples.len()
     );
     assert_eq!(check.one("docker.containers.running.total"), Some(1000.0));
-    assert!(check.took < Duration::from_secs(10), "{:?}", check.took);
+    let bound = Duration::from_secs(if cfg!(debug_assertions) { 10 } else { 1 });
+    assert!(check.took < bound, "{:?}", check.took);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -174,6 +174,57 @@ fn the_kubelet_tells_of_pods() {
     tallyd.stop();
 }
 
+/// An annotation and a setting of the Agent's leave containers out of the figures; their senders
+/// keep their tags.
+#[test]
+fn what_a_pod_or_the_settings_exclude_is_not_measured() {
+    let mut document = pod(&[("app", ID), ("side", LATE)]);
+    document["items"][0]["metadata"]["annotations"] =
+        json!({"ad.datadoghq.com/app.metrics_exclude": "true"});
+    let played =
+        Arc::new(Played { document: Mutex::new(document), path: "/pods", ..Played::default() });
+    let address = plain(&played);
+    let intake = Intake::start();
+    let launch = launch(&intake);
+    let machine = launch.path("machine");
+    let other = ID.replace('0', "f");
+    let pod = machine.join("sys/fs/cgroup").join(format!("kubepods/pod{UID}"));
+    for id in [ID, LATE, &*other] {
+        let cgroup = pod.join(id);
+        std::fs::create_dir_all(&cgroup).unwrap();
+        std::fs::write(cgroup.join("pids.current"), "3\n").unwrap();
+    }
+    std::fs::write(machine.join("sys/fs/cgroup/cgroup.controllers"), "pids\n").unwrap();
+    std::fs::create_dir_all(machine.join("proc/1")).unwrap();
+    let tallyd = launch
+        .env("DD_KUBERNETES_KUBELET_HOST", "127.0.0.1")
+        .env("DD_KUBERNETES_HTTPS_KUBELET_PORT", "0")
+        .env("DD_KUBERNETES_HTTP_KUBELET_PORT", &address.port().to_string())
+        .env("DD_CONTAINER_PROC_ROOT", "{folder}/machine/proc")
+        .env("DD_CONTAINER_CGROUP_ROOT", "{folder}/machine/sys/fs/cgroup")
+        .env("DD_CONTAINER_EXCLUDE", "name:^nobody$")
+        .env("DD_CONTAINER_EXCLUDE_METRICS", "name:^side$")
+        .set("collectors.cgroup.enabled", "on")
+        .set("collectors.docker.enabled", "off")
+        .start();
+    tallyd.wait_for_stderr("kubelet: tells of 2 containers");
+    let threads = |received: &Received| {
+        let points = received.named("container.pid.thread_count").into_iter();
+        let tags = points.flat_map(|point| point.tags.split(',').map(str::to_owned));
+        let ids = tags.filter_map(|tag| tag.strip_prefix("container_id:").map(str::to_owned));
+        ids.collect::<std::collections::BTreeSet<_>>()
+    };
+    tallyd.wait_until("figures", |_| !threads(&Received::of(&intake.requests())).is_empty());
+    let mark = intake.requests().len();
+    let seen = || threads(&Received::of(&intake.requests()[mark..]));
+    tallyd.wait_until("figures once more", |_| !seen().is_empty());
+    assert_eq!(seen().into_iter().collect::<Vec<_>>(), [other]);
+    tallyd.send([&*format!("by.id:1|c|c:ci-{ID}")]);
+    let by_id = tags(&intake, &tallyd, "by.id");
+    assert!(by_id.contains("kube_container_name:app"), "{by_id}");
+    tallyd.stop();
+}
+
 #[test]
 fn a_task_of_ecs_tells_of_itself() {
     let arn = "arn:aws:ecs:us-west-2:111122223333:task/shop/158d1c8083dd49d6b527399fd6414f5c";

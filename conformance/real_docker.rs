@@ -267,6 +267,21 @@ fn processor_seconds(pid: &str) -> f64 {
     (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
 }
 
+/// Periods in which a container's quota ran out, as the kernel counts them.
+fn periods_held_back(id: &str) -> impl Fn() -> u64 + use<> {
+    let paths = [
+        format!("/sys/fs/cgroup/cpu/docker/{id}/cpu.stat"),
+        format!("/sys/fs/cgroup/docker/{id}/cpu.stat"),
+        format!("/sys/fs/cgroup/system.slice/docker-{id}.scope/cpu.stat"),
+    ];
+    let path = paths.into_iter().find(|path| Path::new(path).exists()).expect("its cgroup");
+    move || {
+        let text = fs::read_to_string(&path).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("nr_throttled "));
+        line.expect("a count").parse().unwrap()
+    }
+}
+
 /// Received bytes of all interfaces but the loopback.
 fn received_bytes(pid: &str) -> f64 {
     let text = fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap();
@@ -301,7 +316,7 @@ fn a_real_engine_is_seen_as_it_is() {
     let limited = limits(&engine);
     start_everything(&engine);
     match &sends {
-        Ok(()) => see_senders(&watcher),
+        Ok(()) => see_senders(&engine, &watcher),
         Err(reason) => println!("SKIP the senders of a_real_engine_is_seen_as_it_is: {reason}"),
     }
     see_limits(&engine, &watcher, limited);
@@ -411,7 +426,7 @@ impl Sockets {
 }
 
 /// Whatever way a container sends, its tags are the same.
-fn see_senders(watcher: &Watcher) {
+fn see_senders(engine: &Engine, watcher: &Watcher) {
     let ways = ["gram", "stream", "container", "ci", "in", "both", "external", "entity", "address"];
     // The first may go without, where the engine tells of a container after the end of its second.
     let tags = |received: &Received, way: &str| {
@@ -425,9 +440,11 @@ fn see_senders(watcher: &Watcher) {
         let id = point.tags.split(',').find_map(|tag| tag.strip_prefix("container_id:"))?;
         point.tags.contains("container_name:sender").then_some(id)
     });
+    let image = format!("image_id:{}", engine.docker(&["inspect", "-f", "{{.Id}}", IMAGE]));
     let low = [
         "docker_image:registry.example.test:5000/team/bbfixture:1.35",
         "env:test",
+        &*image,
         "image_name:registry.example.test:5000/team/bbfixture",
         "image_tag:1.35",
         "kube_container_name:app",
@@ -436,7 +453,7 @@ fn see_senders(watcher: &Watcher) {
     ];
     let id = format!("container_id:{}", id.expect("a container's id"));
     let mut all = low.to_vec();
-    all.extend([&id, "container_name:sender", "pod_name:shop-1"]);
+    all.extend([&*id, "container_name:sender", "pod_name:shop-1"]);
     all.sort_unstable();
     for way in ways {
         assert_eq!(tags(&seen, way), all.join(","), "{way}");
@@ -552,7 +569,9 @@ fn see_limits(engine: &Engine, watcher: &Watcher, swap: bool) {
 fn see_processor(engine: &Engine, watcher: &Watcher) {
     let pid = engine.pid("burner");
     let used = || processor_seconds(&pid);
+    let held_back = periods_held_back(&engine.docker(&["inspect", "-f", "{{.Id}}", "burner"]));
     let (mark, before, started) = (watcher.mark(), used(), Instant::now());
+    let held_before = held_back();
     let seen = watcher.wait(mark, "ten seconds of work", |received| {
         of(received, "docker.cpu.usage", "burner").len() >= 10
     });
@@ -561,8 +580,12 @@ fn see_processor(engine: &Engine, watcher: &Watcher) {
     let average = points.iter().map(|point| point.value).sum::<f64>() / points.len() as f64;
     println!("docker: a loop under a quota of 50 % used {share:.1} %, {average:.1} % were told");
     assert!((average - share).abs() < 0.2 * share && average < 56.0, "{average} is not {share}");
+    // On a machine that is busy with more, the quota may be more than it gets.
+    let held = held_back() - held_before;
     let throttled = of(&seen, "docker.cpu.throttled", "burner");
-    assert!(throttled.iter().any(|point| point.value > 0.0), "{throttled:?}");
+    let told: f64 = throttled.iter().map(|point| point.value).sum();
+    println!("docker: {held} periods ran out, {told:.0} were told");
+    assert!(held < 5 || told > 0.0 && told <= held as f64 + 20.0, "{held}: {throttled:?}");
     let whole: f64 = points.iter().map(|point| point.value).sum();
     let parts: f64 = ["docker.cpu.user", "docker.cpu.system"]
         .iter()
@@ -698,10 +721,10 @@ fn see_a_crash(engine: &mut Engine, watcher: &Watcher) {
     engine.up().expect("it comes back");
     watcher.wait(mark, "the return", |received| up(received) == Some(0));
     engine.run("late", &["--network", "none"], &["sleep", "600"]);
-    let seen = watcher.wait(mark, "a container of afterwards", |received| {
+    watcher.wait(mark, "a container of afterwards, and its event", |received| {
         last(received, "docker.mem.rss", "late").is_some()
+            && !told(received, "START", "late").is_empty()
     });
-    assert!(!told(&seen, "START", "late").is_empty(), "events are heard again");
 }
 
 /// Containers that the figures of [`idle_containers`] are about.

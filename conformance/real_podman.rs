@@ -129,4 +129,34 @@ fn a_real_podman_is_seen_as_docker_is() {
     });
     println!("podman: figures, states, events and exits of a real Podman came as Docker's do");
     watcher.stop();
+    see_without_engine(&podman);
+}
+
+/// The kernel's files alone tell of the container, too.
+fn see_without_engine(podman: &Podman) {
+    let watcher = Watcher::start(&podman.socket(), |launch| {
+        launch
+            .set("collectors.docker.enabled", "off")
+            .set("collectors.cgroup.enabled", "on")
+            .set("collectors.cgroup.interval", "1")
+            .set("collectors.cgroup.budget", "1")
+            .set("collectors.cgroup.exclude", r#"["*"]"#)
+            .set("collectors.cgroup.include", r#"["runtime:podman"]"#)
+    });
+    let seen =
+        watcher.wait(0, "a rate", |received| !received.named("container.cpu.usage").is_empty());
+    for (name, value) in
+        [("container.memory.limit", 67_108_864.0), ("container.pid.thread_count", 1.0)]
+    {
+        let points = seen.named(name);
+        let of_it = points.iter().find(|point| {
+            point.value == value
+                && point.tags.contains("runtime:podman")
+                && point.tags.contains("cgroup_level:container")
+        });
+        assert!(of_it.is_some(), "{name}: {points:?}");
+    }
+    assert!(seen.points.iter().all(|point| !point.name.starts_with("docker.")));
+    println!("podman: the cgroup check measured its container without it");
+    watcher.stop();
 }

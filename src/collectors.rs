@@ -30,9 +30,9 @@ pub use schedule::{Collectors, Planned, Runner};
 use self::cgroup::CgroupCheck;
 use self::docker::Docker;
 use self::itself::Itself;
-use self::orchestrator::Orchestrator;
 use self::orchestrator::ecs::Ecs;
 use self::orchestrator::kubelet::Kubelet;
+use self::orchestrator::{Orchestrator, Wishes};
 use crate::cgroup::proc::Proc;
 use crate::cgroup::roots::Roots;
 use crate::origin::Directory;
@@ -145,12 +145,14 @@ pub fn ask_orchestrators(
         tokio::spawn(watch);
     };
     let Config { docker, kubelet, ecs, .. } = config;
+    let wishes = || Wishes::new(docker).map_err(|error| anyhow!("collectors.docker.{error}"));
     if kubelet.is_wanted() {
-        let made = Kubelet::new(kubelet).map_err(|error| anyhow!("collectors.kubelet: {error}"))?;
+        let made = Kubelet::new(kubelet, wishes()?);
+        let made = made.map_err(|error| anyhow!("collectors.kubelet: {error}"))?;
         ask(Orchestrator::Kubelet(made), kubelet.interval);
     }
     if let Some(url) = ecs.address(|name| env::var(name).ok()) {
-        let made = Ecs::new(ecs, url, &docker.labels_as_tags);
+        let made = Ecs::new(ecs, url, wishes()?);
         let made = made.map_err(|error| anyhow!("collectors.ecs: {error}"))?;
         ask(Orchestrator::Ecs(made), ecs.interval);
     }
@@ -236,9 +238,12 @@ mod tests {
              A rate is a gauge of what a total has grown by per second since the run before. What the \
              kernel does not say is absent, not zero.\n",
         );
-        for (name, metrics) in
-            [("cgroup", cgroup::METRICS), ("docker", docker::METRICS), ("self", itself::METRICS)]
-        {
+        for (name, metrics) in [
+            ("cgroup", cgroup::METRICS),
+            ("cgroup, with cadvisor_names", cgroup::cadvisor::METRICS),
+            ("docker", docker::METRICS),
+            ("self", itself::METRICS),
+        ] {
             document += &format!(
                 "\n## {name}\n\n| name | kind | unit | meaning |\n| --- | --- | --- | --- |\n"
             );

@@ -2,21 +2,25 @@
 //! their corpora without a fuzzer. Each function panics where its rule is broken.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::cgroup::identity::{Identity, Level, is_container_id};
 use crate::cgroup::{proc, usage};
 use crate::cli;
 use crate::collectors::docker::{self, api, events, figures, filter, inventory};
 use crate::collectors::image;
+use crate::collectors::orchestrator::{Containers, Wishes, ecs, kubelet};
 use crate::config::{self, Loaded, describe, tree};
 use crate::context::Context;
 use crate::journal::checkpoint::{Checkpoint, Entry};
 use crate::journal::format::{END, Header, Records, Released};
-use crate::parse::{self, Options};
+use crate::origin::directory::{Directory, Source};
+use crate::parse::{self, Cardinality, Options};
 use crate::rules::{self, MapperProfile, Mapping, Outcome, Rules};
 use crate::sample::{Dialect, Kind, Message, OriginFields, Sample, Values, split_tags};
 use crate::shard::Generation;
 use crate::stream::{FrameError, Framer};
+use crate::time::Time;
 use crate::value::{self, Cell, Plan};
 use crate::{grammar, parse::Datagram};
 use crate::{journal, sys};
@@ -111,6 +115,59 @@ pub fn docker_answers(data: &[u8]) {
             figures::pool(&info.driver_status);
         }
     }
+}
+
+/// What a kubelet answers: the pods of its node.
+pub fn kubelet(data: &[u8]) {
+    let Ok(json) = serde_json::from_slice(data) else { return };
+    let config = kubelet::Config {
+        pod_labels_as_tags: BTreeMap::from([("*".to_owned(), "%%label%%".to_owned())]),
+        pod_annotations_as_tags: BTreeMap::from([("*".to_owned(), "+%%annotation%%".to_owned())]),
+        ..kubelet::Config::default()
+    };
+    published(Source::Kubelet, kubelet::containers(json, &config, &wishes()));
+}
+
+/// What the metadata endpoint of ECS answers: a task.
+pub fn ecs(data: &[u8]) {
+    let Ok(json) = serde_json::from_slice(data) else { return };
+    published(Source::Ecs, ecs::containers(json, &wishes()).unwrap_or_default());
+}
+
+/// Every label and variable is a tag.
+fn wishes() -> Wishes {
+    let config = docker::Config {
+        labels_as_tags: BTreeMap::from([("*".to_owned(), "%%label%%".to_owned())]),
+        env_as_tags: BTreeMap::from([("*".to_owned(), "+%%env%%".to_owned())]),
+        ..docker::Config::default()
+    };
+    Wishes::new(&config).expect("no patterns")
+}
+
+/// What an orchestrator tells of is found again, by its id and by its pod; its tags are of names
+/// and values, and each is there once. What has ended is forgotten.
+fn published(source: Source, containers: Containers) {
+    let directory = Directory::new(Arc::default());
+    for (id, told) in &containers {
+        assert!(!id.is_empty());
+        let tags: Vec<_> = told.tags.at(Cardinality::High).collect();
+        assert!(tags.iter().all(|tag| tag.contains(':')), "{tags:?}");
+        for part in [&told.tags.low, &told.tags.orchestrator, &told.tags.high] {
+            assert!(part.is_sorted_by(|a, b| a < b), "{part:?}");
+        }
+        assert!(told.addresses.is_sorted_by(|a, b| a < b), "{told:?}");
+        directory.publish(source, id, told.clone());
+        let (origin, known) = directory.told(id).expect("it is published");
+        assert_eq!((&known, directory.tags(origin)), (told, Some(Arc::clone(&told.tags))));
+        let pod = told.pod.as_ref().expect("all belong to one");
+        assert!(directory.told_of_pod(&pod.uid).is_some() && directory.pod(&pod.uid).is_some());
+    }
+    let mut end = Time(0);
+    for (id, _) in &containers {
+        directory.ended(source, id, end);
+        end = Time(end.0 + 3_600_000);
+    }
+    assert!(directory.len() <= 1, "the last keeps its tags for a while");
 }
 
 /// The name of an image. Its parts are all there is of it, but for the digest.

@@ -4,41 +4,33 @@
 //! would make it.
 
 use std::fs;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Write};
 use std::net::UdpSocket;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::cgroup::hierarchy::{Hierarchy, Version};
 use crate::cgroup::proc::{Proc, mounts};
 use crate::cgroup::roots::Roots;
+use crate::collectors::Enabled;
+use crate::collectors::docker::engine::{self, Address, Engine};
+use crate::collectors::orchestrator::ecs::Ecs;
+use crate::collectors::orchestrator::kubelet::Kubelet;
+use crate::collectors::orchestrator::{Orchestrator, Wishes};
 use crate::config::{self, Config, Sources};
 use crate::intake::{self, Listens};
 use crate::logging::one_line;
 use crate::state::Folder;
 
-/// The inodes by which the kernel knows the machine's own namespaces: what every process is in
-/// that was not put elsewhere.
+/// The names by which the kernel knows the machine's own namespaces: what every process is in that
+/// was not put elsewhere.
 const MACHINES_PIDS: &str = "pid:[4026531836]";
+const MACHINES_CGROUPS: &str = "cgroup:[4026531835]";
 
 /// Unix datagrams that should fit into a socket's queue.
 const QUEUE: u64 = 512;
-
-/// Where sockets of engines usually are, also where a container mounts its host.
-const ENGINES: [&str; 5] = [
-    "var/run/docker.sock",
-    "run/docker.sock",
-    "host/var/run/docker.sock",
-    "host/run/docker.sock",
-    "run/podman/podman.sock",
-];
-
-/// How long an engine has to answer.
-const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What became of one question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -114,7 +106,8 @@ impl Machine<'_> {
         let mut findings = self.listeners();
         findings.extend([self.pid_namespace(), self.proc_mount(), self.cgroup_mount()]);
         findings.extend(self.controllers());
-        findings.extend([self.engine(), self.state(), self.receive_buffer()]);
+        findings.extend([self.engine(), self.kubelet(), self.ecs()]);
+        findings.extend([self.state(), self.receive_buffer()]);
         findings.extend(self.datagram_queue());
         findings
     }
@@ -237,11 +230,30 @@ impl Machine<'_> {
         }
     }
 
+    /// Whether this process is in a namespace, by its name.
+    fn is_in(&self, namespace: &str) -> bool {
+        let kind = namespace.split(':').next().unwrap_or_default();
+        let link = fs::read_link(self.base.join("proc/self/ns").join(kind));
+        link.is_ok_and(|name| name == Path::new(namespace))
+    }
+
+    /// Whether cgroups are mounted here from their root on. Without a namespace of cgroups a
+    /// container may have them so, or those below its own alone.
+    fn has_whole_tree(&self) -> bool {
+        let text = Proc::new(self.base.join("proc")).text("self/mountinfo").unwrap_or_default();
+        let mut cgroups = mounts(&text).filter(|mount| mount.kind.starts_with("cgroup")).peekable();
+        self.is_in(MACHINES_CGROUPS)
+            && cgroups.peek().is_some()
+            && cgroups.all(|mount| mount.root == "/")
+    }
+
     fn proc_mount(&self) -> Finding {
         let root = self.roots.proc.display();
         let what = "processes of the machine";
         let remedy = "-v /proc:/host/proc:ro";
-        if self.roots.proc.join("1/stat").exists() && (self.roots.named || !self.in_container()) {
+        // In the machine's pid namespace a container sees all processes.
+        let sees_all = self.roots.named || !self.in_container() || self.is_in(MACHINES_PIDS);
+        if self.roots.proc.join("1/stat").exists() && sees_all {
             return finding(what, State::Ok, format!("in {root}"), "");
         }
         if !self.roots.proc.join("self").exists() {
@@ -257,7 +269,7 @@ impl Machine<'_> {
         let root = self.roots.sys_fs_cgroup.display();
         match Hierarchy::find(&self.roots) {
             Err(error) => finding(what, State::Missing, error.to_string(), remedy),
-            Ok(_) if self.in_container() && !self.roots.named => {
+            Ok(_) if self.in_container() && !self.roots.named && !self.has_whole_tree() => {
                 finding(what, State::Missing, format!("{root} is this container's own"), remedy)
             }
             Ok(hierarchy) => {
@@ -292,30 +304,127 @@ impl Machine<'_> {
     /// A machine need not have an engine; one that is there has to answer.
     fn engine(&self) -> Finding {
         let what = "container engine";
-        let set = (self.variable)("DOCKER_HOST");
-        if let Some(url) = set.as_deref().filter(|url| !url.starts_with("unix://")) {
-            return finding(what, State::Ok, format!("DOCKER_HOST is {url}"), "");
+        let config = &self.config.collectors.docker;
+        if config.enabled == Enabled::Off {
+            let found = "not asked: collectors.docker.enabled is off".to_owned();
+            return finding(what, State::Ok, found, "");
         }
-        let set = set.as_deref().and_then(|url| url.strip_prefix("unix://")).map(PathBuf::from);
-        let mut usual = ENGINES.iter().map(|path| self.base.join(path));
-        let Some(path) = set.or_else(|| usual.find(|path| path.exists())) else {
-            let found = "no socket of Docker or Podman".to_owned();
-            let remedy = if self.in_container() {
-                "-v /var/run/docker.sock:/var/run/docker.sock:ro, if there is an engine"
-            } else {
-                ""
-            };
-            return finding(what, State::Advice, found, remedy);
-        };
-        match ping(&path) {
-            Ok(()) => finding(what, State::Ok, format!("answers at {}", path.display()), ""),
-            Err(error) => {
-                let remedy = match error.kind() {
-                    ErrorKind::PermissionDenied => "--user root, or --group-add its group",
-                    _ => "start the engine, or set DOCKER_HOST",
+        let within = |path: &Path| self.base.join(path.strip_prefix("/").unwrap_or(path));
+        let address = match engine::address(config, self.variable, |path| within(path).exists()) {
+            Ok(Some(Address::Unix(path))) if !path.exists() => Address::Unix(within(&path)),
+            Ok(Some(address)) => address,
+            Ok(None) => {
+                let found =
+                    "no socket of Docker or Podman at its usual places in /run, /var/run and \
+                             below /host, and no DOCKER_HOST"
+                        .to_owned();
+                let remedy = if self.in_container() {
+                    "-v /var/run/docker.sock:/var/run/docker.sock:ro, if there is an engine"
+                } else {
+                    ""
                 };
-                let found = format!("{}: {error}", path.display());
-                finding(what, State::Missing, found, remedy)
+                return finding(what, State::Advice, found, remedy);
+            }
+            Err(error) => {
+                return finding(what, State::Missing, error, "set collectors.docker.url");
+            }
+        };
+        let asked = Engine::new(config, &address, self.variable).and_then(|engine| {
+            let answer = wait(async { engine.ping().await.map_err(|error| error.to_string()) });
+            answer.and_then(|answer| answer)
+        });
+        match asked {
+            Ok(version) => {
+                let found = format!("answers at {address}, with version {version} of the API");
+                finding(what, State::Ok, found, "")
+            }
+            Err(error) => {
+                let remedy = if error.contains("ermission denied") {
+                    "--user root, or --group-add its group"
+                } else if matches!(address, Address::Tls(_)) {
+                    "start the engine, or set DOCKER_HOST and DOCKER_CERT_PATH"
+                } else {
+                    "start the engine, or set DOCKER_HOST"
+                };
+                finding(what, State::Missing, format!("{address}: {error}"), remedy)
+            }
+        }
+    }
+
+    /// Where there is Kubernetes, pods can be told apart only with the kubelet's word.
+    fn kubelet(&self) -> Finding {
+        let what = "kubelet";
+        let config = &self.config.collectors.kubelet;
+        let is_there = (self.variable)("KUBERNETES_SERVICE_HOST").is_some();
+        if config.enabled == Enabled::Off {
+            let found = "not asked: collectors.kubelet.enabled is off".to_owned();
+            return finding(what, State::Ok, found, "");
+        }
+        if config.host.is_empty() {
+            if !is_there && config.enabled == Enabled::Auto {
+                let found = "not asked: this is no pod, and no kubelet is named".to_owned();
+                return finding(what, State::Ok, found, "");
+            }
+            let found = "the node's address is not set, so senders bring no tags of their pods";
+            let remedy = "env DD_KUBERNETES_KUBELET_HOST by fieldRef status.hostIP";
+            return finding(what, State::Missing, found.to_owned(), remedy);
+        }
+        let made = Wishes::new(&self.config.collectors.docker)
+            .and_then(|wishes| Kubelet::new(config, wishes))
+            .map(Orchestrator::Kubelet);
+        match made.and_then(ask) {
+            Ok(containers) => {
+                let found = format!("{} tells of {containers} containers", config.host);
+                finding(what, State::Ok, found, "")
+            }
+            Err(error) => {
+                let has = |words: &[&str]| words.iter().any(|word| error.contains(word));
+                let remedy = if error.starts_with(&config.token_file) {
+                    "serviceAccountName, with automountServiceAccountToken: true"
+                } else if has(&["401", "403"]) {
+                    "let the service account get nodes/proxy or nodes/pods (ClusterRole)"
+                } else if has(&["certificate", "UnknownIssuer"]) {
+                    "DD_KUBELET_CLIENT_CA, or DD_KUBELET_TLS_VERIFY=false"
+                } else {
+                    "DD_KUBERNETES_HTTPS_KUBELET_PORT, and let the pod reach the node"
+                };
+                finding(what, State::Missing, error, remedy)
+            }
+        }
+    }
+
+    /// A task of ECS has an endpoint that tells of it.
+    fn ecs(&self) -> Finding {
+        let what = "task metadata of ECS";
+        let config = &self.config.collectors.ecs;
+        let Some(url) = config.address(self.variable) else {
+            let runs_there =
+                (self.variable)("AWS_EXECUTION_ENV").is_some_and(|name| name.contains("ECS"));
+            if config.enabled == Enabled::Off || !runs_there {
+                let found = match config.enabled {
+                    Enabled::Off => "not asked: collectors.ecs.enabled is off",
+                    Enabled::Auto | Enabled::On => {
+                        "not asked: there is no ECS_CONTAINER_METADATA_URI_V4, so this is no task"
+                    }
+                };
+                return finding(what, State::Ok, found.to_owned(), "");
+            }
+            let found = "this is a task, and there is no ECS_CONTAINER_METADATA_URI_V4";
+            let remedy = "ECS agent 1.39 or later, or Fargate's platform version 1.4.0";
+            return finding(what, State::Missing, found.to_owned(), remedy);
+        };
+        let made = Wishes::new(&self.config.collectors.docker)
+            .and_then(|wishes| Ecs::new(config, url.clone(), wishes))
+            .map(Orchestrator::Ecs);
+        match made.and_then(ask) {
+            Ok(containers) => {
+                let found = format!("{url} tells of {containers} containers");
+                finding(what, State::Ok, found, "")
+            }
+            Err(error) => {
+                let remedy =
+                    "let the task reach 169.254.170.2, without a proxy or a rule before it";
+                finding(what, State::Missing, error, remedy)
             }
         }
     }
@@ -395,25 +504,47 @@ fn may_write(folder: &Path) -> bool {
     made && fs::remove_file(&probe).is_ok()
 }
 
-/// Asks an engine whether it is there.
-fn ping(path: &Path) -> io::Result<()> {
-    let mut stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.set_write_timeout(Some(TIMEOUT))?;
-    stream.write_all(b"GET /_ping HTTP/1.0\r\nHost: docker\r\n\r\n")?;
-    let mut answer = [0; 12];
-    stream.read_exact(&mut answer)?;
-    if &answer[8..] != b" 200" {
-        return Err(io::Error::other("it answers, but not as an engine"));
-    }
-    Ok(())
+/// Containers that an orchestrator tells of.
+fn ask(mut orchestrator: Orchestrator) -> Result<usize, String> {
+    wait(async { orchestrator.containers().await.map(|containers| containers.len()) })?
+}
+
+/// Waits for an answer; what is asked has a deadline of its own.
+fn wait<T>(answer: impl Future<Output = T>) -> Result<T, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    Ok(runtime.map_err(|error| error.to_string())?.block_on(answer))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::net::TcpListener;
     use std::os::unix::net::UnixListener;
 
     use super::*;
+
+    const ALIVE: &str = "HTTP/1.1 200 OK\r\nApi-Version: 1.41\r\nContent-Length: 2\r\n\r\nOK";
+
+    /// Gives this answer to whatever is asked, and hangs up.
+    fn answer(mut stream: impl Read + Write, answer: &str) {
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).expect("a request");
+            request.extend(byte);
+        }
+        stream.write_all(answer.as_bytes()).expect("an answer");
+    }
+
+    /// A server of one answer; returns its port.
+    fn served(text: String) -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        std::thread::spawn(move || {
+            listener.incoming().for_each(|stream| answer(stream.expect("a connection"), &text));
+        });
+        port
+    }
 
     /// A machine on which all is well.
     struct Fixture {
@@ -459,23 +590,19 @@ mod tests {
         }
 
         /// An engine that gives this answer.
-        fn engine(&self, answer: &'static str) {
+        fn engine(&self, text: &'static str) {
             let path = self.folder.path().join("run/docker.sock");
             fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
             let listener = UnixListener::bind(path).expect("a socket");
             std::thread::spawn(move || {
-                for stream in listener.incoming() {
-                    let mut stream = stream.expect("a connection");
-                    let mut request = Vec::new();
-                    while !request.ends_with(b"\r\n\r\n") {
-                        let mut byte = [0];
-                        stream.read_exact(&mut byte).expect("a request");
-                        request.extend(byte);
-                    }
-                    assert!(request.starts_with(b"GET /_ping HTTP/1.0\r\n"));
-                    stream.write_all(answer.as_bytes()).expect("an answer");
-                }
+                listener.incoming().for_each(|stream| answer(stream.expect("a connection"), text));
             });
+        }
+
+        /// The line about one thing.
+        fn line(&self, what: &str) -> Finding {
+            let mut all = self.examine().into_iter();
+            all.find(|finding| finding.what == what).expect("a line")
         }
 
         fn examine(&self) -> Vec<Finding> {
@@ -508,7 +635,7 @@ mod tests {
     #[test]
     fn where_all_is_well_there_is_nothing_to_say() {
         let fixture = Fixture::new();
-        fixture.engine("HTTP/1.1 200 OK\r\n\r\nOK");
+        fixture.engine(ALIVE);
         assert_eq!(fixture.complaints(), []);
         let mut out = Vec::new();
         assert_eq!(report(&fixture.examine()[1..2], false, &mut out).expect("a report"), 0);
@@ -600,7 +727,7 @@ mod tests {
         ];
         for (name, spoil, state, what, remedy) in cases {
             let mut fixture = Fixture::new();
-            fixture.engine("HTTP/1.1 200 OK\r\n\r\nOK");
+            fixture.engine(ALIVE);
             spoil(&mut fixture);
             let complaints = fixture.complaints();
             assert_eq!(complaints.len(), 1, "{name}: {complaints:?}");
@@ -623,7 +750,9 @@ mod tests {
         fixture.config.intake.port = 1;
         fixture.config.intake.bind_host = "127.0.0.1".to_owned();
         let folder = fixture.folder.path().join("run/datadog").display().to_string();
-        let all = fixture.complaints();
+        fixture.pid_namespace("pid:[4026532222]");
+        let mut all = fixture.complaints();
+        all.retain(|(_, what, _)| what != "pid namespace");
         let expected = [
             complaint(
                 State::Advice,
@@ -646,21 +775,115 @@ mod tests {
         assert_eq!(all, expected);
         let mounted = format!("2 1 0:2 / {folder} rw - ext4 /dev/vdb rw\n");
         fixture.write("proc/self/mountinfo", &mounted);
-        assert_eq!(fixture.complaints().len(), 4);
+        fixture.pid_namespace(MACHINES_PIDS);
+        assert_eq!(fixture.line("processes of the machine").state, State::Ok);
+        assert_eq!(fixture.complaints().len(), 3);
+        // The machine's cgroups, in two ways of mounting them.
+        for (namespace, root, state) in [
+            (MACHINES_CGROUPS, "/", State::Ok),
+            (MACHINES_CGROUPS, "/docker/ab", State::Missing),
+            ("cgroup:[4026532222]", "/", State::Missing),
+        ] {
+            let link = fixture.folder.path().join("proc/self/ns/cgroup");
+            let _ = fs::remove_file(&link);
+            std::os::unix::fs::symlink(namespace, link).expect("a link");
+            let mounts = format!("{mounted}3 1 0:3 {root} /sys/fs/cgroup ro - cgroup2 cgroup rw\n");
+            fixture.write("proc/self/mountinfo", &mounts);
+            assert_eq!(fixture.line("cgroups").state, state, "{namespace} {root}");
+        }
     }
 
     #[test]
     fn an_engine_has_to_answer() {
-        for (answer, found) in [
-            ("HTTP/1.1 500 Bad\r\n\r\n", "it answers, but not as an engine"),
-            ("HTTP", "failed to fill whole buffer"),
+        for (answer, state, found) in [
+            (ALIVE, State::Ok, ", with version 1.41 of the API"),
+            ("HTTP/1.1 500 Bad\r\nContent-Length: 0\r\n\r\n", State::Missing, ": 500: "),
+            ("HTTP", State::Missing, ""),
         ] {
             let fixture = Fixture::new();
             fixture.engine(answer);
-            let all = fixture.examine();
-            let engine = all.iter().find(|f| f.what == "container engine").expect("a line");
-            assert_eq!(engine.state, State::Missing);
+            let engine = fixture.line("container engine");
+            assert_eq!(engine.state, state, "{}", engine.found);
             assert!(engine.found.ends_with(found), "{}", engine.found);
         }
+        // By its setting, over TCP.
+        let mut fixture = Fixture::new();
+        let alive = format!("tcp://127.0.0.1:{}", served(ALIVE.to_owned()));
+        for (url, enabled, state, found) in [
+            (&*alive, Enabled::Auto, State::Ok, "answers at tcp://127.0.0.1:"),
+            ("tcp://127.0.0.1:1", Enabled::Auto, State::Missing, "tcp://127.0.0.1:1: "),
+            ("what://ever", Enabled::Auto, State::Missing, "\"what://ever\" is neither"),
+            ("what://ever", Enabled::Off, State::Ok, "not asked: "),
+        ] {
+            fixture.config.collectors.docker.url = url.to_owned();
+            fixture.config.collectors.docker.enabled = enabled;
+            let engine = fixture.line("container engine");
+            assert_eq!(engine.state, state, "{}", engine.found);
+            assert!(engine.found.starts_with(found), "{}", engine.found);
+        }
+    }
+
+    /// An answer with a body.
+    fn page(status: &str, body: &str) -> String {
+        format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    }
+
+    #[test]
+    fn a_kubelet_has_to_let_us_in() {
+        const POD: &str = r#"{"items": [{"status": {"containerStatuses":
+            [{"name": "a", "containerID": "containerd://ab"}]}}]}"#;
+        let mut fixture = Fixture::new();
+        let token = fixture.folder.path().join("token").display().to_string();
+        let kubelet = &mut fixture.config.collectors.kubelet;
+        (kubelet.token_file, kubelet.ca_file) = (token.clone(), String::new());
+        let line = fixture.line("kubelet");
+        assert_eq!(
+            (line.state, &*line.found),
+            (State::Ok, "not asked: this is no pod, and no kubelet is named")
+        );
+        fixture.variables.push(("KUBERNETES_SERVICE_HOST", "10.96.0.1"));
+        let line = fixture.line("kubelet");
+        assert_eq!(line.state, State::Missing);
+        assert_eq!(line.remedy, "env DD_KUBERNETES_KUBELET_HOST by fieldRef status.hostIP");
+        let kubelet = &mut fixture.config.collectors.kubelet;
+        (kubelet.host, kubelet.http_port) = ("127.0.0.1".to_owned(), 0);
+        let line = fixture.line("kubelet");
+        assert!(line.found.starts_with(&token), "{}", line.found);
+        assert!(line.remedy.starts_with("serviceAccountName"), "{}", line.remedy);
+        fixture.config.collectors.kubelet.https_port = 0;
+        for (answer, state, found, remedy) in [
+            (page("200 OK", POD), State::Ok, "127.0.0.1 tells of 1 containers", ""),
+            (page("403 Forbidden", ""), State::Missing, "http://", "let the service account get"),
+            (page("200 OK", "no"), State::Missing, "http://", "DD_KUBERNETES_HTTPS_KUBELET_PORT"),
+        ] {
+            fixture.config.collectors.kubelet.http_port = served(answer);
+            let line = fixture.line("kubelet");
+            assert_eq!(line.state, state, "{line:?}");
+            assert!(line.found.starts_with(found) && line.remedy.starts_with(remedy), "{line:?}");
+        }
+        fixture.config.collectors.kubelet.enabled = Enabled::Off;
+        assert_eq!(fixture.line("kubelet").state, State::Ok);
+    }
+
+    #[test]
+    fn a_task_has_to_be_told_of() {
+        let what = "task metadata of ECS";
+        let task = r#"{"Containers": [{"DockerId": "ab", "KnownStatus": "RUNNING"}]}"#;
+        let mut fixture = Fixture::new();
+        assert_eq!(fixture.line(what).state, State::Ok);
+        fixture.variables.push(("AWS_EXECUTION_ENV", "AWS_ECS_FARGATE"));
+        let line = fixture.line(what);
+        assert!(line.remedy.starts_with("ECS agent 1.39"), "{line:?}");
+        for (answer, state, found) in [
+            (page("200 OK", task), State::Ok, "/task tells of 1 containers"),
+            (page("404 Not Found", ""), State::Missing, "/task: 404 Not Found"),
+        ] {
+            fixture.config.collectors.ecs.url = format!("http://127.0.0.1:{}/v4", served(answer));
+            let line = fixture.line(what);
+            assert_eq!(line.state, state, "{line:?}");
+            assert!(line.found.ends_with(found), "{line:?}");
+        }
+        fixture.config.collectors.ecs.enabled = Enabled::Off;
+        assert!(fixture.line(what).found.ends_with("is off"));
     }
 }

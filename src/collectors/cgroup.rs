@@ -2,7 +2,9 @@
 //! kernel. Names are the Agent's `container.*`. What the directory of origins knows of a container
 //! becomes its tags; one that another collector measures is left to that.
 
-use std::collections::{HashMap, HashSet};
+pub mod cadvisor;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -42,6 +44,8 @@ pub struct Config {
     pub include: Vec<String>,
     /// Report the containers of Docker and Podman too when the Docker check reports them.
     pub docker_too: bool,
+    /// Leave out the containers that only hold a pod's network.
+    pub exclude_pause_container: bool,
     /// Folders below the root that are looked into.
     pub max_depth: usize,
     /// Cgroups reported; what exceeds it is counted and left out.
@@ -54,6 +58,13 @@ pub struct Config {
     pub memory_details: bool,
     /// Count open files; takes the rights of root, and a look at each process.
     pub open_files: bool,
+    /// Report what each network of containers has moved, by interface; that of the machine is not
+    /// theirs.
+    pub network: bool,
+    /// Report the same figures by cAdvisor's names, units and labels too, which makes twice as many
+    /// series. On the page for Prometheus container_memory_rss, _cache and _swap are names of both:
+    /// those with the label id are cAdvisor's.
+    pub cadvisor_names: bool,
     /// physical or all: with all, what goes through a device mapper or a loop counts twice.
     pub io_devices: IoDevices,
 }
@@ -77,12 +88,15 @@ impl Default for Config {
             exclude: Vec::new(),
             include: Vec::new(),
             docker_too: false,
+            exclude_pause_container: true,
             max_depth: 6,
             max_cgroups: 2000,
             pressure: true,
             pressure_averages: false,
             memory_details: false,
             open_files: false,
+            network: true,
+            cadvisor_names: false,
             io_devices: IoDevices::Physical,
         }
     }
@@ -159,6 +173,15 @@ pub const METRICS: &[Metric] = &[
     metric("container.io.write", "rate", "byte/s", "written, by device"),
     metric("container.io.read.operations", "rate", "1/s", "reads, by device"),
     metric("container.io.write.operations", "rate", "1/s", "writes, by device"),
+    metric(
+        "container.net.rcvd",
+        "rate",
+        "byte/s",
+        "received, by interface; once for the containers of a pod",
+    ),
+    metric("container.net.sent", "rate", "byte/s", "sent, by interface"),
+    metric("container.net.rcvd.packets", "rate", "1/s", "packets received, by interface"),
+    metric("container.net.sent.packets", "rate", "1/s", "packets sent, by interface"),
     metric("container.cpu.partial_stall", "rate", "ns/s", "some task waited for a processor"),
     metric("container.cpu.full_stall", "rate", "ns/s", "all tasks did"),
     metric("container.memory.partial_stall", "rate", "ns/s", "some task waited for memory"),
@@ -205,6 +228,9 @@ const STALLS: [[[&str; 4]; 2]; 4] = [
 /// that can be seen.
 const LOOKS: u8 = 3;
 
+/// The program of the containers that only hold a pod's network, whatever runtime made them.
+const PAUSE: &str = "pause";
+
 /// Cgroups looked at for each one reported: others are left out by level or pattern.
 const VISITS_PER_CGROUP: usize = 16;
 
@@ -233,6 +259,9 @@ struct Machine {
     devices_run: u64,
 }
 
+/// A process in a network, and all containers in it with their paths.
+type Network<'a> = (u32, Vec<(&'a str, &'a Known)>);
+
 /// A cgroup seen before.
 struct Known {
     inode: u64,
@@ -244,6 +273,10 @@ struct Known {
     restarts: Option<u64>,
     /// Another collector tells of it, or soon may.
     is_left: bool,
+    /// Who tells of it wants it left out.
+    is_excluded: bool,
+    /// It only holds a pod's network.
+    is_pause: bool,
     /// `None` if it is not reported.
     tags: Option<Tags>,
     /// Ticks from the start of the machine to that of the container.
@@ -298,15 +331,27 @@ impl CgroupCheck {
             }
             let Some(known) = self.known.get_mut(path) else { continue };
             known.look_for_start(path, machine);
+            if known.is_pause && self.config.exclude_pause_container {
+                continue;
+            }
             let Some(tags) = &known.tags else { continue };
             // One that has gone meanwhile has nothing to tell.
             let Some(mut usage) = self.reader.read(&machine.hierarchy, path) else { continue };
             machine.complete(path, known.is_container(), &mut usage, self.run);
-            let cgroup = Cgroup { entity: &known.entity, tags, config: &self.config, machine };
+            let age = uptime
+                .zip(known.started)
+                .map(|(uptime, ticks)| (uptime - ticks as f64 / TICKS_PER_SECOND as f64).max(0.0));
+            let twice = || cadvisor::Sender::new(&known.entity, path, tags);
+            let cadvisor = self.config.cadvisor_names.then(twice);
+            let started = age.map(|age| samples.now().0 as f64 / 1000.0 - age);
+            if let Some(sender) = &cadvisor {
+                sender.report(&usage, started, samples);
+            }
+            let entity = &known.entity;
+            let cgroup = Cgroup { entity, tags, config: &self.config, machine, cadvisor };
             cgroup.report(&usage, samples);
-            if let Some((uptime, ticks)) = uptime.zip(known.started) {
-                let age = uptime - ticks as f64 / TICKS_PER_SECOND as f64;
-                samples.gauge("container.uptime", age.max(0.0), tags);
+            if let Some(age) = age {
+                samples.gauge("container.uptime", age, tags);
             }
             if let Some(restarts) = known.restarts.filter(|restarts| *restarts > 0) {
                 samples.gauge("container.restarts", restarts as f64, tags);
@@ -317,7 +362,70 @@ impl CgroupCheck {
                 samples.gauge("container.pid.open_files", files as f64, tags);
             }
         }
+        if self.config.network {
+            self.networks(&paths, samples);
+        }
         Ok(())
+    }
+
+    /// What networks have moved. One that several containers have is their pod's.
+    fn networks(&self, paths: &[String], samples: &mut Samples) {
+        let Some(machine) = &self.machine else { return };
+        let proc = &machine.proc;
+        let machines_own = proc.network(1).ok();
+        let mut networks: BTreeMap<u64, Network> = BTreeMap::new();
+        for path in paths {
+            let reported = |known: &&Known| {
+                known.is_container() && !(known.is_pause && self.config.exclude_pause_container)
+            };
+            let Some(known) = self.known.get(path).filter(reported) else { continue };
+            let pids = machine.hierarchy.pids_within(path).into_iter();
+            let found = pids.filter_map(|pid| Some((pid, proc.network(pid).ok()?))).next();
+            if let Some((pid, network)) = found.filter(|(_, own)| Some(*own) != machines_own) {
+                let network = networks.entry(network);
+                network.or_insert((pid, Vec::new())).1.push((path, known));
+            }
+        }
+        for (network, (pid, containers)) in networks {
+            let Some(tags) = self.tags_of_network(&containers) else { continue };
+            let Ok(text) = proc.of(pid, "net/dev") else { continue };
+            let entity = format!("network {network}");
+            let pod_or_own = |path: &str| match (path.rsplit_once('/'), containers.len()) {
+                (Some((parent, _)), 2..) => parent.to_owned(),
+                _ => path.to_owned(),
+            };
+            let twice = || cadvisor::Sender::new(&entity, &pod_or_own(containers[0].0), &tags);
+            let cadvisor = self.config.cadvisor_names.then(twice);
+            for interface in proc::interfaces(&text).filter(|interface| interface.name != "lo") {
+                if let Some(sender) = &cadvisor {
+                    sender.interface(&interface, samples);
+                }
+                let tags = tags.and("interface", interface.name);
+                for (name, total) in [
+                    ("container.net.rcvd", interface.received.bytes),
+                    ("container.net.sent", interface.sent.bytes),
+                    ("container.net.rcvd.packets", interface.received.packets),
+                    ("container.net.sent.packets", interface.sent.packets),
+                ] {
+                    samples.rate_of(&entity, interface.name, name, total as f64, &tags);
+                }
+            }
+        }
+    }
+
+    /// The tags of the only container, or of the pod that all belong to.
+    fn tags_of_network(&self, containers: &[(&str, &Known)]) -> Option<Tags> {
+        let [(_, first), others @ ..] = containers else { return None };
+        if others.is_empty() {
+            return first.tags.clone();
+        }
+        let mut uids = containers.iter().map(|(_, known)| known.identity.pod_uid.as_deref());
+        let uid = uids.next().flatten().filter(|uid| uids.all(|other| other == Some(*uid)))?;
+        let told = self.directory.told_of_pod(uid).map(|(_, told)| told.tags);
+        let told = told.iter().flat_map(|tags| tags.at(Cardinality::Orchestrator));
+        let runtime = first.identity.runtime.map(|r| format!("runtime:{}", r.word()));
+        let own = [format!("pod_uid:{uid}")].into_iter().chain(runtime);
+        Some(Tags::new(own.chain(told.cloned())))
     }
 
     /// Finds the cgroups that are reported, at most as many as there is room for. Returns how many
@@ -348,7 +456,7 @@ impl CgroupCheck {
             let is_new = entry.run == 0 && entry.origin.is_none() && entry.may_have_engine();
             entry.run = run;
             let is_left = !docker_too && (entry.is_left || is_new && !alone);
-            if entry.tags.is_some() && !is_left {
+            if entry.tags.is_some() && !is_left && !entry.is_excluded {
                 paths.push(found.path);
             }
             true
@@ -443,6 +551,8 @@ impl Known {
             origin: None,
             restarts: None,
             is_left: false,
+            is_excluded: false,
+            is_pause: false,
             tags: None,
             started: None,
             looked: 0,
@@ -457,11 +567,17 @@ impl Known {
         self.tags = tags.filter(|tags| patterns.keep(self.identity.level, path, tags));
     }
 
-    /// Takes over what is told of a container by now.
+    /// Takes over what is told of a container or pod by now.
     fn ask(&mut self, directory: &Directory, path: &str, patterns: &Patterns) {
-        let id = self.identity.container_id.as_deref().filter(|_| self.is_container());
-        let Some((origin, told)) = id.and_then(|id| directory.told(id)) else { return };
+        let Identity { level, container_id, pod_uid, .. } = &self.identity;
+        let found = match level {
+            Level::Container => container_id.as_deref().and_then(|id| directory.told(id)),
+            Level::Pod => pod_uid.as_deref().and_then(|uid| directory.told_of_pod(uid)),
+            _ => None,
+        };
+        let Some((origin, told)) = found else { return };
         self.is_left = told.is_measured;
+        self.is_excluded = told.is_excluded;
         self.restarts = told.restarts;
         if self.origin != Some(origin) {
             self.origin = Some(origin);
@@ -482,7 +598,10 @@ impl Known {
         self.looked += 1;
         let pids = machine.hierarchy.pids_within(path).into_iter();
         let stats = pids.filter_map(|pid| proc::stat(&machine.proc.of(pid, "stat").ok()?));
-        self.started = stats.map(|stat| stat.started_ticks).min();
+        let stats: Vec<_> = stats.collect();
+        self.started = stats.iter().map(|stat| stat.started_ticks).min();
+        let of_pod = self.identity.pod_uid.is_some() || self.identity.ecs_task.is_some();
+        self.is_pause = of_pod && matches!(&*stats, [only] if only.name == PAUSE);
     }
 
     fn is_container(&self) -> bool {
@@ -562,6 +681,7 @@ struct Cgroup<'a> {
     tags: &'a Tags,
     config: &'a Config,
     machine: &'a Machine,
+    cadvisor: Option<cadvisor::Sender<'a>>,
 }
 
 impl Cgroup<'_> {
@@ -691,14 +811,17 @@ impl Cgroup<'_> {
 
     fn io(&self, io: &DeviceIo, samples: &mut Samples) {
         let number = format!("{}:{}", io.device.major, io.device.minor);
-        let tags = if io.device == DeviceIo::UNKNOWN {
-            self.tags.and("source", "procio")
-        } else {
-            let name = self.machine.devices.get(&io.device).unwrap_or(&number);
-            if self.config.io_devices == IoDevices::Physical && is_virtual(name) {
-                return;
-            }
-            self.tags.and("device", name).and("device_name", name)
+        let name = self.machine.devices.get(&io.device).unwrap_or(&number);
+        let name = Some(&**name).filter(|_| io.device != DeviceIo::UNKNOWN);
+        if self.config.io_devices == IoDevices::Physical && name.is_some_and(is_virtual) {
+            return;
+        }
+        if let Some(sender) = &self.cadvisor {
+            sender.device(name, io, samples);
+        }
+        let tags = match name {
+            None => self.tags.and("source", "procio"),
+            Some(name) => self.tags.and("device", name).and("device_name", name),
         };
         for (name, total) in [
             ("container.io.read", io.read_bytes),

@@ -174,7 +174,7 @@ impl Docker {
         self.report(samples, &snapshot);
         self.report_counted(samples, &snapshot, &counted);
         let Some(watch) = &self.watch else { return Ok(()) };
-        blocking(|| self.measure.run(samples, &snapshot, watch))
+        blocking(|| self.measure.run(samples, &snapshot, watch, &self.around.directory))
     }
 }
 

@@ -7,7 +7,7 @@
 pub mod ecs;
 pub mod kubelet;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,11 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use self::ecs::Ecs;
 use self::kubelet::Kubelet;
 use super::blocking;
-use crate::origin::directory::{Directory, Source, Told};
+use super::docker::config::Config as Docker;
+use super::docker::filter::Filter;
+use super::docker::tags::Facts;
+use super::tagging::{Builder, by_rules};
+use crate::origin::directory::{Directory, EntityTags, Source, Told};
 use crate::telemetry::Telemetry;
 use crate::time::Time;
 
@@ -47,6 +51,47 @@ pub enum Orchestrator {
 /// Every container that an orchestrator knows of, by its id.
 pub type Containers = Vec<(String, Told)>;
 
+/// What the Docker check's settings say of any container: which are left out, and what becomes a
+/// tag.
+#[derive(Debug)]
+pub struct Wishes {
+    filter: Filter,
+    labels_as_tags: BTreeMap<String, String>,
+    env_as_tags: BTreeMap<String, String>,
+}
+
+impl Wishes {
+    /// # Errors
+    ///
+    /// A pattern that is no regular expression, with the name of its setting.
+    pub fn new(config: &Docker) -> Result<Self, String> {
+        Ok(Self {
+            filter: Filter::new(config)?,
+            labels_as_tags: config.labels_as_tags.clone(),
+            env_as_tags: config.env_as_tags.clone(),
+        })
+    }
+
+    fn label(&self, name: &str, value: &str, tags: &mut Builder) {
+        by_rules(&self.labels_as_tags, "%%label%%", name, value, tags);
+    }
+
+    fn variable(&self, name: &str, value: &str, tags: &mut Builder) {
+        by_rules(&self.env_as_tags, "%%env%%", name, value, tags);
+    }
+
+    fn excludes(&self, name: &str, image: &str, namespace: &str, tags: &EntityTags) -> bool {
+        let namespace = ("io.kubernetes.pod.namespace".to_owned(), namespace.to_owned());
+        let facts = Facts {
+            names: vec![name.to_owned()],
+            image: image.to_owned(),
+            labels: BTreeMap::from([namespace]),
+            ..Facts::default()
+        };
+        self.filter.excludes(&facts, tags)
+    }
+}
+
 impl Orchestrator {
     const fn source(&self) -> Source {
         match self {
@@ -62,7 +107,12 @@ impl Orchestrator {
         }
     }
 
-    async fn containers(&mut self) -> Result<Containers, String> {
+    /// Asks once.
+    ///
+    /// # Errors
+    ///
+    /// Who was asked in vain, and why.
+    pub async fn containers(&mut self) -> Result<Containers, String> {
         match self {
             Self::Kubelet(kubelet) => kubelet.containers().await,
             Self::Ecs(ecs) => ecs.containers().await,

@@ -7,6 +7,8 @@
 use std::collections::HashMap;
 use std::fmt::Write;
 
+use serde_json::Value;
+
 use super::convert::{Manner, quoted, truth};
 use super::load::{Assignment, ConfigError, Source};
 use super::tree::{Entry, Node, Shape};
@@ -32,6 +34,8 @@ struct Key {
 enum Effect {
     /// The same setting under our path.
     Sets(&'static str),
+    /// The same, and what an earlier key has set there counts too.
+    Adds(&'static str),
     /// Ours, by way of a function.
     Converts(&'static [&'static str], Convert),
     /// Accepted, and nothing changes: tallyd works another way.
@@ -45,6 +49,10 @@ type Convert = fn(&Node, &mut Vec<String>) -> Result<Vec<(&'static str, Node)>, 
 
 const fn sets(name: &'static str, path: &'static str) -> Key {
     Key { name, effect: Effect::Sets(path), remark: "" }
+}
+
+const fn adds(name: &'static str, path: &'static str) -> Key {
+    Key { name, effect: Effect::Adds(path), remark: "" }
 }
 
 const fn converts(
@@ -66,6 +74,9 @@ const fn not_yet(name: &'static str, remark: &'static str) -> Key {
 
 const QUEUES: &str = "the kernel's socket buffer is the only queue";
 const ORIGIN: &str = "tags of containers and pods";
+const API_SERVER: &str = "only the API server knows, which tallyd does not ask; for labels of pods see \
+                          kubernetes_pod_labels_as_tags";
+const ONLY_PODS: &str = "of pods; other resources only the API server knows";
 const GO: &str = "tuning of the Agent's own process";
 const OTHER: &str = "another part of the Agent";
 
@@ -341,29 +352,65 @@ static KEYS: &[Key] = &[
     nothing("dogstatsd_origin_optout_enabled", "the cardinality none never brings tags"),
     // Containers.
     sets("docker_labels_as_tags", "collectors.docker.labels_as_tags"),
-    sets("container_labels_as_tags", "collectors.docker.labels_as_tags"),
+    adds("container_labels_as_tags", "collectors.docker.labels_as_tags"),
     sets("docker_env_as_tags", "collectors.docker.env_as_tags"),
-    sets("container_env_as_tags", "collectors.docker.env_as_tags"),
+    adds("container_env_as_tags", "collectors.docker.env_as_tags"),
     sets("docker_query_timeout", "collectors.docker.timeout"),
     sets("ac_include", "collectors.docker.include"),
     sets("container_include", "collectors.docker.include"),
-    sets("container_include_metrics", "collectors.docker.include"),
+    adds("container_include_metrics", "collectors.docker.include"),
     sets("ac_exclude", "collectors.docker.exclude"),
     sets("container_exclude", "collectors.docker.exclude"),
-    sets("container_exclude_metrics", "collectors.docker.exclude"),
-    sets("exclude_pause_container", "collectors.docker.exclude_pause_container"),
+    adds("container_exclude_metrics", "collectors.docker.exclude"),
+    converts(
+        "exclude_pause_container",
+        &["collectors.docker.exclude_pause_container", "collectors.cgroup.exclude_pause_container"],
+        |node, _| {
+            let paths = [
+                "collectors.docker.exclude_pause_container",
+                "collectors.cgroup.exclude_pause_container",
+            ];
+            Ok(paths.map(|path| (path, node.clone())).to_vec())
+        },
+        "",
+    ),
+    sets("procfs_path", "collectors.proc_root"),
+    sets("container_proc_root", "collectors.proc_root"),
+    sets("container_cgroup_root", "collectors.cgroup_root"),
     sets("kubernetes_kubelet_host", "collectors.kubelet.host"),
     sets("kubernetes_https_kubelet_port", "collectors.kubelet.https_port"),
     sets("kubernetes_http_kubelet_port", "collectors.kubelet.http_port"),
     sets("kubelet_tls_verify", "collectors.kubelet.tls_verify"),
     sets("kubelet_client_ca", "collectors.kubelet.ca_file"),
     sets("kubelet_auth_token_path", "collectors.kubelet.token_file"),
-    sets("kubernetes_pod_labels_as_tags", "collectors.kubelet.pod_labels_as_tags"),
-    sets("kubernetes_pod_annotations_as_tags", "collectors.kubelet.pod_annotations_as_tags"),
+    converts(
+        "kubernetes_resources_labels_as_tags",
+        &["collectors.kubelet.pod_labels_as_tags"],
+        |node, notes| {
+            let pods = of_pods(node, "kubernetes_resources_labels_as_tags", notes)?;
+            let path = "collectors.kubelet.pod_labels_as_tags";
+            Ok(pods.map(|pods| (path, pods)).into_iter().collect())
+        },
+        ONLY_PODS,
+    ),
+    converts(
+        "kubernetes_resources_annotations_as_tags",
+        &["collectors.kubelet.pod_annotations_as_tags"],
+        |node, notes| {
+            let pods = of_pods(node, "kubernetes_resources_annotations_as_tags", notes)?;
+            let path = "collectors.kubelet.pod_annotations_as_tags";
+            Ok(pods.map(|pods| (path, pods)).into_iter().collect())
+        },
+        ONLY_PODS,
+    ),
+    adds("kubernetes_pod_labels_as_tags", "collectors.kubelet.pod_labels_as_tags"),
+    adds("kubernetes_pod_annotations_as_tags", "collectors.kubelet.pod_annotations_as_tags"),
     nothing("checks_tag_cardinality", "figures of a container carry all its tags, as the Agent's"),
     nothing("container_include_logs", OTHER),
     nothing("container_exclude_logs", OTHER),
     // What this version does not do.
+    not_yet("kubernetes_namespace_*", API_SERVER),
+    not_yet("kubernetes_node_*", API_SERVER),
     not_yet("kubernetes_*", ORIGIN),
     not_yet("ecs_*", ORIGIN),
     not_yet("secret_*", "other ways to secrets"),
@@ -407,7 +454,6 @@ static KEYS: &[Key] = &[
     nothing("send_host_metadata", "no host metadata is sent"),
     nothing("telemetry.*", "own counters are always on the HTTP server"),
     nothing("expvar_port", "see status.listen"),
-    nothing("procfs_path", OTHER),
     nothing("container_*", OTHER),
     nothing("proxy.*", "see sinks.datadog.http"),
     nothing("no_proxy_nonexact_match", "see sinks.datadog.http"),
@@ -513,6 +559,10 @@ pub(super) fn translate(
         let Some(given) = reader.given.remove(key.name) else { continue };
         let values = match &key.effect {
             Effect::Sets(path) => vec![(*path, given.node)],
+            Effect::Adds(path) => {
+                let earlier = translation.assignments.iter().find(|earlier| earlier.path == *path);
+                vec![(*path, joined(earlier.map(|earlier| &earlier.node), given.node))]
+            }
             Effect::Converts(_, convert) => convert(&given.node, &mut translation.notes)
                 .map_err(|e| ConfigError::new(&given.source, format!("{}: {e}", key.name)))?,
             Effect::Nothing | Effect::NotYet => Vec::new(),
@@ -531,7 +581,7 @@ pub(super) fn translate(
 /// Our setting that does what a key of the Agent does.
 pub(super) fn path_of(name: &str) -> Option<&'static str> {
     match KEYS.iter().find(|key| key.name == name)?.effect {
-        Effect::Sets(path) => Some(path),
+        Effect::Sets(path) | Effect::Adds(path) => Some(path),
         Effect::Converts(paths, _) => paths.first().copied(),
         Effect::Nothing | Effect::NotYet => None,
     }
@@ -548,10 +598,7 @@ letters. Keys that are not in this table are ignored and named once in the log.
 "
     .to_owned();
     for (title, shown) in [
-        (
-            "Effective",
-            (|e| matches!(e, Effect::Sets(_) | Effect::Converts(..))) as fn(&Effect) -> bool,
-        ),
+        ("Effective", (|e| !matches!(e, Effect::Nothing | Effect::NotYet)) as fn(&Effect) -> bool),
         ("Accepted, not effective in this version", |e| matches!(e, Effect::NotYet)),
         ("Accepted without effect", |e| matches!(e, Effect::Nothing)),
     ] {
@@ -561,7 +608,7 @@ letters. Keys that are not in this table are ignored and named once in the log.
         );
         for key in KEYS.iter().filter(|key| shown(&key.effect)) {
             let paths: Vec<String> = match &key.effect {
-                Effect::Sets(path) => vec![format!("`{path}`")],
+                Effect::Sets(path) | Effect::Adds(path) => vec![format!("`{path}`")],
                 Effect::Converts(paths, _) => paths.iter().map(|p| format!("`{p}`")).collect(),
                 Effect::Nothing | Effect::NotYet => Vec::new(),
             };
@@ -640,7 +687,7 @@ impl Reader {
 
     fn take(&mut self, key: &'static Key, name: String, given: Given) {
         match &key.effect {
-            Effect::Sets(_) | Effect::Converts(..) => {
+            Effect::Sets(_) | Effect::Adds(_) | Effect::Converts(..) => {
                 self.given.insert(key.name, given);
             }
             Effect::Nothing => self.nothing.push(name),
@@ -670,9 +717,47 @@ impl Reader {
 /// A variable's value: JSON, or text. Broken JSON stays text and is refused with its setting.
 fn of_variable(variable: &str, value: &str) -> Given {
     let json = Some(value).filter(|value| value.trim_start().starts_with(['[', '{']));
-    let json = json.and_then(|value| serde_json::from_str::<serde_json::Value>(value).ok());
+    let json = json.and_then(|value| serde_json::from_str::<Value>(value).ok());
     let node = json.map_or_else(|| Node::text(value), Node::from);
     Given { node, source: Source::Variable(variable.to_owned()) }
+}
+
+/// What a map of resources has for pods, if anything. Other resources are named.
+fn of_pods(node: &Node, name: &str, notes: &mut Vec<String>) -> Result<Option<Node>, String> {
+    let parsed = node.as_text().and_then(|text| serde_json::from_str::<Value>(text).ok());
+    let parsed = parsed.map(Node::from);
+    let Shape::Map(entries) = &parsed.as_ref().unwrap_or(node).shape else {
+        return Err("expected a map".to_owned());
+    };
+    let (pods, others): (Vec<_>, Vec<_>) = entries.iter().partition(|entry| entry.key == "pods");
+    if !others.is_empty() {
+        let names: Vec<&str> = others.iter().map(|entry| &*entry.key).collect();
+        let names = quoted(&names.join(", "));
+        notes.push(format!("{name}: left out {names}, which only the API server knows"));
+    }
+    Ok(pods.first().map(|entry| entry.value.clone()))
+}
+
+/// Two lists, or two maps, as one. What is neither is left to be complained about.
+fn joined(earlier: Option<&Node>, later: Node) -> Node {
+    let Some(earlier) = earlier else { return later };
+    match (&earlier.shape, &later.shape) {
+        (Shape::Map(a), Shape::Map(b)) => {
+            let later_has = |entry: &&Entry| !b.iter().any(|other| other.key == entry.key);
+            let kept: Vec<Entry> = a.iter().filter(later_has).chain(b).cloned().collect();
+            Node { shape: Shape::Map(kept), ..later }
+        }
+        (Shape::Scalar { .. } | Shape::List(_), Shape::Scalar { .. } | Shape::List(_)) => {
+            match (earlier.words(), later.words()) {
+                (Some(a), Some(b)) => Node {
+                    line: later.line,
+                    ..Node::list(a.into_iter().chain(b).map(Node::text).collect())
+                },
+                _ => later,
+            }
+        }
+        _ => later,
+    }
 }
 
 fn is_off(node: &Node) -> bool {
@@ -786,7 +871,7 @@ fn keep(
 mod tests {
     use std::collections::HashSet;
 
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::super::{Config, Loaded, agent_from_text, describe};
     use super::*;
@@ -811,7 +896,7 @@ mod tests {
         for key in KEYS {
             assert!(names.insert(key.name), "{} is there twice", key.name);
             let paths = match &key.effect {
-                Effect::Sets(path) => std::slice::from_ref(path),
+                Effect::Sets(path) | Effect::Adds(path) => std::slice::from_ref(path),
                 Effect::Converts(paths, _) => paths,
                 Effect::Nothing | Effect::NotYet => {
                     assert!(!key.remark.is_empty(), "{} has no reason", key.name);
@@ -1006,12 +1091,28 @@ mod tests {
             "[\"image:a\"]",
         ),
         ("exclude_pause_container", "false", "collectors.docker.exclude_pause_container", "false"),
+        ("exclude_pause_container", "false", "collectors.cgroup.exclude_pause_container", "false"),
+        ("procfs_path", "/a", "collectors.proc_root", "\"/a\""),
+        ("container_proc_root", "/a", "collectors.proc_root", "\"/a\""),
+        ("container_cgroup_root", "/a", "collectors.cgroup_root", "\"/a\""),
         ("kubernetes_kubelet_host", "10.0.0.1", "collectors.kubelet.host", "\"10.0.0.1\""),
         ("kubernetes_https_kubelet_port", "1", "collectors.kubelet.https_port", "1"),
         ("kubernetes_http_kubelet_port", "0", "collectors.kubelet.http_port", "0"),
         ("kubelet_tls_verify", "false", "collectors.kubelet.tls_verify", "false"),
         ("kubelet_client_ca", "/a", "collectors.kubelet.ca_file", "\"/a\""),
         ("kubelet_auth_token_path", "/a", "collectors.kubelet.token_file", "\"/a\""),
+        (
+            "kubernetes_resources_labels_as_tags",
+            r#"{"pods": {"A": "b"}}"#,
+            "collectors.kubelet.pod_labels_as_tags",
+            r#"{"A": "b"}"#,
+        ),
+        (
+            "kubernetes_resources_annotations_as_tags",
+            r#"{"pods": {"A": "b"}}"#,
+            "collectors.kubelet.pod_annotations_as_tags",
+            r#"{"A": "b"}"#,
+        ),
         (
             "kubernetes_pod_labels_as_tags",
             r#"{"A": "b"}"#,
@@ -1040,7 +1141,7 @@ mod tests {
         }
         let tested: HashSet<&str> = EFFECTIVE.iter().map(|(key, ..)| *key).collect();
         for key in KEYS {
-            let effective = matches!(&key.effect, Effect::Sets(_))
+            let effective = matches!(&key.effect, Effect::Sets(_) | Effect::Adds(_))
                 || matches!(&key.effect, Effect::Converts(paths, _) if !paths.is_empty());
             assert_eq!(tested.contains(key.name), effective, "{}", key.name);
         }
@@ -1115,6 +1216,30 @@ mod tests {
         assert!(!rules.metric_blocklist_match_prefix);
         let rules = of_file("metric_filterlist: []\nstatsd_metric_blocklist: [b]\n").config.rules;
         assert_eq!(rules.metric_blocklist, ["b"]);
+        // Lists and maps of which the Agent takes all together.
+        let docker = of_file(
+            "container_exclude: image:a name:b\ncontainer_exclude_metrics: [image:c]\nac_exclude: x\n\
+             docker_labels_as_tags: {a: b, c: d}\ncontainer_labels_as_tags: {c: e}\n\
+             container_env_as_tags: {E: e}\n",
+        )
+        .config
+        .collectors
+        .docker;
+        assert_eq!(docker.exclude, ["image:a", "name:b", "image:c"]);
+        let map = |pairs: &[(&str, &str)]| {
+            pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+        };
+        assert_eq!(docker.labels_as_tags, map(&[("a", "b"), ("c", "e")]));
+        assert_eq!(docker.env_as_tags, map(&[("E", "e")]));
+        let loaded = of_file(
+            "kubernetes_resources_labels_as_tags: '{\"pods\": {\"a\": \"b\"}, \"namespaces\": {\"c\": \"d\"}}'\n\
+             kubernetes_pod_labels_as_tags: {e: f}\n",
+        );
+        let labels = &loaded.config.collectors.kubelet.pod_labels_as_tags;
+        assert_eq!(*labels, map(&[("a", "b"), ("e", "f")]));
+        let note = "kubernetes_resources_labels_as_tags: left out \"namespaces\", which only the API \
+                    server knows";
+        assert_eq!(loaded.notes, [note]);
         let names =
             "statsd_metric_namespace_blocklist: [a]\nstatsd_metric_namespace_blacklist: [b]\n";
         assert_eq!(of_file(names).config.rules.namespace_blocklist, ["a"]);

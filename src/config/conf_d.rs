@@ -26,6 +26,8 @@ struct Check {
 enum Effect {
     /// The check's setting of another name.
     Sets(&'static str),
+    /// The folder in which the machine's `/proc` and `/sys/fs/cgroup` are.
+    Root,
     /// Accepted, and nothing changes; why.
     Nothing(&'static str),
 }
@@ -40,12 +42,11 @@ static CHECKS: &[Check] = &[
             ("socket_timeout", Effect::Sets("timeout")),
             ("docker_query_timeout", Effect::Sets("timeout")),
             ("collect_disk_usage", Effect::Sets("collect_container_size")),
-            ("docker_root", Effect::Nothing("use collectors.proc_root and collectors.cgroup_root")),
+            ("docker_root", Effect::Root),
             ("custom_cgroups", Effect::Nothing("cgroups are found by themselves")),
             ("init_retries", Effect::Nothing("the engine is looked for as long as it takes")),
             ("init_retry_interval", Effect::Nothing("the engine is looked for at each run")),
             ("new_tag_names", Effect::Nothing("use legacy_names for the old ones")),
-            ("tag_by_command", Effect::Nothing("add container_command to performance_tags")),
         ],
     },
 ];
@@ -178,6 +179,7 @@ impl CheckFile<'_> {
                 // As in the Agent, a key without a value is not set.
                 _ if value.is_null() => {}
                 Some(Effect::Sets(setting)) => self.assign(setting, value, *line),
+                Some(Effect::Root) => self.root(value, *line),
                 Some(Effect::Nothing(why)) => {
                     self.note(*line, &format!("{key} has no effect: {why}"));
                 }
@@ -196,8 +198,23 @@ impl CheckFile<'_> {
         }
     }
 
+    /// `/` is where they are looked for anyway.
+    fn root(&mut self, node: &Node, line: usize) {
+        let root = node.as_text().unwrap_or_default().trim_end_matches('/');
+        if root.is_empty() {
+            return;
+        }
+        for (setting, folder) in [("proc_root", "proc"), ("cgroup_root", "sys/fs/cgroup")] {
+            let node = Node { line, ..Node::text(format!("{root}/{folder}")) };
+            self.set(format!("collectors.{setting}"), &node, line);
+        }
+    }
+
     fn assign(&mut self, setting: &str, node: &Node, line: usize) {
-        let path = format!("{}.{setting}", self.check.section);
+        self.set(format!("{}.{setting}", self.check.section), node, line);
+    }
+
+    fn set(&mut self, path: String, node: &Node, line: usize) {
         let (node, source) = (node.clone(), self.source(line));
         self.found.push(Assignment { path, node, source, manner: Manner::Text });
     }
@@ -259,6 +276,8 @@ mod tests {
         assert_eq!(
             settings,
             [
+                "collectors.proc_root=/host/proc",
+                "collectors.cgroup_root=/host/sys/fs/cgroup",
                 "collectors.docker.timeout=10",
                 "collectors.docker.tls=true",
                 "collectors.docker.enabled=on",
@@ -272,16 +291,15 @@ mod tests {
         );
         assert_eq!(
             notes,
-            [
-                "conf.d/docker_daemon.yaml:2: docker_root has no effect: use collectors.proc_root \
-                 and collectors.cgroup_root",
-                "conf.d/docker_daemon.yaml:13: unknown option \"colect_events\"; did you mean \
-                 collect_events?",
-            ]
+            ["conf.d/docker_daemon.yaml:13: unknown option \"colect_events\"; did you mean \
+                 collect_events?",]
         );
-        let first = "instances:\n  - socket_timeout: 3\n    tag_by_command: true\n";
+        let first = "init_config:\n  docker_root: /\ninstances:\n  - socket_timeout: 3\n    \
+                     tag_by_command: true\n    new_tag_names: true\n";
         let (found, notes) = translated("conf.d/docker.yaml", first).expect("a file");
-        assert_eq!(found[1], "collectors.docker.timeout=3 conf.d/docker.yaml:2");
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert_eq!(found[1], "collectors.docker.timeout=3 conf.d/docker.yaml:4");
+        assert_eq!(found[2], "collectors.docker.tag_by_command=true conf.d/docker.yaml:5");
         assert_eq!(notes.len(), 1);
         let newest = "instances:\n  - collect_events: true\n    unbundle_events: true\n";
         let (found, notes) = translated("conf.d/docker.d/conf.yaml", newest).expect("a file");

@@ -138,6 +138,8 @@ pub struct Told {
     pub restarts: Option<u64>,
     /// The source also tells what the container uses, so that nobody else has to.
     pub is_measured: bool,
+    /// Nobody is to tell what the container uses. Its senders have its tags nevertheless.
+    pub is_excluded: bool,
 }
 
 /// Where a container is among others that belong together: in a pod of Kubernetes, or in a task of
@@ -340,6 +342,16 @@ impl Directory {
         Some((container.origin, container.told.clone()))
     }
 
+    /// What is known of a pod, if a source has told of it. It is excluded if all its containers are.
+    pub fn told_of_pod(&self, uid: &str) -> Option<(Origin, Told)> {
+        let known = self.read();
+        let pod = known.pods.get(uid)?;
+        let all = || pod.containers.iter().filter_map(|id| known.containers.get(id));
+        let tags = all().find_map(|container| container.told.pod.as_ref()?.tags.clone())?;
+        let is_excluded = all().all(|container| container.told.is_excluded);
+        Some((pod.origin, Told { tags, is_excluded, ..Told::default() }))
+    }
+
     /// The whole id of a container that is known by a part of it.
     pub fn full_id(&self, id: &str) -> Option<Arc<str>> {
         self.read().container(id).map(|(id, _)| Arc::clone(id))
@@ -429,6 +441,7 @@ fn join(reports: &[Report]) -> Told {
         all.pid = all.pid.or(told.pid);
         all.restarts = all.restarts.or(told.restarts);
         all.is_measured |= told.is_measured;
+        all.is_excluded |= told.is_excluded;
         let new = told.addresses.iter().filter(|address| !all.addresses.contains(address));
         let new: Vec<_> = new.copied().collect();
         all.addresses.extend(new);

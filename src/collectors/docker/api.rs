@@ -22,6 +22,8 @@ pub struct Listed {
     #[serde(rename = "ImageID", deserialize_with = "nullable")]
     pub image_id: String,
     #[serde(deserialize_with = "nullable")]
+    pub command: String,
+    #[serde(deserialize_with = "nullable")]
     pub labels: BTreeMap<String, String>,
     #[serde(deserialize_with = "nullable")]
     pub state: String,

@@ -42,9 +42,11 @@ pub struct Config {
 
     /// Tags for everything the check sends.
     pub tags: Vec<String>,
-    /// Names of the tags that metrics of containers carry; empty sends all. Besides those of the
-    /// container's own: container_command, image_id.
+    /// Names of the tags that metrics of containers carry; empty sends all. container_command is
+    /// there for the asking only.
     pub performance_tags: Vec<String>,
+    /// Tag metrics of containers with container_command.
+    pub tag_by_command: bool,
     /// Names of the tags by which running and stopped containers are counted.
     pub container_tags: Vec<String>,
     /// Names of the tags that metrics of images carry.
@@ -62,8 +64,9 @@ pub struct Config {
     /// Tag containers of Amazon ECS with cluster, task and container.
     pub ecs_tags: bool,
 
-    /// Containers that are not measured. A pattern after image:, name: or kube_namespace: is
-    /// searched in that name; any other is matched from the start of each tag, name:value.
+    /// Containers that are not measured, those of the kubelet and of ECS included. A pattern after
+    /// image:, name: or kube_namespace: is searched in that name; any other is matched from the
+    /// start of each tag, name:value.
     pub exclude: Vec<String>,
     /// Containers that are measured although they are excluded.
     pub include: Vec<String>,
@@ -142,6 +145,7 @@ impl Default for Config {
             tls_client_key: String::new(),
             tags: Vec::new(),
             performance_tags: Vec::new(),
+            tag_by_command: false,
             container_tags: words(&["docker_image", "image_name", "image_tag", "short_image"]),
             image_tags: words(&["image_name", "image_tag"]),
             labels_as_tags: BTreeMap::new(),

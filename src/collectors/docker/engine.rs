@@ -131,7 +131,13 @@ pub fn address(
 
 /// A version of the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Version(u16, u16);
+pub struct Version(u16, u16);
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.0, self.1)
+    }
+}
 
 impl Version {
     fn parse(text: &str) -> Option<Self> {
@@ -277,9 +283,23 @@ impl Engine {
 
     /// The version to speak: the engine's or ours, whichever is older.
     async fn version(&self) -> Result<Version, EngineError> {
-        if let Some(version) = self.pinned.or(self.health().version) {
-            return Ok(version);
+        let known = self.pinned.or(self.health().version);
+        match known {
+            Some(version) => Ok(version),
+            None => self.agree().await,
         }
+    }
+
+    /// Asks the engine whether it is there, and which version of the API to speak with it.
+    ///
+    /// # Errors
+    ///
+    /// It does not answer, or not within the time that a call may take.
+    pub async fn ping(&self) -> Result<Version, EngineError> {
+        timeout(self.deadline, self.agree()).await.unwrap_or(Err(EngineError::Late(self.deadline)))
+    }
+
+    async fn agree(&self) -> Result<Version, EngineError> {
         let url = Url::parse(&format!("{}/_ping", self.base)).map_err(unreadable)?;
         let response = self.client.get(url).send().await.map_err(unreachable)?;
         let header = response.headers().get("Api-Version").and_then(|value| value.to_str().ok());
@@ -301,7 +321,7 @@ impl Engine {
         path: &str,
         query: &[(&str, String)],
     ) -> Result<Url, EngineError> {
-        let url = format!("{}/v{}.{}{path}", self.base, version.0, version.1);
+        let url = format!("{}/v{version}{path}", self.base);
         let mut url = Url::parse(&url).map_err(unreadable)?;
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);

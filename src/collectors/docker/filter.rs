@@ -4,12 +4,12 @@
 use regex::{Regex, RegexBuilder};
 
 use super::config::Config;
-use super::tags::Facts;
+use super::tags::{COMMAND, Facts};
 use crate::origin::directory::EntityTags;
 
 /// Images that do nothing but hold a pod's network, as searched in the image's name.
 const PAUSE_IMAGES: [&str; 10] = [
-    r"(^|/)pause(-amd64|-arm64|-windows)?([:@]|$)",
+    r"(^|/)pause(-amd64|-arm|-arm64|-ppc64le|-s390x|-windows)?([:@]|$)",
     r"amazon-ecs-pause",
     r"eks/pause",
     r"(^|/)pause-(amd64|win)",
@@ -85,7 +85,10 @@ impl Rule {
             Self::Image(regex) => regex.is_match(&facts.image),
             Self::Name(regex) => regex.is_match(facts.name()),
             Self::Namespace(regex) => facts.kube_namespace().is_some_and(|n| regex.is_match(n)),
-            Self::Tag(regex) => any_tag(tags, regex),
+            // The command is matched even where nobody has asked for its tag.
+            Self::Tag(regex) => {
+                any_tag(tags, regex) || regex.is_match(&format!("{COMMAND}:{}", facts.command))
+            }
         }
     }
 }
@@ -125,6 +128,7 @@ mod tests {
         let facts = Facts {
             image: image.to_owned(),
             names: vec![format!("/{name}")],
+            command: "sleep 9".to_owned(),
             labels: [("io.kubernetes.pod.namespace".to_owned(), "jobs".to_owned())].into(),
             ..Facts::default()
         };
@@ -144,6 +148,7 @@ mod tests {
             (&["redis"], &[], false),
             (&[".*redis"], &[], true),
             (&["container_name:cache"], &[], true),
+            (&["container_command:sleep"], &[], true),
             (&["docker_image:redis"], &["container_name:cache"], false),
             (&[], &["container_name:cache"], false),
             (&["image:edis"], &[], true),

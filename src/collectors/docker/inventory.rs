@@ -322,11 +322,15 @@ impl Inventory {
             image_id: facts.image_id.clone(),
         };
         let known = self.entries.get(&inspected.id);
-        // The list knows further names, those of links.
-        if let Some(names) = known.map(|entry| &entry.container.facts.names)
-            && names.contains(&inspected.name)
-        {
-            facts.names.clone_from(names);
+        if let Some(listed) = known.map(|entry| &entry.container.facts) {
+            // The list knows further names, those of links.
+            if listed.names.contains(&inspected.name) {
+                facts.names.clone_from(&listed.names);
+            }
+            // It has the command in one piece, with quotation marks.
+            if !listed.command.is_empty() {
+                facts.command.clone_from(&listed.command);
+            }
         }
         // An inspection and the list may spell an image's id in two ways.
         let listed = match known {

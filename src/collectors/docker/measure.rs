@@ -18,6 +18,7 @@ use crate::cgroup::proc::{self, Proc, Traffic};
 use crate::cgroup::roots::Roots;
 use crate::cgroup::usage::{DeviceIo, Usage, UsageReader};
 use crate::collectors::{Samples, Tags};
+use crate::origin::Directory;
 use crate::time::Time;
 
 /// Processes of one container that are looked at one by one.
@@ -78,13 +79,16 @@ impl Measure {
         samples: &mut Samples,
         snapshot: &Snapshot,
         watch: &Watch,
+        directory: &Directory,
     ) -> anyhow::Result<()> {
         self.run = self.run.wrapping_add(1);
         if self.hierarchy.is_none() {
             self.hierarchy = Hierarchy::find(&self.roots).ok();
         }
-        let containers: Vec<&Arc<Container>> =
-            snapshot.containers.iter().filter(|c| c.is_alive() && !c.excluded).collect();
+        // An orchestrator may have a word in it too.
+        let excluded = |id: &str| directory.told(id).is_some_and(|(_, told)| told.is_excluded);
+        let wanted = |c: &&Arc<Container>| c.is_alive() && !c.excluded && !excluded(&c.id);
+        let containers: Vec<&Arc<Container>> = snapshot.containers.iter().filter(wanted).collect();
         self.locate(&containers);
         let processors = self.proc.processors();
         let devices = self.proc.text("diskstats").unwrap_or_default();

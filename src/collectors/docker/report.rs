@@ -8,7 +8,7 @@ use super::api::{DiskUsage, Image};
 use super::events::{Event, Subject, Tagged, messages};
 use super::figures;
 use super::inventory::{Container, Health, Snapshot, event_tags};
-use super::tags::{keep, up_to_high};
+use super::tags::{COMMAND, keep, up_to_high};
 use super::watch::Counted;
 use super::{Docker, filter};
 use crate::batch;
@@ -44,7 +44,10 @@ impl Docker {
         let mut crowds: BTreeMap<(bool, Vec<String>), Vec<&Container>> = BTreeMap::new();
         let mut states: BTreeMap<&str, usize> = BTreeMap::new();
         for container in containers {
-            let tags = up_to_high(&container.tags);
+            let mut tags = up_to_high(&container.tags);
+            if self.config.container_tags.iter().any(|asked| asked == COMMAND) {
+                tags.push(format!("{COMMAND}:{}", container.facts.command));
+            }
             let tags = if container.excluded {
                 keep(tags, &IMAGE_TAGS.map(str::to_owned))
             } else {
@@ -301,7 +304,8 @@ impl Docker {
                 up_to_high(&container.tags)
             };
             let tags = keep(all, &self.config.performance_tags);
-            let tags = Tags::new(self.config.tags.iter().chain(&tags));
+            let tags = self.config.tags.iter().cloned().chain(tags);
+            let tags = Tags::new(tags.chain(["runtime:docker".to_owned()]));
             let mut send = |name, size: u64| {
                 if self.config.use_histogram {
                     samples.histogram(name, size as f64, &tags);

@@ -46,6 +46,7 @@ impl Facts {
             names: listed.names.clone(),
             image: listed.image.clone(),
             image_id: listed.image_id.clone(),
+            command: listed.command.clone(),
             labels: listed.labels.clone(),
             ..Self::default()
         }
@@ -126,8 +127,8 @@ const OTEL_ATTRIBUTES: [(&str, &str); 3] = [
     ("deployment.environment", "env"),
 ];
 
-/// Tags that are there to be asked for by `performance_tags`; nobody else gets them.
-const ON_DEMAND: [&str; 2] = ["container_command", "image_id"];
+/// A tag that is there to be asked for; nobody else gets it.
+pub(super) const COMMAND: &str = "container_command";
 
 /// The tags of a container, by cardinality; each sorted. The unified service tags (env, service,
 /// version) come from the first source that has them: label, variable, OpenTelemetry's variables.
@@ -154,10 +155,9 @@ fn names(facts: &Facts, config: &Config, tags: &mut Builder) {
     tags.add_image(&image);
     tags.add(High, "container_name", facts.name());
     tags.add(High, "container_id", &facts.id);
-    for (name, value) in ON_DEMAND.iter().zip([&facts.command, &facts.image_id]) {
-        if config.performance_tags.iter().any(|asked| asked == name) {
-            tags.add(High, name, value);
-        }
+    tags.add(Low, "image_id", &facts.image_id);
+    if config.tag_by_command || config.performance_tags.iter().any(|asked| asked == COMMAND) {
+        tags.add(High, COMMAND, &facts.command);
     }
     if config.legacy_names {
         tags.add(Low, "image", &image.full());
@@ -269,6 +269,7 @@ mod tests {
                 "ecs_cluster_name:fx-cluster",
                 "ecs_container_name:web",
                 "env:ci",
+                "image_id:sha256:05c2",
                 "image_name:registry.example.test:5000/team/bbfixture",
                 "image_tag:1.35",
                 "region:us-west-2",
@@ -281,12 +282,15 @@ mod tests {
         assert_eq!(tags.orchestrator, ["task_arn:arn:aws:ecs:us-west-2:123456789012:task/fx/01"]);
         let id = format!("container_id:{}", facts.id);
         assert_eq!(tags.high, [&*id, "container_name:fx-web"]);
+        config.tag_by_command = true;
+        let command = "container_command:httpd -f".to_owned();
+        assert!(entity_tags(&facts, &config).high.contains(&command));
         config.ecs_tags = false;
         assert!(entity_tags(&facts, &config).orchestrator.is_empty());
         config.performance_tags = list(&["container_command", "image_id", "container_name"]);
         assert_eq!(
             keep(up_to_high(&entity_tags(&facts, &config)), &config.performance_tags),
-            ["container_command:httpd -f", "container_name:fx-web", "image_id:sha256:05c2"]
+            ["image_id:sha256:05c2", "container_command:httpd -f", "container_name:fx-web"]
         );
     }
 

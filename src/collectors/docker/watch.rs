@@ -173,8 +173,8 @@ impl Shared {
             addresses: container.addresses(),
             pod,
             tags: Arc::new(container.tags.clone()),
-            restarts: None,
             is_measured: true,
+            ..Told::default()
         };
         self.directory.publish(Source::Engine, &container.id, told);
     }

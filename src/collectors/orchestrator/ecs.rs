@@ -11,11 +11,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use super::{Containers, get, list, read};
+use super::{Containers, Wishes, get, list, read};
 use crate::collectors::Enabled;
 use crate::collectors::image::ImageName;
 use crate::collectors::tagging::Level::{High, Low, Orchestrator};
-use crate::collectors::tagging::{Builder, by_rules, place_of_task};
+use crate::collectors::tagging::{Builder, place_of_task};
 use crate::origin::directory::{Place, Told};
 
 /// Tags of the containers of a task of Amazon ECS, where no Docker engine tells them.
@@ -53,29 +53,25 @@ impl Config {
 pub struct Ecs {
     client: Client,
     url: String,
-    labels_as_tags: BTreeMap<String, String>,
+    wishes: Wishes,
 }
 
 impl Ecs {
     /// # Errors
     ///
     /// No client can be made.
-    pub fn new(
-        config: &Config,
-        url: String,
-        labels_as_tags: &BTreeMap<String, String>,
-    ) -> Result<Self, String> {
+    pub fn new(config: &Config, url: String, wishes: Wishes) -> Result<Self, String> {
         let deadline = Duration::from_secs(config.timeout.max(1).into());
         let _ = rustls::crypto::ring::default_provider().install_default();
         // It is on the machine itself, without TLS.
         let builder = Client::builder().no_proxy().tls_certs_only([]).timeout(deadline);
         let client = builder.build().map_err(|error| super::cause(&error))?;
-        Ok(Self { client, url, labels_as_tags: labels_as_tags.clone() })
+        Ok(Self { client, url, wishes })
     }
 
     pub(super) async fn containers(&mut self) -> Result<Containers, String> {
         let task = get(&self.client, &self.url, None).await?;
-        containers(task, &self.labels_as_tags).ok_or_else(|| format!("{}: no task", self.url))
+        containers(task, &self.wishes).ok_or_else(|| format!("{}: no task", self.url))
     }
 }
 
@@ -98,6 +94,8 @@ struct Container {
     name: String,
     docker_name: String,
     image: String,
+    #[serde(rename = "ImageID")]
+    image_id: String,
     labels: BTreeMap<String, String>,
     known_status: String,
     #[serde(rename = "Type")]
@@ -117,7 +115,7 @@ struct Network {
 }
 
 /// The containers of a task that run.
-fn containers(mut json: Json, labels_as_tags: &BTreeMap<String, String>) -> Option<Containers> {
+pub fn containers(mut json: Json, wishes: &Wishes) -> Option<Containers> {
     let all: Vec<Container> = list(&mut json, "Containers");
     let task: Task = read(json)?;
     let mut tags = Builder::default();
@@ -129,7 +127,10 @@ fn containers(mut json: Json, labels_as_tags: &BTreeMap<String, String>) -> Opti
     let containers = all.into_iter().filter(runs).map(|container| {
         let mut tags = Builder::default();
         add_task(&task, &mut tags);
-        add_container(&container, labels_as_tags, &mut tags);
+        add_container(&container, wishes, &mut tags);
+        let tags = tags.finish();
+        let Container { docker_name, image, .. } = &container;
+        let is_excluded = wishes.excludes(docker_name, image, "", &tags);
         let told = Told {
             addresses: addresses(&container),
             pod: Some(Place {
@@ -137,8 +138,9 @@ fn containers(mut json: Json, labels_as_tags: &BTreeMap<String, String>) -> Opti
                 name: (*container.name).into(),
                 tags: Some(Arc::clone(&of_task)),
             }),
-            tags: Arc::new(tags.finish()),
+            tags: Arc::new(tags),
             restarts: container.restart_count,
+            is_excluded,
             ..Told::default()
         };
         (container.docker_id, told)
@@ -161,24 +163,21 @@ fn add_task(task: &Task, tags: &mut Builder) {
     tags.add(Orchestrator, "task_arn", &task.arn);
 }
 
-fn add_container(
-    container: &Container,
-    labels_as_tags: &BTreeMap<String, String>,
-    tags: &mut Builder,
-) {
+fn add_container(container: &Container, wishes: &Wishes, tags: &mut Builder) {
     tags.add(Low, "ecs_container_name", &container.name);
     tags.add(High, "container_name", &container.docker_name);
     tags.add(High, "container_id", &container.docker_id);
     let image = ImageName::new(&container.image);
     tags.add(Low, "docker_image", &image.full());
     tags.add_image(&image);
+    tags.add(Low, "image_id", &container.image_id);
     for name in ["env", "service", "version"] {
         if let Some(value) = container.labels.get(&format!("com.datadoghq.tags.{name}")) {
             tags.add(Low, name, value);
         }
     }
     for (name, value) in &container.labels {
-        by_rules(labels_as_tags, "%%label%%", name, value, tags);
+        wishes.label(name, value, tags);
     }
 }
 
@@ -205,6 +204,15 @@ mod tests {
 
     use super::*;
 
+    fn wishes(rules: &[(&str, &str)]) -> Wishes {
+        let rules = rules.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        let docker = crate::collectors::docker::Config {
+            labels_as_tags: rules.collect(),
+            ..Default::default()
+        };
+        Wishes::new(&docker).expect("no patterns")
+    }
+
     const ARN: &str = "arn:aws:ecs:us-west-2:111122223333:task/default/158d1c8083dd49d6b527399fd64";
 
     fn task() -> Json {
@@ -222,6 +230,7 @@ mod tests {
                     "DockerId": "cd189a933e5849daa93386466019ab50-2495160603",
                     "Name": "web",
                     "DockerName": "ecs-front-26-web",
+                    "ImageID": "sha256:0a",
                     "Image": "111122223333.dkr.ecr.us-west-2.amazonaws.com/web:1.2",
                     "Labels": {"com.datadoghq.tags.env": "prod", "team": "shop"},
                     "KnownStatus": "RUNNING",
@@ -242,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_task_of_fargate() {
-        let rules = BTreeMap::from([("team".to_owned(), "+owner".to_owned())]);
+        let rules = wishes(&[("team", "+owner")]);
         let found = containers(task(), &rules).expect("a task");
         let [(id, told)] = &found[..] else { panic!("{found:#?}") };
         assert_eq!(id, "cd189a933e5849daa93386466019ab50-2495160603");
@@ -255,6 +264,7 @@ mod tests {
             "ecs_cluster_name:shop",
             "ecs_container_name:web",
             "env:prod",
+            "image_id:sha256:0a",
             "image_name:111122223333.dkr.ecr.us-west-2.amazonaws.com/web",
             "image_tag:1.2",
             "region:us-west-2",
@@ -278,10 +288,9 @@ mod tests {
 
     #[test]
     fn what_is_no_task_is_refused() {
-        assert!(containers(json!(7), &BTreeMap::new()).is_none());
-        assert!(
-            containers(json!({"Containers": 3}), &BTreeMap::new()).is_some_and(|c| c.is_empty())
-        );
+        let wishes = wishes(&[]);
+        assert!(containers(json!(7), &wishes).is_none());
+        assert!(containers(json!({"Containers": 3}), &wishes).is_some_and(|c| c.is_empty()));
     }
 
     #[test]

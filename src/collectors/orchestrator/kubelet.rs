@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use super::{Containers, get, list};
+use super::{Containers, Wishes, get, list};
 use crate::collectors::Enabled;
 use crate::collectors::image::ImageName;
 use crate::collectors::tagging::Level::{self, High, Low, Orchestrator};
@@ -79,6 +79,7 @@ impl Config {
 /// The kubelet.
 pub struct Kubelet {
     config: Config,
+    wishes: Wishes,
     client: Client,
 }
 
@@ -86,7 +87,7 @@ impl Kubelet {
     /// # Errors
     ///
     /// What is wrong with the settings.
-    pub fn new(config: &Config) -> Result<Self, String> {
+    pub fn new(config: &Config, wishes: Wishes) -> Result<Self, String> {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let deadline = Duration::from_secs(config.timeout.max(1).into());
         let mut builder = Client::builder().no_proxy().timeout(deadline);
@@ -100,7 +101,7 @@ impl Kubelet {
         builder = builder.tls_certs_only(authorities);
         builder = builder.tls_danger_accept_invalid_certs(!config.tls_verify);
         let client = builder.build().map_err(|error| super::cause(&error))?;
-        Ok(Self { config: config.clone(), client })
+        Ok(Self { config: config.clone(), wishes, client })
     }
 
     pub(super) async fn containers(&mut self) -> Result<Containers, String> {
@@ -114,14 +115,14 @@ impl Kubelet {
         if *https_port != 0 {
             let url = format!("https://{host}:{https_port}/pods");
             match get(&self.client, &url, Some(token_file)).await {
-                Ok(pods) => return Ok(containers(pods, &self.config)),
+                Ok(pods) => return Ok(containers(pods, &self.config, &self.wishes)),
                 Err(error) => refused = error,
             }
         }
         if *http_port != 0 {
             let url = format!("http://{host}:{http_port}/pods");
             match get(&self.client, &url, None).await {
-                Ok(pods) => return Ok(containers(pods, &self.config)),
+                Ok(pods) => return Ok(containers(pods, &self.config, &self.wishes)),
                 Err(error) if *https_port == 0 => refused = error,
                 // What the usual port said tells more.
                 Err(_) => {}
@@ -165,6 +166,20 @@ struct Spec {
     runtime_class_name: String,
     containers: Vec<Template>,
     init_containers: Vec<Template>,
+    ephemeral_containers: Vec<Template>,
+    volumes: Vec<Volume>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Volume {
+    persistent_volume_claim: Claim,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Claim {
+    claim_name: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -207,6 +222,8 @@ struct Address {
 struct ContainerStatus {
     name: String,
     image: String,
+    #[serde(rename = "imageID")]
+    image_id: String,
     #[serde(rename = "containerID")]
     id: String,
     restart_count: u64,
@@ -220,12 +237,12 @@ struct State {
 }
 
 /// The containers of all pods that have not ended.
-fn containers(mut json: Json, config: &Config) -> Containers {
+pub fn containers(mut json: Json, config: &Config, wishes: &Wishes) -> Containers {
     let pods: Vec<Pod> = list(&mut json, "items");
-    pods.iter().flat_map(|pod| of_pod(pod, config)).collect()
+    pods.iter().flat_map(|pod| of_pod(pod, config, wishes)).collect()
 }
 
-fn of_pod(pod: &Pod, config: &Config) -> Containers {
+fn of_pod(pod: &Pod, config: &Config, wishes: &Wishes) -> Containers {
     let mut tags = Builder::default();
     add_pod(pod, config, &mut tags);
     let whole = Arc::new(tags.finish());
@@ -249,7 +266,11 @@ fn of_pod(pod: &Pod, config: &Config) -> Containers {
         }
         let mut tags = Builder::default();
         add_pod(pod, config, &mut tags);
-        add_container(pod, container, id, &mut tags);
+        add_container(pod, container, id, wishes, &mut tags);
+        let tags = tags.finish();
+        let (name, namespace) = (&container.name, &pod.metadata.namespace);
+        let is_excluded = is_excluded(&pod.metadata.annotations, name)
+            || wishes.excludes(name, image(pod, container), namespace, &tags);
         let told = Told {
             addresses: addresses.clone(),
             pod: Some(Place {
@@ -257,13 +278,23 @@ fn of_pod(pod: &Pod, config: &Config) -> Containers {
                 name: (*container.name).into(),
                 tags: Some(Arc::clone(&whole)),
             }),
-            tags: Arc::new(tags.finish()),
+            tags: Arc::new(tags),
             restarts: Some(container.restart_count),
+            is_excluded,
             ..Told::default()
         };
         Some((id.to_owned(), told))
     });
     containers.collect()
+}
+
+/// Whether a pod's annotations ask not to measure it, or this container of it.
+fn is_excluded(annotations: &BTreeMap<String, String>, container: &str) -> bool {
+    let yes = |value: &String| ["1", "t", "T", "true", "True", "TRUE"].contains(&&**value);
+    let words = ["exclude", "metrics_exclude"].into_iter();
+    let names = words.flat_map(|word| [word.to_owned(), format!("{container}.{word}")]);
+    let mut names = names.map(|name| format!("ad.datadoghq.com/{name}"));
+    names.any(|name| annotations.get(&name).is_some_and(yes))
 }
 
 /// Labels that are tags by convention.
@@ -280,6 +311,12 @@ const LABELS: [(&str, &str); 10] = [
     ("helm.sh/chart", "helm_chart"),
 ];
 
+/// Annotations of OpenShift that are tags.
+const OPENSHIFT: [(&str, Level, &str); 2] = [
+    ("openshift.io/deployment-config.name", Low, "oshift_deployment_config"),
+    ("openshift.io/deployment.name", Orchestrator, "oshift_deployment"),
+];
+
 fn add_pod(pod: &Pod, config: &Config, tags: &mut Builder) {
     let Pod { metadata, spec, status } = pod;
     tags.add(Low, "kube_namespace", &metadata.namespace);
@@ -292,6 +329,9 @@ fn add_pod(pod: &Pod, config: &Config, tags: &mut Builder) {
         if let Some(value) = metadata.labels.get(label) {
             tags.add(Low, name, value);
         }
+    }
+    for volume in &spec.volumes {
+        tags.add(Low, "persistentvolumeclaim", &volume.persistent_volume_claim.claim_name);
     }
     for owner in &metadata.owner_references {
         tags.add(Low, "kube_ownerref_kind", &owner.kind.to_lowercase());
@@ -306,20 +346,44 @@ fn add_pod(pod: &Pod, config: &Config, tags: &mut Builder) {
     for (name, value) in &metadata.annotations {
         by_rules(&config.pod_annotations_as_tags, "%%annotation%%", name, value, tags);
     }
+    for (annotation, level, name) in OPENSHIFT {
+        if let Some(value) = metadata.annotations.get(annotation) {
+            tags.add(level, name, value);
+        }
+    }
     add_annotated(metadata.annotations.get("ad.datadoghq.com/tags"), tags);
 }
 
-fn add_container(pod: &Pod, container: &ContainerStatus, id: &str, tags: &mut Builder) {
+fn template<'a>(pod: &'a Pod, container: &ContainerStatus) -> Option<&'a Template> {
+    let Spec { containers, init_containers, ephemeral_containers, .. } = &pod.spec;
+    let mut all = containers.iter().chain(init_containers).chain(ephemeral_containers);
+    all.find(|template| template.name == container.name)
+}
+
+/// As the pod's maker wrote it: the status may name a digest only.
+fn image<'a>(pod: &'a Pod, container: &'a ContainerStatus) -> &'a str {
+    template(pod, container).map_or(&container.image, |template| &template.image)
+}
+
+fn add_container(
+    pod: &Pod,
+    container: &ContainerStatus,
+    id: &str,
+    wishes: &Wishes,
+    tags: &mut Builder,
+) {
     let name = &container.name;
     tags.add(Low, "kube_container_name", name);
     tags.add(High, "container_id", id);
     tags.add(High, "container_name", name);
     tags.add(High, "display_container_name", &format!("{name}_{}", pod.metadata.name));
-    let templates = pod.spec.containers.iter().chain(&pod.spec.init_containers);
-    let template = templates.into_iter().find(|template| template.name == *name);
-    // The status may name a digest only.
-    let image = template.map_or(&container.image, |template| &template.image);
-    tags.add_image(&ImageName::new(image));
+    tags.add_image(&ImageName::new(image(pod, container)));
+    let image_id = &container.image_id;
+    tags.add(Low, "image_id", image_id.split_once("://").map_or(image_id, |(_, id)| id));
+    let template = template(pod, container);
+    for Variable { name, value } in template.into_iter().flat_map(|template| &template.env) {
+        wishes.variable(name, value, tags);
+    }
     let labels = &pod.metadata.labels;
     for (tag, variable) in [("env", "DD_ENV"), ("service", "DD_SERVICE"), ("version", "DD_VERSION")]
     {
@@ -407,7 +471,7 @@ mod tests {
                     "uid": "0b1c2d3e-1111-2222-3333-444455556666",
                     "labels": {"app.kubernetes.io/name": "web", "tags.datadoghq.com/env": "prod",
                         "tags.datadoghq.com/app.version": "1.3", "team": "front"},
-                    "annotations": {"note": "x", "ad.datadoghq.com/tags": r#"{"a":"b","+c":["d","e"]}"#},
+                    "annotations": {"note": "x", "openshift.io/deployment.name": "web-3", "ad.datadoghq.com/tags": r#"{"a":"b","+c":["d","e"]}"#},
                     "ownerReferences": [{"kind": "ReplicaSet", "name": "web-5d4f8c7b9", "uid": "u"}]
                 },
                 "spec": {
@@ -415,16 +479,20 @@ mod tests {
                         {"name": "app", "image": "reg.example:5000/team/web:1.3", "env": [
                             {"name": "DD_SERVICE", "value": "web"},
                             {"name": "DD_ENV", "value": "other"},
+                            {"name": "STAGE", "value": "blue"},
                             {"name": "TOKEN", "valueFrom": {"secretKeyRef": {}}}]},
                         {"name": "side", "image": "side"}
                     ],
+                    "volumes": [{"name": "d", "persistentVolumeClaim": {"claimName": "disk"}},
+                        {"name": "e", "emptyDir": {}}],
                     "priorityClassName": "high"
                 },
                 "status": {
                     "phase": "Running", "qosClass": "Burstable", "podIP": "10.1.2.3",
                     "podIPs": [{"ip": "10.1.2.3"}, {"ip": "fd00::3"}],
                     "containerStatuses": [
-                        {"name": "app", "image": "sha256:1f2e", "containerID": format!("containerd://{ID}"),
+                        {"name": "app", "image": "sha256:1f2e",
+                            "imageID": "docker-pullable://reg.example:5000/team/web@sha256:0a", "containerID": format!("containerd://{ID}"),
                             "restartCount": 2, "state": {"running": {"startedAt": "2026-11-27T01:02:03Z"}}},
                         {"name": "side", "image": "side", "containerID": "", "state": {"waiting": {}}}
                     ],
@@ -451,7 +519,12 @@ mod tests {
             )]),
             ..Config::default()
         };
-        let found = containers(pods(), &config);
+        let docker = crate::collectors::docker::Config {
+            env_as_tags: BTreeMap::from([("STAGE".to_owned(), "stage".to_owned())]),
+            ..Default::default()
+        };
+        let wishes = Wishes::new(&docker).expect("no patterns");
+        let found = containers(pods(), &config, &wishes);
         let [(id, app), (own_id, own)] = &found[..] else { panic!("{found:#?}") };
         assert_eq!((&**id, &**own_id), (ID, "aa"));
         assert_eq!(
@@ -459,6 +532,7 @@ mod tests {
             [
                 "a:b",
                 "env:prod",
+                "image_id:reg.example:5000/team/web@sha256:0a",
                 "image_name:reg.example:5000/team/web",
                 "image_tag:1.3",
                 "kube_app_name:web",
@@ -470,15 +544,21 @@ mod tests {
                 "kube_qos:Burstable",
                 "kube_replica_set:web-5d4f8c7b9",
                 "owner:front",
+                "persistentvolumeclaim:disk",
                 "pod_phase:running",
                 "service:web",
                 "short_image:web",
+                "stage:blue",
                 "version:1.3",
             ]
         );
         assert_eq!(
             app.tags.orchestrator,
-            ["kube_ownerref_name:web-5d4f8c7b9", "pod_name:web-5d4f8c7b9-x2x4v"]
+            [
+                "kube_ownerref_name:web-5d4f8c7b9",
+                "oshift_deployment:web-3",
+                "pod_name:web-5d4f8c7b9-x2x4v"
+            ]
         );
         for tag in ["c:d", "c:e", "note:x", "container_name:app"] {
             assert!(app.tags.high.iter().any(|own| own == tag), "{tag} in {:?}", app.tags.high);
@@ -499,7 +579,49 @@ mod tests {
         for json in
             [json!({"items": null}), json!({}), json!([]), json!(null), json!({"items": [null]})]
         {
-            assert!(containers(json, &Config::default()).is_empty());
+            let wishes = Wishes::new(&Default::default()).expect("no patterns");
+            assert!(containers(json, &Config::default(), &wishes).is_empty());
+        }
+    }
+
+    #[test]
+    fn what_is_left_out() {
+        let excluded = |annotations: Json, exclude: &[&str], include: &[&str]| {
+            let mut pods = pods();
+            pods["items"][0]["metadata"]["annotations"] = annotations;
+            let list = |list: &[&str]| list.iter().map(|p| (*p).to_owned()).collect();
+            let docker = crate::collectors::docker::Config {
+                exclude: list(exclude),
+                include: list(include),
+                ..Default::default()
+            };
+            let wishes = Wishes::new(&docker).expect("patterns");
+            let found = containers(pods, &Config::default(), &wishes);
+            [found[0].1.is_excluded, found[1].1.is_excluded]
+        };
+        let name = |name: &str, value: &str| json!({format!("ad.datadoghq.com/{name}"): value});
+        for (annotation, expected) in [
+            (name("exclude", "true"), true),
+            (name("metrics_exclude", "1"), true),
+            (name("app.exclude", "T"), true),
+            (name("app.metrics_exclude", "true"), true),
+            (name("side.exclude", "true"), false),
+            (name("logs_exclude", "true"), false),
+            (name("exclude", "yes"), false),
+            (json!({}), false),
+        ] {
+            assert_eq!(excluded(annotation.clone(), &[], &[]), [expected, false], "{annotation}");
+            // An annotation has the last word.
+            assert_eq!(excluded(annotation, &[], &[".*"]), [expected, false]);
+        }
+        for (exclude, include, expected) in [
+            (&["image:team/web"][..], &[][..], [true, false]),
+            (&["name:^proxy$"], &[], [false, true]),
+            (&["kube_namespace:^kube-system$"], &[], [false, true]),
+            (&["kube_namespace:.*"], &["name:app"], [false, true]),
+            (&["kube_deployment:web"], &[], [true, false]),
+        ] {
+            assert_eq!(excluded(json!({}), exclude, include), expected, "{exclude:?} {include:?}");
         }
     }
 
