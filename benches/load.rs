@@ -661,17 +661,22 @@ fn receive_only(address: &str) -> Result<ExitCode> {
     }
 }
 
-/// Prints what the journal costs: the same load with and without it in turn. The second rate is one
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures[figures.len() / 2]
+}
+
+/// Prints what the journal costs, as medians: the same load with and without it in turn. The second rate is one
 /// at which the journal need not be replaced by checkpoints all the time.
 fn journal() -> Result<()> {
-    const ROUNDS: usize = 3;
+    const ROUNDS: usize = 5;
     for rate in [None, Some(500_000)] {
         let case = CASES.iter().find(|case| case.name == "uds-8192-10k").context("the case")?;
         let case = Case { rate, ..*case };
         let datagrams = case.datagrams();
-        let mut cpu = [0.0; 2];
+        let mut cpu = [Vec::new(), Vec::new()];
         for _ in 0..ROUNDS {
-            for (on, sum) in cpu.iter_mut().enumerate() {
+            for (on, costs) in cpu.iter_mut().enumerate() {
                 let folder = TempDir::new()?;
                 let address = format!("unixgram://{}/dsd.socket", folder.path().display());
                 let settings = [
@@ -679,10 +684,10 @@ fn journal() -> Result<()> {
                     format!("journal.enabled={}", on == 1),
                 ];
                 let process = server_with(&[&address], &settings)?;
-                *sum += case.measure(process, &datagrams, INTERVAL + 2)?.cpu;
+                costs.push(case.measure(process, &datagrams, INTERVAL + 2)?.cpu);
             }
         }
-        let [off, on] = cpu.map(|sum| sum / ROUNDS as f64);
+        let [off, on] = cpu.map(median);
         println!(
             "journal at {} metrics/s: CPU s per million {off:.4} without, {on:.4} with: {:+.1} %",
             rate.map_or_else(|| "all".to_owned(), |rate| rate.to_string()),

@@ -96,6 +96,9 @@ const SEGMENT_MIN: u64 = 16 * 1024;
 const SEGMENT_MAX: u64 = 4 * 1024 * 1024;
 const SEGMENTS: u64 = 16;
 
+/// Bytes that may come in while a checkpoint is made, if the journal is large enough.
+const MEANWHILE: u64 = 16 * 1024 * 1024;
+
 const SEGMENT: &str = "segment-";
 const CHECKPOINT: &str = "checkpoint-";
 const TEMPORARY: &str = ".tmp";
@@ -144,6 +147,9 @@ pub struct Journal {
     folder: PathBuf,
     memory: Memory,
     max_bytes: u64,
+    /// Bytes from which on a checkpoint is to take the place of segments, while there is room for what
+    /// comes in meanwhile.
+    checkpoint_bytes: u64,
     segment_bytes: u64,
     gate: Gate,
     telemetry: Arc<Telemetry>,
@@ -245,6 +251,7 @@ impl Journal {
             folder: folder.to_owned(),
             memory: Memory::new(Path::new(&config.memory_folder), folder),
             max_bytes: config.max_bytes,
+            checkpoint_bytes: config.max_bytes - MEANWHILE.min(config.max_bytes / 2),
             segment_bytes: (config.max_bytes / SEGMENTS).clamp(SEGMENT_MIN, SEGMENT_MAX),
             gate,
             telemetry,

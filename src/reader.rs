@@ -676,7 +676,12 @@ impl Reader {
                     if patient { Some(window.lock(number)) } else { window.try_lock(number) };
                 let Some(mut shard) = locked else { continue };
                 let marks = std::mem::take(marks);
-                each(&Kind::ALL, &marks, run, |_, handle, _| shard.prefetch(handle));
+                each(&Kind::ALL, &marks, run, |_, handle, _| {
+                    shard.prefetch(handle);
+                    if let Some(journal) = journal {
+                        journal.prefetch(handle);
+                    }
+                });
                 // What lies behind a cell, and then what lies behind that.
                 each(&Kind::BOXED, &marks, run, |_, handle, _| shard.prefetch_value(handle));
                 each(&Kind::BOXED, &marks, run, |_, handle, _| shard.prefetch_place(handle));

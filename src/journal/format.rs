@@ -13,9 +13,11 @@
 //!   2 an event                      3 a service check, each as a text of JSON
 //!   4 what waits for its sender's tags: id u64, flags u8 (1 truncated, 2 a line), bytes
 //!   5 what waited was taken in: id u64
-//!   128 and flags, a sample: number u32, or u16 (flag 16) | rate f64 (flag 1) | time i64 (flag 2)
-//!     | bytes of a member (flag 4), or packed values (flag 8), or else a value: i16 (flag 32), f32
-//!     (flag 64) or f64, the first of them that it is exactly
+//!   64 and flags, a sample of one value without more: number u32, or u16 (flag 32) | the value, an
+//!     f64 with its highest byte first, but for as many zero bytes at its end as the lowest four bits
+//!     of the tag say
+//!   128 and flags, any other sample: number u32 | rate f64 (flag 1) | time i64 (flag 2)
+//!     | bytes of a member (flag 4), or packed values (flag 8), or else a value f64
 //! bytes     length u32 | as many          text  UTF-8 as bytes
 //! context   kind u8 | source u16 | name | host | number of tags u16 | tags, all texts
 //! released  two slots of 512 bytes, written in turn
@@ -27,7 +29,7 @@
 //! has a seed of its own, and no older record has a checksum that fits. Segments of one generation
 //! and reader share a numbering, so a series is described once.
 //!
-//! Version 2 had the flags 1 to 8 only. Version 1 had no numbering, and records of kind 1, which hold datagrams as they came: number of
+//! Version 2 had no tags from 64 to 127. Version 1 had no numbering, and records of kind 1, which hold datagrams as they came: number of
 //! them in the second u16, for each its length u32, the top bit set if truncated, and 0 u32; then
 //! their bytes. They are still read.
 
@@ -64,15 +66,15 @@ const EVENT: u8 = 2;
 const CHECK: u8 = 3;
 const WAITS: u8 = 4;
 const TAKEN: u8 = 5;
+const BRIEF: u8 = 64;
+const SHORT_NUMBER: u8 = 32;
+const ZEROS: u8 = 15;
 const SAMPLE: u8 = 128;
 
 const WITH_RATE: u8 = 1;
 const WITH_TIME: u8 = 2;
 const MEMBER: u8 = 4;
 const PACKED: u8 = 8;
-const SHORT_NUMBER: u8 = 16;
-const AS_I16: u8 = 32;
-const AS_F32: u8 = 64;
 
 /// Where a segment's datagrams came from, and how they are to be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -305,23 +307,20 @@ impl Draft {
     }
 }
 
-/// A sample of a value without more, and the bytes of it that count. Which form fits is chance, and a
-/// processor that guesses wrongly loses more time than it takes to try all: hence no questions.
+/// A sample of one value without more, and the bytes of it that count. Most values are short numbers,
+/// whose last bytes are zero.
 #[inline]
 fn brief(number: u32, value: f64) -> ([u8; 16], usize) {
-    let (integer, single) = (value as i16, value as f32);
-    let is = |same: f64| usize::from(same.to_bits() == value.to_bits());
-    let form = is(integer.into()) | is(single.into()) << 1;
-    let (integer, single) = (u64::from(integer.cast_unsigned()), u64::from(single.to_bits()));
-    let bits = [value.to_bits(), integer, single, integer][form];
-    let (flag, width) = [(0, 8), (AS_I16, 2), (AS_F32, 4), (AS_I16, 2)][form];
-    let is_short = u16::try_from(number).is_ok();
-    let at = if is_short { 3 } else { 5 };
-    let mut entry = [0; 16];
-    entry[0] = SAMPLE | flag | if is_short { SHORT_NUMBER } else { 0 };
-    entry[1..5].copy_from_slice(&number.to_le_bytes());
-    entry[at..at + 8].copy_from_slice(&bits.to_le_bytes());
-    (entry, at + width)
+    let bits = value.to_bits();
+    let zeros = bits.trailing_zeros() / 8;
+    let (flag, at) = if number <= u16::MAX.into() { (SHORT_NUMBER, 3) } else { (0, 5) };
+    // Put together before it is stored, so that it is stored and copied as a whole. No questions are
+    // asked of the value: a processor that guesses wrongly loses more time than all of this takes.
+    let (tag, bytes) = (BRIEF | flag | zeros as u8, bits.swap_bytes());
+    let low = u64::from(tag) | u64::from(number) << 8 | bytes << (8 * at);
+    let high = bytes >> (64 - 8 * at);
+    let entry = u128::from(low) | u128::from(high) << 64;
+    (entry.to_le_bytes(), at + 8 - zeros as usize)
 }
 
 fn checksum(seed: u32, covered: &[u8]) -> u32 {
@@ -428,22 +427,30 @@ fn entry<'a>(bytes: &mut Bytes<'a>) -> Option<Entry<'a>> {
             let number = if tag & SHORT_NUMBER != 0 { bytes.u16()?.into() } else { bytes.u32()? };
             let rate = if tag & WITH_RATE != 0 { bytes.f64()? } else { 1.0 };
             let timestamp = if tag & WITH_TIME != 0 { Some(bytes.i64()?) } else { None };
-            let values = match tag & (MEMBER | PACKED | AS_I16 | AS_F32) {
+            let values = match tag & (MEMBER | PACKED) {
                 0 => Values::One(bytes.f64()?),
-                AS_I16 => Values::One(bytes.u16()?.cast_signed().into()),
-                AS_F32 => Values::One(f32::from_bits(bytes.u32()?).into()),
                 MEMBER => Values::Member(take_bytes(bytes)?),
                 PACKED => Values::Packed(take_bytes(bytes)?),
                 _ => return None,
             };
-            // The series knows its kind.
-            let kind = Kind::Count;
-            let (name, tags, origin) = (&b""[..], &b""[..], Default::default());
-            let sample = Sample { name, kind, values, rate, tags, timestamp, origin };
-            Entry::Sample(number, sample)
+            Entry::Sample(number, nameless(values, rate, timestamp))
+        }
+        tag if tag & BRIEF != 0 => {
+            let number = if tag & SHORT_NUMBER != 0 { bytes.u16()?.into() } else { bytes.u32()? };
+            let mut value = [0; 8];
+            let length = value.len().checked_sub(usize::from(tag & ZEROS))?;
+            value[..length].copy_from_slice(bytes.take(length)?);
+            let values = Values::One(f64::from_be_bytes(value));
+            Entry::Sample(number, nameless(values, 1.0, None))
         }
         _ => return None,
     })
+}
+
+/// The series knows its name, its kind and its tags.
+fn nameless(values: Values<'_>, rate: f64, timestamp: Option<i64>) -> Sample<'_> {
+    let (name, tags, origin) = (&b""[..], &b""[..], Default::default());
+    Sample { name, kind: Kind::Count, values, rate, tags, timestamp, origin }
 }
 
 pub(super) fn put_context(out: &mut Vec<u8>, context: &Context) {
@@ -781,15 +788,10 @@ mod tests {
     }
 
     #[test]
-    fn most_samples_take_five_bytes() {
-        for (number, value, bytes) in [
-            (7, 1.0, 5),
-            (7, -3.0, 5),
-            (7, 0.5, 7),
-            (7, 0.1, 11),
-            (65_536, 1.0, 7),
-            (65_536, 0.1, 13),
-        ] {
+    fn most_samples_take_few_bytes() {
+        for (number, value, bytes) in
+            [(7, 0.0, 3), (7, -3.0, 5), (7, 0.5, 5), (7, 250.0, 6), (7, 0.1, 11), (65_536, 1.0, 7)]
+        {
             assert_eq!(brief(number, value).1, bytes, "{number} {value}");
         }
     }

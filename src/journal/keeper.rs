@@ -126,7 +126,7 @@ impl Journal {
                 drop(files);
                 self.free(|number| generations.contains(&number));
                 // Where that was not enough, the next try has time until the next sync.
-                let enough = self.used.load(Relaxed) <= self.max_bytes / 2;
+                let enough = self.used.load(Relaxed) <= self.checkpoint_bytes;
                 self.full.store(!enough, Relaxed);
             }
             Err(error) => {

@@ -13,7 +13,7 @@ use crate::batch::{Event, ServiceCheck};
 use crate::fail;
 use crate::sample::Sample;
 use crate::shard::{Generation, Handle, Locked};
-use crate::sys::Receiver;
+use crate::sys::{self, Receiver};
 use crate::time::Time;
 
 /// How a reader appends: one thread uses it at a time.
@@ -69,13 +69,15 @@ impl Numbers {
     /// The number of a series, and whether it is new.
     #[inline]
     fn of(&mut self, handle: Handle) -> (u32, bool) {
-        if let Some(&(number, turn)) =
-            self.rows.get(handle.shard()).and_then(|rows| rows.get(handle.row()))
-            && turn == self.turn
-        {
-            return (number, false);
+        match self.place(handle) {
+            Some(&(number, turn)) if turn == self.turn => (number, false),
+            _ => (self.give(handle), true),
         }
-        (self.give(handle), true)
+    }
+
+    #[inline]
+    fn place(&self, handle: Handle) -> Option<&(u32, u32)> {
+        self.rows.get(handle.shard())?.get(handle.row())
     }
 
     #[cold]
@@ -159,6 +161,14 @@ impl Writer {
     fn begin_numbering(&mut self) {
         self.open = None;
         self.numbers.begin();
+    }
+
+    /// Has the number of a series fetched into the cache.
+    #[inline]
+    pub fn prefetch(&self, handle: Handle) {
+        if let Some(place) = self.numbers.place(handle) {
+            sys::prefetch(place);
+        }
     }
 
     /// Puts a sample into the record that was just added to a series of this shard.
@@ -299,7 +309,7 @@ impl Writer {
         open.position += length;
         open.segment.used.store(open.position, Relaxed);
         let used = self.journal.used.fetch_add(length, Relaxed) + length;
-        if used > self.journal.max_bytes / 2 {
+        if used > self.journal.checkpoint_bytes {
             self.journal.want_checkpoint();
         }
         self.journal.telemetry.journal.bytes.add(length);
