@@ -1,12 +1,14 @@
-//! The JSON below `/api/` is what its index says, as a validator of JSON Schema judges it.
+//! The JSON below `/api/` is what its index says, as a validator of JSON Schema judges it; and what
+//! the health checks answer.
 
 use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 
-use super::process::{Launch, Tallyd, UDP};
+use super::process::{Launch, Tallyd, UDP, http};
 use super::real_clients::{run, say};
+use super::test_intake::{Intake, Response};
 
 const LINES: &str = "a:1|c|#x:1\nb:2|g\nc:3|ms\nd:4|d\ne:5|s\nbad\n_e{1,1}:t|x\n_sc|up|0\n\
                      datadog.dogstatsd.client.packets_dropped:4|c";
@@ -38,6 +40,24 @@ fn close(schema: &mut Json) {
         }
         Json::Array(list) => list.iter_mut().for_each(close),
         _ => {}
+    }
+}
+
+#[test]
+fn a_backend_that_does_not_answer_is_no_reason_not_to_be_ready() {
+    let intake = Intake::start();
+    intake.respond_with(|_| Response::status(503));
+    let tallyd = Launch::new().to(&intake).listen(&[UDP]).start();
+    let status = |tallyd: &Tallyd, path| http(tallyd.server(0), "GET", path, b"").0;
+    // The pages come before the spool is open.
+    tallyd.wait_until("it is ready", |tallyd| status(tallyd, "/ready") == 200);
+    tallyd.send(["a:1|c"]);
+    tallyd.wait_until("a payload waits", |tallyd| {
+        tallyd.figure("tallyd_sink_spooled_payloads", "datadog") > 0.0
+            && tallyd.figure("tallyd_sink_retried_points_total", "datadog") > 0.0
+    });
+    for path in ["/health", "/live", "/startup", "/ready", "/-/healthy", "/-/ready"] {
+        assert_eq!(status(&tallyd, path), 200, "{path}");
     }
 }
 

@@ -124,7 +124,7 @@ fn points_that_have_waited_on_disk_for_long_raise_an_alert() {
     tallyd.stop();
     make_older(&folder.path().join("run/spool"));
     let tallyd = launch().start();
-    // The spool is read beside the start.
+    // The pages come before the spool is open.
     tallyd.wait_until("the payload that was left", |tallyd| age(tallyd) > 0.0);
     assert!((3600.0..3700.0).contains(&age(&tallyd)), "{}", age(&tallyd));
     let rules = config("alerts.yaml");

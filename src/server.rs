@@ -239,6 +239,7 @@ impl Server {
             .map(|profile| profile::Thread::start(profile, config.logging.format))
             .transpose()
             .context("cannot start the thread of the profile")?;
+        outputs.status.begin();
         Ok(Self {
             runtime,
             profiler,

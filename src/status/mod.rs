@@ -7,7 +7,7 @@ mod pprof;
 pub mod series;
 
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -96,6 +96,8 @@ pub struct Status {
     last: Mutex<Arc<Batch>>,
     history: Mutex<History>,
     started: Time,
+    /// The start is over: what is read goes where it should.
+    ready: AtomicBool,
     /// Takes in what is posted; `None` once nothing more is taken.
     proxy: Mutex<Option<Reader>>,
     posts: Arc<Semaphore>,
@@ -119,6 +121,7 @@ impl Status {
             last: Mutex::default(),
             history: Mutex::new(History::new(interval, config.history_bytes)),
             started: Time::now(),
+            ready: AtomicBool::new(false),
             proxy: Mutex::new(Some(proxy)),
             posts: Arc::new(Semaphore::new(UNDER_WAY_MAX)),
             pages: Arc::new(Semaphore::new(UNDER_WAY_MAX)),
@@ -129,6 +132,11 @@ impl Status {
     #[must_use]
     pub fn with_profile(self, profile: Option<Arc<Profile>>) -> Self {
         Self { profile, ..self }
+    }
+
+    /// The start is over, and the spool open.
+    pub fn begin(&self) {
+        self.ready.store(true, Ordering::Release);
     }
 
     /// Takes in nothing more: a post that is not in yet gets a 503, so its client knows. Waits for
@@ -300,20 +308,31 @@ fn everything(config: &Config, status: &Arc<Status>) -> Router {
         .merge(health(status))
 }
 
-/// The Agent's and Prometheus' names for the same things: that it is up with its listeners open, and
-/// that it is ready as well. Whether a backend answers is none of it.
+/// The Agent's and Prometheus' names for the same things: that it is up with its listeners open, that
+/// its start is over, and that it is ready as well. Whether a backend answers is none of it.
 fn health(status: &Arc<Status>) -> Router {
-    let up = ["/health", "/live", "/startup", "/-/healthy"];
+    let up = ["/health", "/live", "/-/healthy"];
     let router = up
         .into_iter()
         .fold(Router::new(), |router, name| router.route(name, get(|| async { "ok\n" })));
+    let router = router.route("/startup", get(has_started));
     let ready = ["/ready", "/-/ready"];
     let router = ready.into_iter().fold(router, |router, name| router.route(name, get(is_ready)));
     router.with_state(Arc::clone(status))
 }
 
+async fn has_started(State(status): State<Arc<Status>>) -> Response {
+    if status.ready.load(Ordering::Acquire) {
+        return "ok\n".into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, "tallyd is starting\n").into_response()
+}
+
 /// Ready is who can keep what it takes in: while the disk fails, payloads wait in bounded memory.
 async fn is_ready(State(status): State<Arc<Status>>) -> Response {
+    if !status.ready.load(Ordering::Acquire) {
+        return has_started(State(status)).await;
+    }
     let endpoints = status.telemetry.endpoints();
     match endpoints.iter().find(|endpoint| endpoint.spool_failing.load(Ordering::Relaxed)) {
         None => "ok\n".into_response(),
@@ -488,6 +507,11 @@ mod tests {
     async fn who_cannot_spool_is_not_ready() {
         let status = status();
         let ready = || is_ready(State(Arc::clone(&status)));
+        for expected in [StatusCode::SERVICE_UNAVAILABLE, StatusCode::OK] {
+            assert_eq!(ready().await.status(), expected);
+            assert_eq!(has_started(State(Arc::clone(&status))).await.status(), expected);
+            status.begin();
+        }
         let endpoint = status.telemetry.endpoint("datadog", "https://x".to_owned());
         assert_eq!(ready().await.status(), StatusCode::OK);
         endpoint.spool_failing.store(true, Ordering::Relaxed);
