@@ -47,7 +47,7 @@ fn close(schema: &mut Json) {
 fn a_backend_that_does_not_answer_is_no_reason_not_to_be_ready() {
     let intake = Intake::start();
     intake.respond_with(|_| Response::status(503));
-    let tallyd = Launch::new().to(&intake).listen(&[UDP]).start();
+    let tallyd = Launch::new().to(&intake).set("status.token", "s3cret").listen(&[UDP]).start();
     let status = |tallyd: &Tallyd, path| http(tallyd.server(0), "GET", path, b"").0;
     // The pages come before the spool is open.
     tallyd.wait_until("it is ready", |tallyd| status(tallyd, "/ready") == 200);
@@ -56,6 +56,10 @@ fn a_backend_that_does_not_answer_is_no_reason_not_to_be_ready() {
         tallyd.figure("tallyd_sink_spooled_payloads", "datadog") > 0.0
             && tallyd.figure("tallyd_sink_retried_points_total", "datadog") > 0.0
     });
+    // What others send with their token is understood as it is without one.
+    for path in ["/api/series?limit=1&token=s3cret", "/api/profile?token=s3cret&minute=9999"] {
+        assert!([200, 404].contains(&status(&tallyd, path)), "{path}");
+    }
     for path in ["/health", "/live", "/startup", "/ready", "/-/healthy", "/-/ready"] {
         assert_eq!(status(&tallyd, path), 200, "{path}");
     }
