@@ -72,6 +72,20 @@ fn prometheus_understands_the_alerts_and_every_panel_has_data() {
     assert_eq!(found(prometheus, quiet), Ok(0));
 }
 
+#[test]
+fn every_loss_raises_an_alert() {
+    let alerts = std::fs::read_to_string(config("alerts.yaml")).unwrap();
+    let metrics = include_str!("../METRICS.md").lines().filter(|line| line.contains("DATA LOSS. "));
+    let names = metrics.filter_map(|line| line.split('`').nth(1));
+    // The same losses by sender, and of points in payloads.
+    let again = |name: &&str| {
+        name.starts_with("tallyd_sender_") || *name == "tallyd_sink_spool_dropped_payloads_total"
+    };
+    let silent: Vec<_> =
+        names.filter(|name| !again(name)).filter(|name| !alerts.contains(name)).collect();
+    assert_eq!(silent, [""; 0]);
+}
+
 /// Makes every payload below a folder an hour older, by the time in its name.
 fn make_older(folder: &Path) {
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -110,6 +124,8 @@ fn points_that_have_waited_on_disk_for_long_raise_an_alert() {
     tallyd.stop();
     make_older(&folder.path().join("run/spool"));
     let tallyd = launch().start();
+    // The pages come before the spool is open.
+    tallyd.wait_until("the payload that was left", |tallyd| age(tallyd) > 0.0);
     assert!((3600.0..3700.0).contains(&age(&tallyd)), "{}", age(&tallyd));
     let rules = config("alerts.yaml");
     let place = folder.path().join("prometheus");

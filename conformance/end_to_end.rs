@@ -331,7 +331,9 @@ fn what_an_intake_refuses_is_dropped_and_counted() {
     let finished = tallyd.stop();
     let warning = "refuses series: HTTP 403 Forbidden: the API key is refused; 2 points dropped";
     assert!(finished.stderr.contains(warning), "{}", finished.stderr);
-    assert_eq!(finished.stderr.matches(" points dropped").count(), 1, "the state is said once");
+    assert_eq!(finished.stderr.matches(" refuses series").count(), 1, "the state is said once");
+    let books = "lost: 3 points dropped by datadog (refused)";
+    assert!(finished.stderr.contains(books), "{}", finished.stderr);
     assert_eq!(Received::of(&intake.requests()).points.len(), 3, "each is sent once");
 }
 

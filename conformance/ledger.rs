@@ -31,6 +31,7 @@ fn every_line_and_point_has_an_outcome() {
         .to(&intake)
         .env("TALLYD_TELEMETRY__SERIES", "true")
         .set("telemetry.agent_series", "true")
+        .set("telemetry.log_period", "1")
         .listen(&[UDP])
         .start();
     for datagram in LINES {
@@ -65,6 +66,24 @@ fn every_line_and_point_has_an_outcome() {
 
     let finished = tallyd.stop();
     assert_eq!(finished.code(), 0, "{finished:#?}");
+    // The log has told all of it, each line once, and no zeros.
+    let told: Vec<_> =
+        finished.stderr.lines().filter_map(|line| line.split_once("ledger: ")).collect();
+    let figures = |word: &str| -> u64 {
+        let parts = told.iter().flat_map(|(_, line)| line.split([',', ';', ':']));
+        let figures = parts.filter_map(|part| part.trim().strip_suffix(word)?.parse::<u64>().ok());
+        figures.sum()
+    };
+    for (word, expected) in [
+        (" datagrams", 7),
+        (" lines", 13),
+        (" samples", 6),
+        (" points dropped by datadog (refused)", 1),
+        (" values not finite", 1),
+    ] {
+        assert_eq!(figures(word), expected, "{word} of {told:#?}");
+    }
+    assert!(told.iter().all(|(_, line)| !line.contains(" 0 ")), "{told:#?}");
     let received = Received::of(&intake.requests());
     assert_eq!(received.sum("tallyd.listener_lines"), 13.0);
     assert_eq!(received.sum("tallyd.listener_rejects"), 5.0);

@@ -4,6 +4,7 @@
 mod activation;
 mod aggregate_model;
 mod aggregate_vectors;
+mod api;
 mod books;
 mod captures;
 mod cgroups;

@@ -131,18 +131,29 @@ fn the_books_balance_after_a_soak() {
     tallyd.wait_until("all is delivered", |tallyd| sum(&ledger(tallyd)["sinks"], waits) == 0);
     for sink in ledger(&tallyd)["sinks"].as_array().unwrap() {
         assert_eq!(sink["dropped"], serde_json::json!({}), "{sink:#}");
+        assert_eq!(sink["difference"], 0, "{sink:#}");
+    }
+    for (metric, place) in [
+        ("tallyd_listener_unaccounted_lines", "udp"),
+        ("tallyd_listener_unaccounted_lines", "unixgram"),
+        ("tallyd_sink_unaccounted_points", "datadog"),
+    ] {
+        assert_eq!(tallyd.figure(metric, place), 0.0, "{metric} of {place}");
     }
     let line = tallyd.stderr().lines().rfind(|line| line.contains("CPU in ")).map(str::to_owned);
     let finished = tallyd.stop();
     assert_eq!(finished.code(), 0);
     assert!(!finished.stderr.contains("panicked"), "{}", finished.stderr);
 
+    let books: Vec<_> =
+        finished.stderr.lines().filter_map(|line| line.split_once("ledger: ")).collect();
+
     let received = Received::of(&intake.requests());
     let counts = received.points.iter().filter(|point| point.kind == "rate");
     let counted: f64 = counts.map(|point| point.value).sum();
     assert_eq!(counted.round() as u64, COUNTS * read, "every count of every datagram is delivered");
     println!(
-        "soak: {seconds} s, {read} datagrams, {} lines, {} dropped by the kernel\n{}",
+        "soak: {seconds} s, {read} datagrams, {} lines, {} dropped by the kernel\n{}\n{books:#?}",
         read * (COUNTS + 2),
         by_udp + by_unix - read,
         line.unwrap_or_default()

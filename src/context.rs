@@ -1,7 +1,7 @@
 //! What a series is: name, kind, host and tag set.
 
 use std::hash::{Hash, Hasher};
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU16, Ordering::Relaxed};
 
 use crate::sample::Kind;
 
@@ -18,7 +18,7 @@ pub struct Context {
     kind: Kind,
     source: Source,
     /// These two are no part of the identity.
-    maker: u16,
+    maker: AtomicU16,
     marks: AtomicU8,
 }
 
@@ -64,21 +64,26 @@ impl Context {
             push_line(&mut text, tag);
         }
         let (text, marks) = (text.into_boxed_str(), AtomicU8::new(0));
-        Self { text, name_end, host_end, kind, source, maker: 0, marks }
+        Self { text, name_end, host_end, kind, source, maker: AtomicU16::new(0), marks }
     }
 
     /// The same series under a longer name and another kind.
     pub fn renamed(&self, prefix: &str, kind: Kind) -> Self {
         let name = format!("{prefix}{}", self.name());
         let tags = self.tags().map(String::from).collect();
-        Self::new(&name, kind, self.host(), tags, self.source).made_by(self.maker)
+        Self::new(&name, kind, self.host(), tags, self.source).made_by(self.maker())
     }
 
     /// The same series, first sent by the sender whose account has this number.
     #[must_use]
-    pub const fn made_by(mut self, maker: u16) -> Self {
-        self.maker = maker;
+    pub fn made_by(self, maker: u16) -> Self {
+        self.adopt(maker);
         self
+    }
+
+    /// From now on it counts as first sent by that sender.
+    pub fn adopt(&self, maker: u16) {
+        self.maker.store(maker, Relaxed);
     }
 
     /// What was marked by [`Context::mark`].
@@ -93,8 +98,8 @@ impl Context {
     }
 
     /// The number of the account of who sent it first.
-    pub const fn maker(&self) -> u16 {
-        self.maker
+    pub fn maker(&self) -> u16 {
+        self.maker.load(Relaxed)
     }
 
     pub fn name(&self) -> &str {

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use ahash::RandomState;
+use schemars::JsonSchema;
 use serde::Serialize;
 use smallvec::SmallVec;
 
@@ -14,7 +15,7 @@ const NAMES_MAX: usize = 100_000;
 const KEYS_MAX: usize = 1000;
 
 /// Series of one moment, by what they are made of.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Cost {
     pub series: usize,
     /// Series by kind.
@@ -30,7 +31,7 @@ pub struct Cost {
     pub keys: Vec<Key>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Name {
     pub name: String,
     pub series: usize,
@@ -39,14 +40,14 @@ pub struct Name {
     pub senders: usize,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Sender {
     pub sender: String,
     pub series: usize,
 }
 
 /// A tag key. A tag without a colon is a key without values.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Key {
     pub key: String,
     /// Distinct values.

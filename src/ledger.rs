@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::sample::Reject;
@@ -22,7 +23,7 @@ use crate::time::Time;
 const LOSERS: usize = 3;
 
 /// Everything at one moment. Counts are totals since the start.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
 pub struct Ledger {
     /// Milliseconds since the Unix epoch.
     pub time: i64,
@@ -33,10 +34,12 @@ pub struct Ledger {
     /// What clients report of themselves, by metric: `datadog.dogstatsd.client.*`.
     pub clients: BTreeMap<String, f64>,
     pub sinks: Vec<Sink>,
+    /// What was lost in other places, by cause; those at zero are left out.
+    pub elsewhere: BTreeMap<String, u64>,
 }
 
 /// What one listener read.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
 pub struct Listener {
     pub name: String,
     pub datagrams: u64,
@@ -57,7 +60,7 @@ pub struct Listener {
 }
 
 /// Lines refused for one reason.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
 pub struct Rejected {
     pub lines: u64,
     /// The beginning of a recent one, escaped.
@@ -69,7 +72,7 @@ pub struct Rejected {
 }
 
 /// What one sender sent and lost. What the kernel drops at a full socket has no sender.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
 pub struct Sender {
     /// For people: of two senders the same only if a container took the name of another.
     pub sender: String,
@@ -96,7 +99,7 @@ pub struct Sender {
 }
 
 /// What became of samples, events and checks before they were points.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
 pub struct Aggregate {
     /// Series held now.
     pub contexts: u64,
@@ -113,7 +116,7 @@ pub struct Aggregate {
 }
 
 /// What one endpoint of a sink did with its points.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
 pub struct Sink {
     pub sink: &'static str,
     pub endpoint: String,
@@ -129,8 +132,9 @@ pub struct Sink {
     pub spooled_payloads: u64,
     /// Seconds since the flush of the oldest of them, to the minute.
     pub spooled_age: u64,
-    /// Payloads sent again.
+    /// Payloads sent again, and their points, each time that they were.
     pub retries: u64,
+    pub retried: u64,
     /// By cause; those at zero are left out.
     pub dropped: BTreeMap<&'static str, u64>,
     /// Points without an outcome: zero, but for what is under way.
@@ -154,6 +158,7 @@ impl Ledger {
             },
             clients: telemetry.clients(),
             sinks: telemetry.endpoints().iter().map(|e| Sink::of(e, now)).collect(),
+            elsewhere: elsewhere(telemetry),
         }
     }
 
@@ -177,10 +182,13 @@ impl Ledger {
         tell(grown(|l| l.events), "events");
         tell(grown(|l| l.checks), "checks");
         tell(self.aggregate.points.saturating_sub(before.aggregate.points), "points");
-        let delivered = |ledger: &Self| ledger.sinks.iter().map(|s| s.delivered).sum::<u64>();
-        tell(delivered(self).saturating_sub(delivered(before)), "delivered");
-        tell(self.sinks.iter().map(|s| s.held).sum(), "held");
-        tell(self.sinks.iter().map(|s| s.spooled).sum(), "spooled");
+        let mut parts = Vec::new();
+        if !figures.is_empty() {
+            parts.push(figures.join(", "));
+        }
+        for sink in &self.sinks {
+            parts.extend(self.told(sink, before));
+        }
         let then = before.losses();
         for (cause, count) in self.losses() {
             let count = count.saturating_sub(then.get(&cause).copied().unwrap_or(0));
@@ -188,16 +196,32 @@ impl Ledger {
                 lost.push(format!("{count} {cause}"));
             }
         }
-        if figures.is_empty() && lost.is_empty() {
-            return None;
-        }
-        let mut line = figures.join(", ");
         if !lost.is_empty() {
-            line += if line.is_empty() { "lost: " } else { "; lost: " };
-            line += &lost.join(", ");
-            line += &self.losers_since(before);
+            parts.push(format!("lost: {}{}", lost.join(", "), self.losers_since(before)));
         }
-        Some(line)
+        (!parts.is_empty()).then(|| parts.join("; "))
+    }
+
+    /// What a sink did since then, and what waits for it now; `None` when that is nothing.
+    fn told(&self, sink: &Sink, before: &Self) -> Option<String> {
+        let same = |other: &&Sink| (other.sink, &other.endpoint) == (sink.sink, &sink.endpoint);
+        let then = before.sinks.iter().find(same);
+        let grown = |f: fn(&Sink) -> u64| f(sink).saturating_sub(then.map_or(0, f));
+        let figures = [
+            (grown(|s| s.found), "found"),
+            (grown(|s| s.delivered), "delivered"),
+            (grown(|s| s.retried), "retried"),
+            (sink.held, "held"),
+            (sink.spooled, "spooled"),
+        ];
+        let figures: Vec<_> = figures
+            .into_iter()
+            .filter(|(points, _)| *points > 0)
+            .map(|(points, word)| format!("{points} {word}"))
+            .collect();
+        let alone = self.sinks.iter().filter(|other| other.sink == sink.sink).count() == 1;
+        let place = if alone { String::new() } else { format!(" {}", sink.endpoint) };
+        (!figures.is_empty()).then(|| format!("{}{place}: {}", sink.sink, figures.join(", ")))
     }
 
     /// Whose most of the new losses are, as far as they have a sender.
@@ -245,8 +269,27 @@ impl Ledger {
                 lose(format!("points dropped by {} ({cause})", sink.sink), *points);
             }
         }
+        for (cause, count) in &self.elsewhere {
+            lose(cause.clone(), *count);
+        }
         losses
     }
+}
+
+/// What is lost neither at a listener, nor in the aggregate, nor by a sink.
+fn elsewhere(telemetry: &Telemetry) -> BTreeMap<String, u64> {
+    let journal = &telemetry.journal;
+    let mut lost = BTreeMap::from([
+        ("journal files that end within a record".to_owned(), journal.torn.get()),
+        ("journal files set aside".to_owned(), journal.set_aside.get()),
+        ("engine events over the limit".to_owned(), telemetry.docker_events_dropped.get()),
+    ]);
+    for collector in telemetry.collectors() {
+        let cause = format!("samples or entities over the limits of collector {}", collector.name);
+        lost.insert(cause, collector.left_out.get());
+    }
+    lost.retain(|_, count| *count > 0);
+    lost
 }
 
 impl Listener {
@@ -351,6 +394,7 @@ impl Sink {
             spooled_payloads: endpoint.spooled.payloads.load(Relaxed),
             spooled_age: endpoint.spooled.age(now),
             retries: endpoint.retries.get(),
+            retried: endpoint.retried.get(),
             dropped,
             difference: (offered + found) as i64 - outcomes as i64,
         }
@@ -378,6 +422,7 @@ mod tests {
         endpoint.found.add(3);
         endpoint.delivered.add(6);
         endpoint.held.store(2, Relaxed);
+        endpoint.retried.add(5);
         endpoint.spooled.points.store(1, Relaxed);
         endpoint.queue_full.add(4);
         telemetry
@@ -404,8 +449,8 @@ mod tests {
         let before = Ledger::of(&telemetry, Time(0));
         assert_eq!(
             before.since(&Ledger::default()).unwrap(),
-            "2 datagrams, 7 lines, 4 samples, 1 events, 6 delivered, 2 held, 1 spooled; \
-             lost: 2 lines refused at udp://x (type), 4 points dropped by datadog (queue_full)"
+            "2 datagrams, 7 lines, 4 samples, 1 events; datadog: 3 found, 6 delivered, 5 retried, \
+             2 held, 1 spooled; lost: 2 lines refused at udp://x (type), 4 points dropped by datadog (queue_full)"
         );
         telemetry.endpoints()[0].held.store(0, Relaxed);
         telemetry.endpoints()[0].spooled.points.store(0, Relaxed);
@@ -414,6 +459,17 @@ mod tests {
         telemetry.listeners()[0].kernel_drops.add(9);
         let line = Ledger::of(&telemetry, Time(60_000)).since(&before).unwrap();
         assert_eq!(line, "lost: 9 datagrams dropped by the kernel at udp://x");
+        // Endpoints of one sink are told apart.
+        telemetry.endpoint("datadog", "https://z".to_owned()).delivered.add(8);
+        telemetry.collector("docker").left_out.add(3);
+        let before = Ledger { listeners: ledger.listeners, ..before };
+        telemetry.listeners()[0].lines.add(1);
+        let line = Ledger::of(&telemetry, Time(60_000)).since(&before).unwrap();
+        assert_eq!(
+            line,
+            "1 lines; datadog https://z: 8 delivered; lost: 9 datagrams dropped by the kernel at \
+             udp://x, 3 samples or entities over the limits of collector docker"
+        );
     }
 
     #[test]

@@ -175,6 +175,11 @@ impl Profile {
         flame::draw(window, &self.symbols_of(window))
     }
 
+    /// What a window says.
+    pub fn report(&self, window: &Window) -> Report {
+        Report::new(window, &self.symbols_of(window))
+    }
+
     /// The function at an address.
     pub fn function(&self, address: usize) -> String {
         let node = window::Node { caller: window::Caller::Thread(0), address, own: 0 };
@@ -209,7 +214,7 @@ impl Profile {
 
     /// Says where the time of a window went.
     fn tell(&self, window: &Window, format: Format) {
-        let report = Report::new(window, &self.symbols_of(window));
+        let report = self.report(window);
         match format {
             Format::Text => tracing::info!("{}", report.text()),
             Format::Json => match serde_json::to_string(&report) {

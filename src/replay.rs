@@ -78,7 +78,8 @@ pub fn replay(
             match entry {
                 Entry::Series(context) => {
                     let kind = context.kind();
-                    let handle = window.intern(context.made_by(account.number), false).handle;
+                    // It is nobody's until somebody sends it again.
+                    let handle = window.intern(context, false).handle;
                     series.entry(header.numbering).or_default().push((handle, kind));
                     continue;
                 }

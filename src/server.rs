@@ -44,9 +44,6 @@ const CONTROL_THREADS: usize = 2;
 /// Signals closer together than this are one wish to stop.
 const SAME_SIGNAL: Duration = Duration::from_millis(300);
 
-/// How often the ledger is written into the log.
-const LEDGER: Duration = Duration::from_secs(60);
-
 /// What requests under way get at the stop.
 const PAGES_GRACE: Duration = Duration::from_millis(500);
 
@@ -65,6 +62,7 @@ pub struct Server {
     collectors: Collectors,
     servers: Servers,
     telemetry: Arc<Telemetry>,
+    minutes: Option<Arc<Minutes>>,
     signalled: watch::Receiver<Option<&'static str>>,
     stdin_ended: watch::Receiver<bool>,
     flush_open_bucket: bool,
@@ -87,7 +85,7 @@ impl Outputs {
         self.status.record(&batch);
         // The time of the bucket that was flushed last, open or closed.
         let bucket = Time::from_seconds(batch.flushed_at - 1).bucket(batch.interval);
-        batch.own = self.own.lock().expect("no panic under this lock").rows(bucket);
+        batch.own = self.own.lock().expect("no panic under this lock").rows(bucket, &batch);
         let batch = Arc::new(batch);
         let slip = |journal: &Arc<Journal>| journal.slip(batch.generations.clone());
         let receipt = Receipt::new(self.journal.as_ref().map(slip).unwrap_or_default());
@@ -210,9 +208,12 @@ impl Server {
             status,
             own: Mutex::new(own),
         });
-        if config.telemetry.log {
-            runtime.spawn(log_ledger(Arc::clone(&telemetry)));
-        }
+        let minutes = config.telemetry.log.then(|| {
+            let minutes = Arc::new(Minutes::begin(Arc::clone(&telemetry)));
+            let period = Duration::from_secs(config.telemetry.log_period.into());
+            runtime.spawn(Arc::clone(&minutes).run(period));
+            minutes
+        });
 
         let flush =
             Arc::new(Flush { shards, telemetry: Arc::clone(&telemetry), aggregates, blocklist });
@@ -238,6 +239,7 @@ impl Server {
             .map(|profile| profile::Thread::start(profile, config.logging.format))
             .transpose()
             .context("cannot start the thread of the profile")?;
+        outputs.status.begin();
         Ok(Self {
             runtime,
             profiler,
@@ -249,6 +251,7 @@ impl Server {
             collectors,
             servers,
             telemetry,
+            minutes,
             signalled,
             stdin_ended,
             flush_open_bucket: config.flush.incomplete_buckets,
@@ -308,6 +311,10 @@ impl Server {
         }
         if let Some(keeper) = self.keeper {
             keeper.stop();
+        }
+        // What the stop itself has delivered or lost is told as well.
+        if let Some(minutes) = self.minutes {
+            minutes.say();
         }
         // Whatever still hangs in a blocking call is left behind.
         self.runtime.shutdown_background();
@@ -441,17 +448,33 @@ impl Folders {
     }
 }
 
-/// Says each minute what was read and lost.
-async fn log_ledger(telemetry: Arc<Telemetry>) {
-    let mut minutes = tokio::time::interval(LEDGER);
-    let mut before = Ledger::default();
-    loop {
-        minutes.tick().await;
-        let ledger = Ledger::of(&telemetry, Time::now());
-        if let Some(line) = ledger.since(&before) {
-            tracing::info!(target: "ledger", "{line}");
+/// Says each minute in the log what was read, delivered and lost.
+struct Minutes {
+    telemetry: Arc<Telemetry>,
+    /// What was said already.
+    before: Mutex<Ledger>,
+}
+
+impl Minutes {
+    fn begin(telemetry: Arc<Telemetry>) -> Self {
+        Self { telemetry, before: Mutex::default() }
+    }
+
+    async fn run(self: Arc<Self>, period: Duration) {
+        loop {
+            tokio::time::sleep(period).await;
+            self.say();
         }
-        before = ledger;
+    }
+
+    /// Says what has happened since the last time.
+    fn say(&self) {
+        let ledger = Ledger::of(&self.telemetry, Time::now());
+        let before = &mut *self.before.lock().expect("no panic under this lock");
+        if let Some(line) = ledger.since(before) {
+            tracing::info!("ledger: {line}");
+        }
+        *before = ledger;
     }
 }
 

@@ -40,6 +40,7 @@ use crate::parse;
 use crate::sample::{Kind, Sample, Values};
 use crate::sys;
 use crate::telemetry::Telemetry;
+use crate::telemetry::senders::OTHERS;
 use crate::time::Time;
 use crate::value::{Cell, Plan};
 
@@ -611,7 +612,10 @@ impl<'a> Window<'a> {
         let number = ((hash >> 24 & 0xffff_ffff) as usize * self.shards.len()) >> 32;
         let mut shard = self.shard(number);
         let row = match shard.find(hash, &context) {
-            Some(row) => row,
+            Some(row) => {
+                shard.adopt(row, context.maker(), &self.shards.telemetry);
+                row
+            }
             None if self.reserve(limit) => {
                 self.shards.telemetry.senders.begin_series(context.maker());
                 shard.insert(hash, context)
@@ -1098,6 +1102,17 @@ impl Shard {
             }
         }
         None
+    }
+
+    /// A series that nobody in particular made, such as one from a checkpoint, is that of whoever
+    /// sends it first after that.
+    fn adopt(&self, row: u32, maker: u16, telemetry: &Telemetry) {
+        let Some(context) = &self.states[row as usize].context else { return };
+        if context.maker() == OTHERS && maker != OTHERS {
+            telemetry.senders.end_series(OTHERS);
+            telemetry.senders.begin_series(maker);
+            context.adopt(maker);
+        }
     }
 
     /// Frees a row; the next series in it has another generation.

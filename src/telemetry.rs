@@ -48,14 +48,16 @@ pub struct Config {
     /// Show what each sender sent and lost on `/metrics` and as such series too: up to 4096 senders
     /// with a figure for each cause. It always stands on `/api/ledger`, the page and `tallyd top`.
     pub senders: bool,
-    /// Write what was read and lost as one line into the log each minute; a minute without traffic
-    /// gives none.
+    /// Write what was read, delivered and lost as one line into the log each minute; one in which
+    /// nothing happened gives none.
     pub log: bool,
+    /// Seconds from one such line to the next.
+    pub log_period: u32,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { series: true, agent_series: false, senders: false, log: true }
+        Self { series: true, agent_series: false, senders: false, log: true, log_period: 60 }
     }
 }
 
@@ -158,6 +160,8 @@ pub struct Listener {
     pub kernel_drops: Counter,
     pub read_errors: Counter,
     pub connections: Counter,
+    /// Of those, the ones that are over.
+    pub connections_closed: Counter,
     /// Connections closed because there were too many, or because their framing broke.
     pub connections_refused: Counter,
     /// Lines read. What of dialect `statsd` has several values under one name counts as several.
@@ -259,8 +263,12 @@ pub struct Endpoint {
     pub ingest: Latency,
     pub offered: Counter,
     pub delivered: Counter,
-    /// Sends that failed and were tried again, in payloads.
+    /// The same in payloads and bytes.
+    pub delivered_payloads: Counter,
+    pub delivered_bytes: Counter,
+    /// Payloads whose send failed and was tried again, and their points, each time that it was.
     pub retries: Counter,
+    pub retried: Counter,
     /// Points the destination refused for good.
     pub refused: Counter,
     /// Points dropped because the queue was full.
@@ -308,6 +316,10 @@ pub struct CollectorFigures {
     pub left_out: Counter,
     /// Microseconds that the last run took.
     pub micros: AtomicU64,
+    /// When it began, in Unix seconds; 0 when there was none.
+    pub last: AtomicI64,
+    /// Why it failed; empty when it did not.
+    pub problem: Mutex<String>,
 }
 
 /// What is on disk.
@@ -366,10 +378,14 @@ pub struct Own {
 enum Read {
     /// One figure per listener.
     Listener(fn(&Listener) -> &Counter),
+    /// The same of what rises and falls.
+    ListenerNow(fn(&Listener) -> i64),
     /// One figure per listener and reason.
     Rejects,
     /// One figure per endpoint of a sink.
     Endpoint(fn(&Endpoint) -> u64),
+    /// The same of what should be zero, and may be below.
+    EndpointNow(fn(&Endpoint) -> i64),
     /// The same of things that grow old.
     Age(fn(&Endpoint, Time) -> u64),
     /// One figure per endpoint and cause.
@@ -412,7 +428,7 @@ pub const OWN: &[Own] = &[
     ),
     counter(
         "listener_kernel_drops_total",
-        "DATA LOSS. Datagrams the kernel dropped because the socket's buffer was full, by listener.",
+        "DATA LOSS. Datagrams the kernel dropped because the socket's buffer was full, by listener. A Unix socket drops none: its clients wait, or are refused and may tell so (tallyd_client_reported_total).",
         Read::Listener(|l| &l.kernel_drops),
     ),
     counter(
@@ -424,6 +440,11 @@ pub const OWN: &[Own] = &[
         "listener_connections_total",
         "Stream connections accepted, by listener.",
         Read::Listener(|l| &l.connections),
+    ),
+    gauge(
+        "listener_connections_open",
+        "Stream connections open now, by listener.",
+        Read::ListenerNow(Listener::open_connections),
     ),
     counter(
         "listener_connections_refused_total",
@@ -459,6 +480,11 @@ pub const OWN: &[Own] = &[
         "listener_rejects_total",
         "DATA LOSS. Lines refused, by listener and reason.",
         Read::Rejects,
+    ),
+    gauge(
+        "listener_unaccounted_lines",
+        "Lines read less samples, events, checks and rejects, by listener: zero but for what is under way.",
+        Read::ListenerNow(Listener::unaccounted),
     ),
     counter(
         "collector_runs_total",
@@ -730,14 +756,34 @@ pub const OWN: &[Own] = &[
         Read::Endpoint(|e| e.delivered.get()),
     ),
     counter(
+        "sink_delivered_payloads_total",
+        "Payloads delivered, by sink and endpoint.",
+        Read::Endpoint(|e| e.delivered_payloads.get()),
+    ),
+    counter(
+        "sink_delivered_bytes_total",
+        "Bytes of delivered payloads, as compressed, by sink and endpoint.",
+        Read::Endpoint(|e| e.delivered_bytes.get()),
+    ),
+    counter(
         "sink_retries_total",
         "Failed sends that were tried again, by sink and endpoint.",
         Read::Endpoint(|e| e.retries.get()),
     ),
     counter(
+        "sink_retried_points_total",
+        "Points of failed sends that were tried again, each time, by sink and endpoint.",
+        Read::Endpoint(|e| e.retried.get()),
+    ),
+    counter(
         "sink_dropped_points_total",
         "DATA LOSS. Points dropped, by sink, endpoint and cause: refused, queue_full, too_large, encoder_failed, stopped, spool_full, unreadable.",
         Read::Drops,
+    ),
+    gauge(
+        "sink_unaccounted_points",
+        "Points offered and found less those delivered, held, spooled and dropped, by sink and endpoint: zero but for what is under way.",
+        Read::EndpointNow(Endpoint::unaccounted),
     ),
     gauge(
         "sink_held_points",
@@ -871,8 +917,17 @@ impl Telemetry {
                 Read::Listener(value) => figures.extend(listeners.iter().map(|l| {
                     (own.name, vec![("listener", l.name.clone())], value(l).get() as f64)
                 })),
+                Read::ListenerNow(value) => figures.extend(
+                    listeners
+                        .iter()
+                        .map(|l| (own.name, vec![("listener", l.name.clone())], value(l) as f64)),
+                ),
                 Read::Rejects => figures.extend(listeners.iter().flat_map(reject_figures)),
                 Read::Endpoint(value) => {
+                    figures
+                        .extend(endpoints.iter().map(|e| (own.name, e.labels(), value(e) as f64)));
+                }
+                Read::EndpointNow(value) => {
                     figures
                         .extend(endpoints.iter().map(|e| (own.name, e.labels(), value(e) as f64)));
                 }
@@ -937,7 +992,30 @@ fn add_up(figures: Vec<Figure>) -> Vec<Figure> {
     sums
 }
 
+impl Listener {
+    fn open_connections(&self) -> i64 {
+        let closed = self.connections_closed.get();
+        self.connections.get() as i64 - closed as i64
+    }
+
+    /// Lines without an outcome: zero, but for what is under way.
+    fn unaccounted(&self) -> i64 {
+        // Outcomes are read before lines: what comes in meanwhile shows as not done yet.
+        let (samples, events, checks) = (self.samples.get(), self.events.get(), self.checks.get());
+        let outcomes = samples + events + checks + self.rejects.total();
+        self.lines.get() as i64 - outcomes as i64
+    }
+}
+
 impl Endpoint {
+    /// Points without an outcome: zero, but for what is under way.
+    fn unaccounted(&self) -> i64 {
+        let dropped: u64 = self.drops().iter().map(|(_, points)| points).sum();
+        let waiting = self.held.load(Relaxed) + self.spooled.points.load(Relaxed);
+        let outcomes = self.delivered.get() + waiting + dropped;
+        (self.offered.get() + self.found.get()) as i64 - outcomes as i64
+    }
+
     fn labels(&self) -> Vec<(&'static str, String)> {
         vec![("sink", self.sink.to_owned()), ("endpoint", self.name.clone())]
     }

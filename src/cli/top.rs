@@ -287,13 +287,15 @@ impl Screen {
             }
             None => {}
         }
-        let filter =
-            if self.filter.is_empty() { String::new() } else { format!("[{}]  ", self.filter) };
         let keys = match self.list {
             List::Names => "w who  Tab senders  / filter  Enter tags  q",
             List::Senders => "w losses  Tab names  / filter  Enter  q",
         };
-        Line::from(format!("{filter}sort l lines b bytes s series n name {keys}"))
+        match self.filter.as_str() {
+            "" => Line::from(format!("sort l lines b bytes s series n name {keys}")),
+            // What the letters mean is known by then.
+            filter => Line::from(format!("[{filter}]  sort l b s n {keys}")),
+        }
     }
 }
 

@@ -109,6 +109,9 @@ impl Runner {
             self.samples.send(&mut reader);
         });
         self.figures.micros.store(begun.elapsed().as_micros() as u64, Relaxed);
+        self.figures.last.store(now.seconds(), Relaxed);
+        let problem = outcome.as_ref().err().map_or_else(String::new, |error| format!("{error:#}"));
+        *self.figures.problem.lock().expect("no panic under this lock") = problem;
         self.account(outcome);
     }
 
@@ -253,12 +256,14 @@ mod tests {
         };
         let reader = Arc::new(Mutex::new(reader(&shared)));
         let mut runner = Runner::new(planned, reader, &shared.telemetry);
-        let (mut failing, mut errors) = (Vec::new(), Vec::new());
+        let (mut failing, mut errors, mut problems) = (Vec::new(), Vec::new(), Vec::new());
         for run in 0..steps.len() as i64 {
             let now = Time::from_seconds(1001 + 10 * run);
             runner.run(now).await;
             failing.push(runner.failing);
             errors.push(runner.figures.errors.get());
+            problems.push(runner.figures.problem.lock().unwrap().clone());
+            assert_eq!(runner.figures.last.load(Relaxed), now.seconds());
             // What was collected in an interval leaves in its batch.
             let rows = shared.shards.flush(Time(now.0 + 9000), false).rows;
             let [row] = &rows[..] else { panic!("one row, not {rows:?}") };
@@ -267,6 +272,8 @@ mod tests {
         }
         assert_eq!(failing, [false, true, true, true, false]);
         assert_eq!(errors, [0, 1, 2, 3, 3]);
+        let expected = ["", "no engine", "panicked: a bug", "took longer than its 8s", ""];
+        assert_eq!(problems, expected);
         assert_eq!((runner.figures.runs.get(), runner.figures.samples.get()), (5, 5));
     }
 

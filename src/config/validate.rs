@@ -49,6 +49,7 @@ pub(super) fn validate(config: &Config) -> Outcome {
     secrets(config)?;
     status(&config.status)?;
     logging(&config.logging)?;
+    within("telemetry.log_period", config.telemetry.log_period, 1..=3600)?;
     within("self_profile.hz", config.self_profile.hz, 1..=1000)?;
     within("self_profile.period", config.self_profile.period, 1..=3600)?;
     within("self_profile.keep", config.self_profile.keep, 0..=1440)
@@ -465,6 +466,7 @@ mod tests {
             ),
             ("flush.interval", "3601", ": expected 1 to 3600, found 3601"),
             ("sinks.prometheus.quantiles", "[1.5]", "[0]: expected 0 to 1, found 1.5"),
+            ("telemetry.log_period", "0", ": expected 1 to 3600, found 0"),
             ("self_profile.hz", "0", ": expected 1 to 1000, found 0"),
             ("self_profile.period", "3601", ": expected 1 to 3600, found 3601"),
             ("self_profile.keep", "1441", ": expected 0 to 1440, found 1441"),

@@ -217,6 +217,7 @@ impl Streams {
             Turn::Unfinished => self.unfinished.push(token),
             Turn::Over => {
                 listener.open -= 1;
+                listener.reader.listener().connections_closed.add(1);
                 if let Some(mut connection) = self.connections.remove(&token) {
                     // Closing it takes it out of the poll in any case.
                     let _ = registry.deregister(connection.stream.source());

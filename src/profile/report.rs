@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::stage::{self, STAGES};
@@ -15,7 +16,7 @@ const TOP: usize = 15;
 
 /// The figures of a window. Of each list the samples are those of the whole window, split up; a
 /// share is in per cent of them.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Report {
     pub event: &'static str,
     /// Seconds of the window, and of CPU time used in it.
@@ -33,7 +34,7 @@ pub struct Report {
 }
 
 /// A part of the samples.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Share {
     pub name: String,
     pub samples: u64,
@@ -41,7 +42,7 @@ pub struct Share {
 }
 
 /// A function: what was sampled in itself, and what in it and all that it called.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Function {
     pub name: String,
     pub own: u64,

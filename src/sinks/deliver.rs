@@ -370,12 +370,13 @@ impl Send {
             }
             Verdict::Retry { after, .. } if !fresh => {
                 // It may be only this payload: what is fresh does not wait for it.
-                queue.endpoint.retries.add(1);
+                self.count_retry(payload);
                 queue.put_back(item, fresh);
                 self.rest_backlog(after);
                 None
             }
             Verdict::Retry { cause, after } => {
+                self.count_retry(payload);
                 let wait = self.retry(&cause, after);
                 queue.put_back(item, fresh);
                 Some(wait)
@@ -392,6 +393,8 @@ impl Send {
     fn delivered(&mut self, payload: &Payload) {
         let endpoint = &self.queue.endpoint;
         endpoint.delivered.add(payload.points);
+        endpoint.delivered_payloads.add(1);
+        endpoint.delivered_bytes.add(payload.bytes() as u64);
         let kind = payload.kind;
         if let Some(lost) = self.refusals.delivered(kind, Instant::now()) {
             tracing::info!(
@@ -418,10 +421,14 @@ impl Send {
         self.recovered();
     }
 
+    fn count_retry(&self, payload: &Payload) {
+        self.queue.endpoint.retries.add(1);
+        self.queue.endpoint.retried.add(payload.points);
+    }
+
     /// How long to wait before the next try.
     fn retry(&mut self, cause: &str, after: Option<Duration>) -> Duration {
         let endpoint = &self.queue.endpoint;
-        endpoint.retries.add(1);
         let (since, tries) = self.failing.unwrap_or_else(|| (Instant::now(), 0));
         if tries == 0 {
             let place = match &self.queue.spool {

@@ -1,6 +1,6 @@
 //! The JSON behind the page and the terminal: `/api/` says what there is.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,54 +16,197 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http_body::Frame;
-use serde::Deserialize;
+use schemars::{JsonSchema, Schema, schema_for};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 use tokio::sync::mpsc::Receiver;
 use tokio::time::Sleep;
 
+use super::history::History;
 use super::{Status, busy, elsewhere, series};
 use crate::capture::{self, Record};
 use crate::cgroup::proc::{self, Proc, TICKS_PER_SECOND};
 use crate::cost::Cost;
 use crate::ledger::Ledger;
+use crate::profile::Profile;
+use crate::profile::report::Report;
+use crate::telemetry::CollectorFigures;
 use crate::telemetry::recorder::Datagram;
 use crate::telemetry::senders::OTHERS;
-use crate::telemetry::tap::Picked;
+use crate::telemetry::tap::{Picked, Rate};
 use crate::time::Time;
 
-/// Every path below `/api/`, its parameters, and what it gives.
-const PATHS: &[(&str, &str, &str)] = &[
+/// A path, its parameters, what it gives, and the schema of that where it is one JSON document.
+type PathOf = (&'static str, &'static str, &'static str, Option<fn() -> Schema>);
+
+/// Every path below `/api/`.
+const PATHS: &[PathOf] = &[
     (
         "/api/overview",
         "",
         "everything the page shows at a glance: process, ledger with the 50 senders that lost or sent \
          the most, collectors, and the busiest names with their lines a second",
+        Some(|| schema_for!(Overview)),
     ),
-    ("/api/ledger", "", "every line and point with what became of it, and what each sender lost"),
+    (
+        "/api/ledger",
+        "",
+        "every line and point with what became of it, and what each sender lost",
+        Some(|| schema_for!(Ledger)),
+    ),
     (
         "/api/series",
-        "name, tag, limit",
-        "the last flush: series whose name contains `name` and that have this tag",
+        "name, tag, text, limit",
+        "the last flush: series whose name contains `name`, that have this tag, and whose name or one \
+         of whose tags contains `text`",
+        Some(|| schema_for!(series::Document)),
     ),
     (
         "/api/cost",
         "name, sender, limit",
         "series of the last flush, or of this name or sender, by name and by who sent them first, and \
          tag keys by the series they multiply",
+        Some(|| schema_for!(Cost)),
     ),
-    ("/api/rates", "limit", "names by lines a second, estimated from a sample of the traffic"),
+    (
+        "/api/rates",
+        "limit",
+        "names by lines a second, estimated from a sample of the traffic",
+        Some(|| schema_for!(Rates)),
+    ),
     (
         "/api/history",
         "name, tags",
         "the last hour of one series: tags are separated by commas, in order",
+        Some(|| schema_for!(Past)),
+    ),
+    (
+        "/api/profile",
+        "minute",
+        "where tallyd's own processor time went: stages, threads and the top functions of a minute, of \
+         which 0 is the last full one; /debug/pprof/ has the same for pprof",
+        Some(|| schema_for!(Report)),
     ),
     (
         "/api/tap",
         "filter, seconds",
         "a sample of the lines that come in and contain the filter, one JSON object a line",
+        Some(|| schema_for!(Picked)),
     ),
-    ("/api/capture", "seconds", "what is received from now on, in the Agent's capture format"),
+    (
+        "/api/capture",
+        "seconds",
+        "what is received from now on, in the Agent's capture format",
+        None,
+    ),
 ];
+
+/// Everything the page shows at a glance.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Overview {
+    version: &'static str,
+    /// Milliseconds since the Unix epoch.
+    time: i64,
+    /// When tallyd started, in the same unit.
+    started: i64,
+    /// Seconds of a bucket.
+    interval: i64,
+    process: Process,
+    flush: LastFlush,
+    /// What was lost since the start, by cause and place.
+    lost: BTreeMap<String, u64>,
+    ledger: Ledger,
+    /// Senders in `/api/ledger`, which has all of them.
+    senders: usize,
+    collectors: Vec<Collected>,
+    rates: Rates,
+    /// Minutes of the profile that are kept, the newest first; null when it is off.
+    profile: Option<Vec<Minute>>,
+    history: Room,
+}
+
+/// What tallyd itself takes from the machine; null where `/proc` does not say.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Process {
+    cpu_seconds: Option<f64>,
+    rss_bytes: Option<u64>,
+    threads: Option<u64>,
+    open_files: Option<u64>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct LastFlush {
+    /// In Unix seconds; 0 before the first.
+    at: i64,
+    series: usize,
+    points: u64,
+    /// How long it took.
+    seconds: f64,
+}
+
+/// What a collector did since the start.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Collected {
+    name: &'static str,
+    runs: u64,
+    errors: u64,
+    /// Runs that were not begun because the one before was not over.
+    skipped: u64,
+    samples: u64,
+    /// What was beyond its limits.
+    left_out: u64,
+    /// Of the last run: how long it took, when it began in Unix seconds (0 before the first), and why
+    /// it failed, which is empty when it did not.
+    seconds: f64,
+    last: i64,
+    problem: String,
+}
+
+/// Names by traffic, of the last full 10 seconds.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Rates {
+    names: Vec<Rate>,
+    /// Lines a second of all other names.
+    rest: f64,
+}
+
+/// A minute of the profile.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Minute {
+    /// Its number in `/api/profile`, `/debug/pprof/minute/` and `/debug/pprof/flame/`.
+    minute: usize,
+    /// When it began, in Unix seconds.
+    at: i64,
+    samples: u64,
+}
+
+/// How many series have a history.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Room {
+    /// Series whose last hour fits into `status.history_bytes`.
+    series_max: usize,
+    /// Series of the last flush for which there was no room.
+    left_out: usize,
+}
+
+/// The last hour of the series that have a name and tags.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Past {
+    /// Seconds of a bucket.
+    interval: i64,
+    series: Vec<PastOfOne>,
+    #[serde(flatten)]
+    room: Room,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct PastOfOne {
+    kind: &'static str,
+    host: String,
+    /// Start of the bucket in Unix seconds, and the value of a count or gauge, the members of a set,
+    /// or the average of the others; oldest first.
+    points: Vec<(i64, f32)>,
+}
 
 /// Names and keys shown when the request does not say how many.
 const LIMIT: usize = 50;
@@ -82,6 +225,7 @@ pub fn routes() -> Router<Arc<Status>> {
         .route("/api/cost", get(cost))
         .route("/api/rates", get(rates))
         .route("/api/history", get(history))
+        .route("/api/profile", get(profile))
         .route("/api/tap", get(tap))
         .route("/api/capture", get(capture))
 }
@@ -116,6 +260,13 @@ struct OneSeries {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
+struct OfMinute {
+    #[serde(default)]
+    minute: usize,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Lines {
     #[serde(default)]
     filter: String,
@@ -126,7 +277,10 @@ type Query<T> = Result<axum::extract::Query<T>, QueryRejection>;
 type Shared = State<Arc<Status>>;
 
 async fn paths() -> axum::Json<Json> {
-    let path = |(path, parameters, gives): &(&str, &str, &str)| json!({"path": path, "parameters": parameters, "gives": gives});
+    let path = |(path, parameters, gives, schema): &PathOf| {
+        let schema = schema.map(|schema| schema());
+        json!({"path": path, "parameters": parameters, "gives": gives, "schema": schema})
+    };
     axum::Json(PATHS.iter().map(path).collect())
 }
 
@@ -185,16 +339,30 @@ async fn history(State(status): Shared, query: Query<OneSeries>) -> Response {
     read(status, move |status| {
         let tags: Vec<_> = query.tags.split(',').filter(|tag| !tag.is_empty()).collect();
         let history = status.history.lock().expect("no panic under this lock");
-        let found = history.points(&query.name, &tags).map(|(context, points)| {
-            json!({"kind": context.kind().word(), "host": context.host(), "points": points})
+        let series = history.points(&query.name, &tags).map(|(context, points)| PastOfOne {
+            kind: context.kind().word(),
+            host: context.host().to_owned(),
+            points,
         });
-        let (series_max, left_out) = history.room();
-        json(&json!({
-            "interval": history.interval(),
-            "series": found.collect::<Vec<_>>(),
-            "series_max": series_max,
-            "left_out": left_out,
-        }))
+        let (interval, series) = (history.interval(), series.collect());
+        json(&Past { interval, series, room: Room::of(&history) })
+    })
+    .await
+}
+
+async fn profile(State(status): Shared, query: Query<OfMinute>) -> Response {
+    let minute = match checked(query) {
+        Ok(query) => query.minute,
+        Err(problem) => return problem.into_response(),
+    };
+    read(status, move |status| {
+        let Some(profile) = &status.profile else {
+            return (StatusCode::NOT_FOUND, "self_profile.enabled is off\n").into_response();
+        };
+        match profile.kept(minute) {
+            Some(window) => json(&profile.report(&window)),
+            None => (StatusCode::NOT_FOUND, "no such minute\n").into_response(),
+        }
     })
     .await
 }
@@ -301,7 +469,7 @@ fn checked<T>(query: Query<T>) -> Result<T, (StatusCode, String)> {
     query.map(|axum::extract::Query(query)| query).map_err(problem)
 }
 
-fn json(document: &impl serde::Serialize) -> Response {
+fn json(document: &impl Serialize) -> Response {
     axum::Json(document).into_response()
 }
 
@@ -315,66 +483,78 @@ async fn read(
 }
 
 impl Status {
-    fn rates(&self, limit: usize, now: Time) -> Json {
+    fn rates(&self, limit: usize, now: Time) -> Rates {
         let (names, rest) = self.telemetry.tap.rates(limit, now);
-        json!({"names": names, "rest": rest})
+        Rates { names, rest }
     }
 
-    fn overview(&self, now: Time) -> Json {
+    fn overview(&self, now: Time) -> Overview {
         let last = self.last();
         let mut ledger = Ledger::of(&self.telemetry, now);
-        let lost = ledger.losses();
-        let senders = ledger.senders.len();
+        let (lost, senders) = (ledger.losses(), ledger.senders.len());
         ledger.senders.truncate(LIMIT);
-        let collectors = self.telemetry.collectors();
-        let collector = |c: &Arc<crate::telemetry::CollectorFigures>| {
-            json!({
-                "name": c.name,
-                "runs": c.runs.get(),
-                "errors": c.errors.get(),
-                "skipped": c.skipped.get(),
-                "samples": c.samples.get(),
-                "seconds": c.micros.load(Relaxed) as f64 / 1e6,
-            })
+        let minutes = |profile: &Arc<Profile>| {
+            let list = profile.list().into_iter().enumerate();
+            list.map(|(minute, (at, samples))| Minute { minute, at: at.seconds(), samples })
+                .collect()
         };
-        let (series_max, left_out) = self.history.lock().expect("no panic under this lock").room();
-        json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "time": now.0,
-            "started": self.started.0,
-            "interval": self.interval(),
-            "process": process(),
-            "flush": {
-                "at": last.flushed_at,
-                "series": last.series().count(),
-                "points": last.points(),
-                "seconds": self.telemetry.flush_micros.load(Relaxed) as f64 / 1e6,
+        Overview {
+            version: env!("CARGO_PKG_VERSION"),
+            time: now.0,
+            started: self.started.0,
+            interval: self.interval(),
+            process: Process::now(),
+            flush: LastFlush {
+                at: last.flushed_at,
+                series: last.series().count(),
+                points: last.points(),
+                seconds: self.telemetry.flush_micros.load(Relaxed) as f64 / 1e6,
             },
-            "lost": lost,
-            "ledger": ledger,
-            "senders": senders,
-            "collectors": collectors.iter().map(collector).collect::<Vec<_>>(),
-            "rates": self.rates(LIMIT, now),
-            "profile": self.profile.as_ref().map(|profile| {
-                let minute = |(minute, (at, samples)): (usize, (Time, u64))| {
-                    json!({"minute": minute, "at": at.seconds(), "samples": samples})
-                };
-                profile.list().into_iter().enumerate().map(minute).collect::<Vec<_>>()
-            }),
-            "history": {"series_max": series_max, "left_out": left_out},
-        })
+            lost,
+            ledger,
+            senders,
+            collectors: self.telemetry.collectors().iter().map(|c| Collected::of(c)).collect(),
+            rates: self.rates(LIMIT, now),
+            profile: self.profile.as_ref().map(minutes),
+            history: Room::of(&self.history.lock().expect("no panic under this lock")),
+        }
     }
 }
 
-/// What tallyd itself takes from the machine; null when `/proc` does not say.
-fn process() -> Json {
-    let (proc, id) = (Proc::new("/proc"), std::process::id());
-    let stat = proc.of(id, "stat").ok().and_then(|text| proc::stat(&text));
-    let status = proc.of(id, "status").ok().map(|text| proc::status(&text));
-    json!({
-        "cpu_seconds": stat.map(|s| (s.user_ticks + s.system_ticks) as f64 / TICKS_PER_SECOND as f64),
-        "rss_bytes": status.as_ref().and_then(|status| status.resident_bytes),
-        "threads": status.as_ref().and_then(|status| status.threads),
-        "open_files": proc.open_files(id).ok(),
-    })
+impl Process {
+    fn now() -> Self {
+        let (proc, id) = (Proc::new("/proc"), std::process::id());
+        let stat = proc.of(id, "stat").ok().and_then(|text| proc::stat(&text));
+        let status = proc.of(id, "status").ok().map(|text| proc::status(&text));
+        Self {
+            cpu_seconds: stat
+                .map(|s| (s.user_ticks + s.system_ticks) as f64 / TICKS_PER_SECOND as f64),
+            rss_bytes: status.as_ref().and_then(|status| status.resident_bytes),
+            threads: status.as_ref().and_then(|status| status.threads),
+            open_files: proc.open_files(id).ok(),
+        }
+    }
+}
+
+impl Collected {
+    fn of(figures: &CollectorFigures) -> Self {
+        Self {
+            name: figures.name,
+            runs: figures.runs.get(),
+            errors: figures.errors.get(),
+            skipped: figures.skipped.get(),
+            samples: figures.samples.get(),
+            left_out: figures.left_out.get(),
+            seconds: figures.micros.load(Relaxed) as f64 / 1e6,
+            last: figures.last.load(Relaxed),
+            problem: figures.problem.lock().expect("no panic under this lock").clone(),
+        }
+    }
+}
+
+impl Room {
+    fn of(history: &History) -> Self {
+        let (series_max, left_out) = history.room();
+        Self { series_max, left_out }
+    }
 }

@@ -52,14 +52,24 @@ fn is_loopback(host: &str) -> bool {
         || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
+/// The same address for who looks into the parameters; `None` when it has no token.
+fn without_token(uri: &Uri) -> Option<Uri> {
+    let query = uri.query().filter(|query| query.contains("token="))?;
+    let rest: Vec<_> = query.split('&').filter(|pair| !pair.starts_with("token=")).collect();
+    format!("{}?{}", uri.path(), rest.join("&")).parse().ok()
+}
+
 /// Lets a request through, or says who may ask.
 pub async fn check(
     State(guard): State<Guard>,
     ConnectInfo(from): ConnectInfo<SocketAddr>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     if guard.allows(from.ip(), request.uri(), request.headers()) {
+        if let Some(uri) = without_token(request.uri()) {
+            *request.uri_mut() = uri;
+        }
         return next.run(request).await;
     }
     let help = "this page is for http://127.0.0.1 and http://localhost on this machine; for others \
@@ -70,6 +80,20 @@ pub async fn check(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_token_is_no_parameter() {
+        for (uri, expected) in [
+            ("/api/series?text=a&token=s3&limit=1", Some("/api/series?text=a&limit=1")),
+            ("/?token=s3", Some("/?")),
+            ("/api/series?text=token=&x=1", Some("/api/series?text=token=&x=1")),
+            ("/api/series?limit=1", None),
+            ("/", None),
+        ] {
+            let found = without_token(&uri.parse().unwrap()).map(|uri| uri.to_string());
+            assert_eq!(found.as_deref(), expected, "{uri}");
+        }
+    }
 
     #[test]
     fn own_users_and_holders_of_the_token_may_look() {

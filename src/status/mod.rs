@@ -7,14 +7,14 @@ mod pprof;
 pub mod series;
 
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, FromRequest, Request, State};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, FromRequest, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
@@ -32,6 +32,7 @@ use crate::intake::Untouched;
 use crate::profile::Profile;
 use crate::reader::Reader;
 use crate::sinks::prometheus::Prometheus;
+use crate::sys::{Datagram, Sender};
 use crate::telemetry::latency::{QUANTILES, TIMED};
 use crate::telemetry::{OWN, Telemetry};
 use crate::time::Time;
@@ -95,6 +96,8 @@ pub struct Status {
     last: Mutex<Arc<Batch>>,
     history: Mutex<History>,
     started: Time,
+    /// The start is over: what is read goes where it should.
+    ready: AtomicBool,
     /// Takes in what is posted; `None` once nothing more is taken.
     proxy: Mutex<Option<Reader>>,
     posts: Arc<Semaphore>,
@@ -118,6 +121,7 @@ impl Status {
             last: Mutex::default(),
             history: Mutex::new(History::new(interval, config.history_bytes)),
             started: Time::now(),
+            ready: AtomicBool::new(false),
             proxy: Mutex::new(Some(proxy)),
             posts: Arc::new(Semaphore::new(UNDER_WAY_MAX)),
             pages: Arc::new(Semaphore::new(UNDER_WAY_MAX)),
@@ -128,6 +132,11 @@ impl Status {
     #[must_use]
     pub fn with_profile(self, profile: Option<Arc<Profile>>) -> Self {
         Self { profile, ..self }
+    }
+
+    /// The start is over, and the spool open.
+    pub fn begin(&self) {
+        self.ready.store(true, Ordering::Release);
     }
 
     /// Takes in nothing more: a post that is not in yet gets a 503, so its client knows. Waits for
@@ -299,20 +308,31 @@ fn everything(config: &Config, status: &Arc<Status>) -> Router {
         .merge(health(status))
 }
 
-/// The Agent's and Prometheus' names for the same things: that it is up with its listeners open, and
-/// that it is ready as well. Whether a backend answers is none of it.
+/// The Agent's and Prometheus' names for the same things: that it is up with its listeners open, that
+/// its start is over, and that it is ready as well. Whether a backend answers is none of it.
 fn health(status: &Arc<Status>) -> Router {
-    let up = ["/health", "/live", "/startup", "/-/healthy"];
+    let up = ["/health", "/live", "/-/healthy"];
     let router = up
         .into_iter()
         .fold(Router::new(), |router, name| router.route(name, get(|| async { "ok\n" })));
+    let router = router.route("/startup", get(has_started));
     let ready = ["/ready", "/-/ready"];
     let router = ready.into_iter().fold(router, |router, name| router.route(name, get(is_ready)));
     router.with_state(Arc::clone(status))
 }
 
+async fn has_started(State(status): State<Arc<Status>>) -> Response {
+    if status.ready.load(Ordering::Acquire) {
+        return "ok\n".into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, "tallyd is starting\n").into_response()
+}
+
 /// Ready is who can keep what it takes in: while the disk fails, payloads wait in bounded memory.
 async fn is_ready(State(status): State<Arc<Status>>) -> Response {
+    if !status.ready.load(Ordering::Acquire) {
+        return has_started(State(status)).await;
+    }
     let endpoints = status.telemetry.endpoints();
     match endpoints.iter().find(|endpoint| endpoint.spool_failing.load(Ordering::Relaxed)) {
         None => "ok\n".into_response(),
@@ -331,7 +351,11 @@ fn proxy(config: &Config, status: &Arc<Status>) -> Router {
 }
 
 /// What a tracer posts: lines of DogStatsD, as the Agent's trace port takes them.
-async fn take_in(State(status): State<Arc<Status>>, request: Request) -> Response {
+async fn take_in(
+    State(status): State<Arc<Status>>,
+    ConnectInfo(from): ConnectInfo<SocketAddr>,
+    request: Request,
+) -> Response {
     // Before the body is read: it is what takes memory.
     let Ok(permit) = Arc::clone(&status.posts).try_acquire_owned() else { return busy() };
     let body = match tokio::time::timeout(BODY_TIMEOUT, Bytes::from_request(request, &())).await {
@@ -342,7 +366,9 @@ async fn take_in(State(status): State<Arc<Status>>, request: Request) -> Respons
     elsewhere(permit, move || {
         match status.proxy.lock().expect("no panic under this lock").as_mut() {
             Some(reader) => {
-                reader.datagram(&body, false, Time::now());
+                let sender = Sender::Address(from.ip().to_canonical());
+                let post = Datagram { bytes: &body, truncated: false, sender };
+                reader.datagrams(&[post], Time::now());
                 StatusCode::OK.into_response()
             }
             None => (StatusCode::SERVICE_UNAVAILABLE, "tallyd is stopping\n").into_response(),
@@ -376,8 +402,19 @@ fn busy() -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, "too many requests under way\n").into_response()
 }
 
-async fn index() -> Html<&'static str> {
-    Html(include_str!("page.html"))
+/// The page asks this server alone, and shows up in no other page. Its address may hold the token.
+const PAGE_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; \
+    style-src 'unsafe-inline'; connect-src 'self'; object-src 'self'; frame-src 'self'; img-src data:; \
+    base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+async fn index() -> impl IntoResponse {
+    let headers = [
+        (header::CONTENT_SECURITY_POLICY, PAGE_POLICY),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::CACHE_CONTROL, "no-store"),
+    ];
+    (headers, Html(include_str!("page.html")))
 }
 
 #[cfg(test)]
@@ -425,9 +462,14 @@ mod tests {
     #[tokio::test]
     async fn what_comes_after_the_close_is_refused() {
         let status = status();
-        let post = || take_in(State(Arc::clone(&status)), Request::new(Body::from("a:1|c")));
+        let post = || {
+            let from = ConnectInfo("[::ffff:10.0.0.7]:50".parse().unwrap());
+            take_in(State(Arc::clone(&status)), from, Request::new(Body::from("a:1|c")))
+        };
         assert_eq!(post().await.status(), StatusCode::OK);
         assert_eq!(samples(&status), 1);
+        let senders = status.telemetry.senders.all();
+        assert!(senders.iter().any(|one| one.label() == "10.0.0.7" && one.lines.get() == 1));
         status.close();
         assert_eq!(post().await.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(samples(&status), 1);
@@ -465,6 +507,11 @@ mod tests {
     async fn who_cannot_spool_is_not_ready() {
         let status = status();
         let ready = || is_ready(State(Arc::clone(&status)));
+        for expected in [StatusCode::SERVICE_UNAVAILABLE, StatusCode::OK] {
+            assert_eq!(ready().await.status(), expected);
+            assert_eq!(has_started(State(Arc::clone(&status))).await.status(), expected);
+            status.begin();
+        }
         let endpoint = status.telemetry.endpoint("datadog", "https://x".to_owned());
         assert_eq!(ready().await.status(), StatusCode::OK);
         endpoint.spool_failing.store(true, Ordering::Relaxed);
@@ -479,7 +526,8 @@ mod tests {
         let router = everything(&Config::default(), &status);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(async move { axum::serve(listener, router).await });
+        let service = router.into_make_service_with_connect_info::<SocketAddr>();
+        tokio::spawn(async move { axum::serve(listener, service).await });
         let begin = async || {
             let mut client = TcpStream::connect(address).await.unwrap();
             let head = "POST /dogstatsd/v2/proxy HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\

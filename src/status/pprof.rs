@@ -71,7 +71,11 @@ async fn index(State(pages): State<Pages>) -> Html<String> {
             time_of_day(begun.seconds())
         );
     }
-    page.push_str("</table></body></html>\n");
+    // Whoever has to send a token sends it on.
+    page.push_str(
+        "</table><script>for (const a of document.links) if (location.search) \
+         a.search += (a.search ? '&' : '?') + location.search.slice(1)</script></body></html>\n",
+    );
     Html(page)
 }
 

@@ -1,6 +1,7 @@
 //! The last flush as JSON.
 
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 
 use crate::batch::{Batch, Event, Row, ServiceCheck, Value};
@@ -17,38 +18,71 @@ pub struct Query {
     pub name: String,
     /// Only series with this tag.
     pub tag: Option<String>,
+    /// Only series whose name, or one of whose tags, contains this.
+    pub text: Option<String>,
     /// Series shown at most.
     pub limit: Option<usize>,
 }
 
-/// The series of a batch, with its events and service checks.
-pub fn document(batch: &Batch, query: &Query) -> Json {
-    let wanted = |rows: &&[Row]| {
-        let context = &rows[0].context;
-        context.name().contains(&query.name)
-            && query.tag.as_ref().is_none_or(|tag| context.tags().any(|t| t == tag))
-    };
-    let limit = query.limit.unwrap_or(LIMIT);
-    let found = batch.series().filter(wanted).count();
-    json!({
-        "flushed_at": batch.flushed_at,
-        "interval": batch.interval,
-        "found": found,
-        "series": batch.series().filter(wanted).take(limit).map(series).collect::<Vec<_>>(),
-        "events": batch.events.iter().take(limit).map(event).collect::<Vec<_>>(),
-        "checks": batch.checks.iter().take(limit).map(check).collect::<Vec<_>>(),
-    })
+/// The last flush.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Document {
+    /// In Unix seconds.
+    flushed_at: i64,
+    /// Seconds of a bucket.
+    interval: u32,
+    /// Series that were asked for; `limit` may have cut the list.
+    found: usize,
+    series: Vec<Series>,
+    /// Title, text, timestamp, host, priority, alert_type, aggregation_key, source_type, tags.
+    events: Vec<Json>,
+    /// Name, status, timestamp, host, message, tags.
+    checks: Vec<Json>,
 }
 
-fn series(rows: &[Row]) -> Json {
+#[derive(Debug, Serialize, JsonSchema)]
+struct Series {
+    name: String,
+    /// `count`, `gauge`, `set`, `timer`, `histogram` or `distribution`.
+    kind: &'static str,
+    host: String,
+    tags: Vec<String>,
+    /// Start of the bucket in Unix seconds, and the value: a number, or of timers, histograms and
+    /// distributions an object with count, sum, min, avg, max and percentiles.
+    points: Vec<(i64, Json)>,
+}
+
+/// The series of a batch, with its events and service checks.
+pub fn document(batch: &Batch, query: &Query) -> Document {
+    let wanted = |rows: &&[Row]| {
+        let context = &rows[0].context;
+        let contains = |text: &str| {
+            context.name().contains(text) || context.tags().any(|tag| tag.contains(text))
+        };
+        context.name().contains(&query.name)
+            && query.tag.as_ref().is_none_or(|tag| context.tags().any(|t| t == tag))
+            && query.text.as_ref().is_none_or(|text| contains(text))
+    };
+    let limit = query.limit.unwrap_or(LIMIT);
+    Document {
+        flushed_at: batch.flushed_at,
+        interval: batch.interval,
+        found: batch.series().filter(wanted).count(),
+        series: batch.series().filter(wanted).take(limit).map(series).collect(),
+        events: batch.events.iter().take(limit).map(event).collect(),
+        checks: batch.checks.iter().take(limit).map(check).collect(),
+    }
+}
+
+fn series(rows: &[Row]) -> Series {
     let context = &rows[0].context;
-    json!({
-        "name": context.name(),
-        "kind": context.kind().word(),
-        "host": context.host(),
-        "tags": context.tags().collect::<Vec<_>>(),
-        "points": rows.iter().map(|row| json!([row.time, value(&row.value)])).collect::<Vec<_>>(),
-    })
+    Series {
+        name: context.name().to_owned(),
+        kind: context.kind().word(),
+        host: context.host().to_owned(),
+        tags: context.tags().map(str::to_owned).collect(),
+        points: rows.iter().map(|row| (row.time, value(&row.value))).collect(),
+    }
 }
 
 fn value(value: &Value) -> Json {
@@ -140,12 +174,16 @@ mod tests {
             ..Batch::default()
         };
         let ask = |name: &str, tag: Option<&str>, limit| {
-            let query = Query { name: name.to_owned(), tag: tag.map(String::from), limit };
-            document(&batch, &query)
+            let (name, tag) = (name.to_owned(), tag.map(String::from));
+            json!(document(&batch, &Query { name, tag, limit, text: None }))
         };
         assert_eq!(ask("", None, None)["found"], 3);
         assert_eq!(ask("queue", None, Some(1))["series"].as_array().map(Vec::len), Some(1));
         assert_eq!(ask("queue", None, Some(1))["found"], 2);
+        for (text, found) in [("queue", 2), ("env:d", 1), ("prod", 1), ("y", 0)] {
+            let query = Query { text: Some(text.to_owned()), ..Query::default() };
+            assert_eq!(document(&batch, &query).found, found, "{text}");
+        }
         assert_eq!(
             ask("", Some("env:dev"), None)["series"],
             json!([{

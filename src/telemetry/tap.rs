@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Mutex;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
@@ -77,7 +78,7 @@ struct Watcher {
 }
 
 /// The rate of a name, as estimated from what was picked.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Rate {
     pub name: String,
     pub kind: &'static str,
@@ -88,7 +89,7 @@ pub struct Rate {
 }
 
 /// A sample that was picked.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Picked {
     /// Milliseconds since the Unix epoch.
     pub time: i64,

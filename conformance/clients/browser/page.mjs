@@ -43,6 +43,12 @@ try {
   await wait(() => [...document.querySelectorAll('#series button.series')].every(b => b.textContent === 'shop.latency'));
   assert.deepEqual([...new Set(await names())], ['shop.latency']);
 
+  // By a tag, too.
+  await page.$eval('#search', field => { field.value = ''; });
+  await page.type('#search', 'route:/');
+  await wait(() => document.querySelectorAll('#series button.series').length === 1);
+  assert.deepEqual(await names(), ['shop.latency']);
+
   // Plot, by the keyboard: the next stop behind the search field is the first series.
   await page.focus('#search');
   await page.keyboard.press('Tab');
@@ -51,11 +57,27 @@ try {
   await wait(() => document.querySelector('#plot svg path')?.getAttribute('d').includes('L'));
   assert.match(await page.$eval('#plot svg', svg => svg.getAttribute('aria-label')), /points, lowest .* highest/);
 
-  // The flame graph of a minute.
+  // The keyboard's place outlives a flush.
+  const flush = await text('flush');
+  await wait(flush => document.querySelector('#flush').textContent !== flush, flush);
+  await wait(() => document.querySelector('#room').textContent.includes('last hour'));
+  assert.equal(await page.evaluate(() => document.activeElement.textContent), 'shop.latency');
+
+  // The books: what was read is what became of it.
+  const figures = table => page.$$eval(`#${table} tr:nth-child(2) td`, all => all.map(td => td.textContent.replaceAll(',', '')));
+  const lines = (await figures('listeners')).slice(4).map(Number);
+  assert.equal(lines[0], lines[1] + lines[2] + lines[3] + lines[4]);
+  const points = (await figures('sinks')).slice(1).map(Number);
+  assert.equal(points[0] + points[1], points[2] + points[3] + points[4] + points[5]);
+
+  // The flame graph of a minute, and the same in words.
   await wait(() => document.querySelector('#flame object')?.contentDocument?.querySelectorAll('rect').length > 3);
 
-  // Every table has heads, every field a name, in the dark as well.
+  await wait(() => document.querySelectorAll('#functions tr').length > 2 && document.querySelectorAll('#stages tr').length > 1);
+
+  // Every table has heads and a name, every field a name, in the dark as well.
   assert.equal(await page.$$eval('table', all => all.filter(t => t.rows.length > 1 && !t.querySelector('th[scope=col]')).length), 0);
+  assert.equal(await page.$$eval('table', all => all.filter(t => t.rows.length && !document.getElementById(t.getAttribute('aria-labelledby'))).length), 0);
   assert.equal(await page.$$eval('input, select', all => all.filter(one => !one.labels.length).length), 0);
   const ground = () => page.evaluate(() => getComputedStyle(document.body).backgroundColor);
   const light = await ground();
