@@ -311,8 +311,9 @@ pub fn journal(data: &[u8]) {
             let generation = Generation { number: 1, start: 10, end: 20 };
             let (dialect, eol_required) = (Dialect::Statsd, false);
             let source = journal::Source { name: "x".to_owned(), dialect, eol_required };
-            let (numbering, waiting) = (0, false);
-            let header = Header { seed: 7, sequence: 0, generation, source, numbering, waiting };
+            let (numbering, described, waiting) = (0, Some(0), false);
+            let header =
+                Header { seed: 7, sequence: 0, generation, source, numbering, described, waiting };
             let mut file = header.encode();
             file.extend((data.len() as u32).to_le_bytes());
             let mut checksum = crc32fast::Hasher::new_with_initial(7);

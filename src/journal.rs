@@ -55,7 +55,7 @@ use crate::time::Time;
 use format::{END, Header, Released};
 use memory::Memory;
 use tail::Tail;
-use writer::Open;
+use writer::{Numbering, Open};
 
 pub use format::Source;
 pub use found::{Found, Left};
@@ -291,7 +291,7 @@ impl Journal {
         &self,
         generation: Generation,
         source: &Source,
-        numbering: Option<u64>,
+        numbering: Option<Numbering>,
         waiting: bool,
         length: u64,
     ) -> io::Result<Open> {
@@ -310,8 +310,16 @@ impl Journal {
             None => self.create(number)?,
         };
         let seed = random();
-        let (source, numbering) = (source.clone(), numbering.unwrap_or(sequence));
-        let header = Header { seed, sequence, generation, source, numbering, waiting };
+        let numbering = numbering.unwrap_or(Numbering { id: sequence, described: 0 });
+        let header = Header {
+            seed,
+            sequence,
+            generation,
+            source: source.clone(),
+            numbering: numbering.id,
+            described: Some(numbering.described),
+            waiting,
+        };
         let bytes = header.encode();
         self.step(Op::Append)?;
         file.write_all_at(&[&bytes[..], &END].concat(), 0)?;
@@ -319,7 +327,7 @@ impl Journal {
         self.used.fetch_add(first, Relaxed);
         let segment = Arc::new(Segment::new(path, file, &header, first));
         self.files().segments.push(Arc::clone(&segment));
-        Ok(Open { segment, seed, numbering, position: first })
+        Ok(Open { segment, seed, numbering: numbering.id, position: first })
     }
 
     fn create(&self, number: u64) -> io::Result<(PathBuf, File)> {

@@ -1,8 +1,9 @@
 //! Takes in again what an earlier process had read and not got to its sinks.
 
 use std::cell::Cell;
-use std::collections::HashMap;
 use std::sync::Arc;
+
+use ahash::{HashMap, HashMapExt};
 
 use crate::journal::checkpoint;
 use crate::journal::format::{Entry, Header, Record};
@@ -18,8 +19,13 @@ use crate::time::Time;
 /// Before every bucket: rotates none.
 const START: Time = Time(i64::MIN);
 
-/// The series of each numbering, by number.
-type Numbered = HashMap<u64, Vec<(Handle, Kind)>>;
+/// The series of one numbering.
+#[derive(Default)]
+struct Numbered {
+    /// The number of the next one that is described.
+    next: u32,
+    series: HashMap<u32, (Handle, Kind)>,
+}
 
 /// Adds what was found to the aggregate, in the buckets in which it arrived. They are closed then,
 /// and wait for the first flush.
@@ -45,12 +51,12 @@ pub fn replay(
     // What is in the journal already is not appended once more.
     let unjournaled = Shared { journal: None, ..shared.clone() };
     let mut readers = HashMap::new();
-    let mut series = Numbered::default();
+    let mut numberings = HashMap::<u64, Numbered>::new();
     let counters = &shared.telemetry.journal;
     // Who sent it is not known any more.
     let account = shared.telemetry.senders.account(Who::Listener("journal".into()), now, || None);
     let mut tally = Tally::default();
-    let open = Cell::new(None);
+    let (open, mut sequence) = (Cell::new(None), None);
     let begin = |generation| {
         let new = open.replace(Some(generation)) != Some(generation);
         if new {
@@ -70,7 +76,13 @@ pub fn replay(
     };
     let each = |header: &Header, record: Record<'_>| {
         if begin(header.generation) {
-            series.clear();
+            numberings.clear();
+        }
+        let numbered = numberings.entry(header.numbering).or_default();
+        let is_new = sequence.replace(header.sequence) != Some(header.sequence);
+        if let Some(described) = header.described.filter(|_| is_new) {
+            // An earlier segment that is lost, or its end, may have described more than is known.
+            numbered.next = described;
         }
         let window = shards.window(START);
         let mut whole = Vec::new();
@@ -80,7 +92,8 @@ pub fn replay(
                     let kind = context.kind();
                     // It is nobody's until somebody sends it again.
                     let handle = window.intern(context, false).handle;
-                    series.entry(header.numbering).or_default().push((handle, kind));
+                    numbered.series.insert(numbered.next, (handle, kind));
+                    numbered.next = numbered.next.wrapping_add(1);
                     continue;
                 }
                 Entry::Taken(_) | Entry::Waits(_) => continue,
@@ -89,8 +102,7 @@ pub fn replay(
                     continue;
                 }
                 Entry::Sample(number, sample) => {
-                    let of = series.get(&header.numbering);
-                    let Some((handle, kind)) = of.and_then(|of| of.get(number as usize)) else {
+                    let Some((handle, kind)) = numbered.series.get(&number) else {
                         // Its description was in a part that is lost.
                         counters.torn.add(1);
                         continue;
@@ -216,8 +228,11 @@ mod tests {
 
     impl Process {
         fn start(folder: &Path, now: Time) -> Self {
+            Self::start_with(folder, journal::Config::default(), now)
+        }
+
+        fn start_with(folder: &Path, config: journal::Config, now: Time) -> Self {
             let telemetry = Arc::new(Telemetry::default());
-            let config = journal::Config::default();
             let gate: journal::Gate = Arc::new(|_| Ok(()));
             let (journal, found) =
                 Journal::open(folder, &config, Arc::clone(&telemetry), gate, now);
@@ -322,6 +337,30 @@ mod tests {
                 .map(|l| l.samples.get() + l.events.get() + l.checks.get() + l.rejects.total());
             assert_eq!(came.sum::<u64>(), lines as u64);
             assert!(crash < LINES.len() || lost == expected());
+        }
+    }
+
+    /// A loss of power may take the middle of what a reader wrote.
+    #[test]
+    fn a_segment_that_is_lost_makes_no_other_series_of_those_behind_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = journal::Config { max_bytes: 512 * 1024, ..journal::Config::default() };
+        let first = Process::start_with(folder.path(), config, NOW);
+        let mut reader = first.reader(Dialect::Datadog);
+        for number in 0..3000 {
+            let again = number / 2;
+            let lines = format!("s{number}:{number}|g\ns{again}:{again}|g");
+            reader.datagram(lines.as_bytes(), false, NOW);
+        }
+        drop(reader);
+        std::fs::remove_file(folder.path().join("segment-1")).unwrap();
+        let second = Process::start(folder.path(), NOW);
+        assert!(second.shared.telemetry.journal.torn.get() > 0, "some have lost their description");
+        let Flushed { rows, .. } = second.shared.shards.flush(Time(NOW.0 + 60_000), true);
+        assert!((1000..3000).contains(&rows.len()), "{}", rows.len());
+        for row in &rows {
+            let Value::Gauge(value) = row.value else { panic!("{row:?}") };
+            assert_eq!(row.context.name(), format!("s{value}"));
         }
     }
 

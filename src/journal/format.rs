@@ -5,7 +5,7 @@
 //! header    magic 8 | version u16 | length u16 | CRC-32 of what follows u32
 //!           | seed u32 | sequence u64 | generation u64 | start i64 | end i64
 //!           | dialect u8 | eol required u8 | length of the name u16 | name of the listener
-//!           | numbering u64 | of what waits u8
+//!           | numbering u64 | of what waits u8 | series that it has described before u32
 //! record    length of what follows the checksum u32 | CRC-32 of that, begun at the seed, u32
 //!           | kind u8 = 2 | 0 u8 | 0 u16 | arrival i64 | batch of the receiver u64, or 0
 //!           | entries, each with a tag u8:
@@ -27,11 +27,13 @@
 //!
 //! Numbers are little-endian. Files are used again without being emptied, so each use of a segment
 //! has a seed of its own, and no older record has a checksum that fits. Segments of one generation
-//! and reader share a numbering, so a series is described once.
+//! and reader share a numbering, so a series is described once. Where one of them is lost the others
+//! say how many series it may have described.
 //!
-//! Version 2 had no tags from 64 to 127. Version 1 had no numbering, and records of kind 1, which hold datagrams as they came: number of
+//! Version 2 had no tags from 64 to 127, and did not say how many series are described before.
+//! Version 1 had no numbering, and records of kind 1, which hold datagrams as they came: number of
 //! them in the second u16, for each its length u32, the top bit set if truncated, and 0 u32; then
-//! their bytes. They are still read.
+//! their bytes. Both are still read.
 
 use std::ops::Range;
 
@@ -96,6 +98,8 @@ pub struct Header {
     pub source: Source,
     /// Segments of the same one describe a series once for all.
     pub numbering: u64,
+    /// Series that earlier segments of the numbering describe; not known of older versions.
+    pub described: Option<u32>,
     /// It holds what waits for the tags of its senders, of whatever generation.
     pub waiting: bool,
 }
@@ -133,6 +137,7 @@ impl Header {
         covered.extend(name);
         covered.extend(self.numbering.to_le_bytes());
         covered.push(self.waiting.into());
+        covered.extend(self.described.unwrap_or_default().to_le_bytes());
         let mut bytes = SEGMENT_MAGIC.to_vec();
         bytes.extend(VERSION.to_le_bytes());
         bytes.extend(((PREFIX + covered.len()) as u16).to_le_bytes());
@@ -185,7 +190,8 @@ impl Header {
         let source = Source { name, dialect, eol_required };
         let (numbering, waiting) =
             if version == 1 { (sequence, false) } else { (bytes.u64()?, bytes.u8()? != 0) };
-        let header = Self { seed, sequence, generation, source, numbering, waiting };
+        let described = if version < 3 { None } else { Some(bytes.u32()?) };
+        let header = Self { seed, sequence, generation, source, numbering, described, waiting };
         Some((header, &file[PREFIX + covered.len()..]))
     }
 }
@@ -632,7 +638,8 @@ mod tests {
         let generation = Generation { number: 7, start: 1000, end: 1010 };
         let name = "udp://127.0.0.1:8125".to_owned();
         let source = Source { name, dialect: Dialect::Statsd, eol_required: true };
-        Header { seed, sequence: 3, generation, source, numbering: 2, waiting: true }
+        let described = Some(4);
+        Header { seed, sequence: 3, generation, source, numbering: 2, described, waiting: true }
     }
 
     type Batch<'a> = (i64, Vec<Entry<'a>>);
@@ -830,7 +837,7 @@ mod tests {
         covered.extend(0_u32.to_le_bytes());
         covered.extend(datagram);
         let mut file = header(seed).encode();
-        file.truncate(file.len() - 9);
+        file.truncate(file.len() - 13);
         file[8] = 1;
         let length = file.len() as u16;
         file[10..12].copy_from_slice(&length.to_le_bytes());

@@ -62,9 +62,16 @@ pub(super) fn open(memory: &Memory, source: &Source, buffer_size: usize) -> Opti
 /// Where the datagrams come from.
 fn label(source: &Source) -> Vec<u8> {
     let generation = Generation { number: 0, start: 0, end: 0 };
-    let source = source.clone();
-    let header = Header { seed: 0, sequence: 0, generation, source, numbering: 0, waiting: false };
-    header.encode()
+    Header {
+        seed: 0,
+        sequence: 0,
+        generation,
+        source: source.clone(),
+        numbering: 0,
+        described: None,
+        waiting: false,
+    }
+    .encode()
 }
 
 /// Reads what receivers of earlier processes left for this journal. Removes the files of journals

@@ -76,8 +76,17 @@ impl Tail {
     }
 
     /// Writes what it has, and goes on as the end of this segment, which has so many bytes.
-    pub(super) fn begin(&self, journal: &Journal, segment: &Arc<Segment>, seed: u32, bytes: u64) {
-        self.close(journal);
+    ///
+    /// # Errors
+    /// When what it had could not be written, which has been counted.
+    pub(super) fn begin(
+        &self,
+        journal: &Journal,
+        segment: &Arc<Segment>,
+        seed: u32,
+        bytes: u64,
+    ) -> io::Result<()> {
+        self.close(journal)?;
         let mut state = self.state();
         if !std::mem::replace(&mut state.was_opened, true) {
             state.memory = open(&journal.memory);
@@ -87,15 +96,19 @@ impl Tail {
         }
         state.segment = Some(Arc::clone(segment));
         state.place(bytes, 0);
+        Ok(())
     }
 
-    /// Writes what it has, and is the end of nothing. What cannot be written is counted.
-    pub(super) fn close(&self, journal: &Journal) {
+    /// Writes what it has, and is the end of nothing.
+    ///
+    /// # Errors
+    /// When what it had could not be written, which has been counted.
+    pub(super) fn close(&self, journal: &Journal) -> io::Result<()> {
         let _writing = self.writing();
         let mut state = self.state();
-        // What cannot be written has been counted.
-        let _ = state.write_out(journal);
+        let written = state.write_out(journal);
         state.discard();
+        written
     }
 
     /// Adds a record with an end behind it. An error is of this record only; what else could not be

@@ -28,6 +28,8 @@ pub struct Writer {
     /// What the record belongs to; of another one, series have no numbers yet.
     generation: Option<Generation>,
     numbers: Numbers,
+    /// Series that had a number before the record.
+    described: u32,
     /// Holds what waits.
     waiting: Option<Open>,
     waiting_count: usize,
@@ -43,6 +45,13 @@ pub(super) struct Open {
     pub(super) seed: u32,
     pub(super) numbering: u64,
     pub(super) position: u64,
+}
+
+/// A numbering of series, and how many of them it has described.
+#[derive(Clone, Copy)]
+pub(super) struct Numbering {
+    pub(super) id: u64,
+    pub(super) described: u32,
 }
 
 /// The numbers of series, which begin anew in each generation.
@@ -122,6 +131,7 @@ impl Journal {
             tail: self.tail(),
             generation: None,
             numbers: Numbers::default(),
+            described: 0,
             waiting: None,
             waiting_count: 0,
             taken: Vec::new(),
@@ -132,7 +142,8 @@ impl Journal {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        self.tail.close(&self.journal);
+        // An error has been counted.
+        let _ = self.tail.close(&self.journal);
     }
 }
 
@@ -149,12 +160,14 @@ impl Writer {
         let is_broken = |open: &Open| open.segment.broken.load(Relaxed);
         if self.generation != Some(*generation) {
             self.begin_numbering();
-            self.tail.close(&self.journal);
+            // An error has been counted.
+            let _ = self.tail.close(&self.journal);
             self.generation = Some(*generation);
         } else if self.open.as_ref().is_some_and(is_broken) {
             // What it describes may be lost.
             self.begin_numbering();
         }
+        self.described = self.numbers.next;
     }
 
     /// Series are described again.
@@ -273,7 +286,8 @@ impl Writer {
         now: Time,
     ) -> io::Result<()> {
         let length = draft.len() as u64;
-        let numbering = self.open.as_ref().map(|open| open.numbering);
+        let described = self.described;
+        let numbering = self.open.as_ref().map(|open| Numbering { id: open.numbering, described });
         let has_room = |open: &Open| {
             open.position + length <= self.journal.segment_bytes
                 && !open.segment.broken.load(Relaxed)
@@ -284,7 +298,7 @@ impl Writer {
                 let journal = &self.journal;
                 let open = journal.segment(*generation, &self.source, numbering, false, length)?;
                 journal.works(now);
-                self.tail.begin(journal, &open.segment, open.seed, open.position);
+                self.tail.begin(journal, &open.segment, open.seed, open.position)?;
                 open
             }
         };
