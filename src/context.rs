@@ -9,12 +9,11 @@ use crate::sample::Kind;
 /// contexts are equal, whatever the order or repetition of their tags on the wire.
 ///
 /// One allocation holds all text, as `name \n host \n tag \n tag ...`: a newline cannot come in by
-/// a line, and [`Context::new`] replaces those that come in by other ways.
+/// a line, and [`Context::new`] replaces those that come in by other ways. Where a part ends is
+/// looked for, as there are many contexts and their parts are seldom asked for.
 #[derive(Debug)]
 pub struct Context {
     text: Box<str>,
-    name_end: u32,
-    host_end: u32,
     kind: Kind,
     source: Source,
     /// These two are no part of the identity.
@@ -22,10 +21,11 @@ pub struct Context {
     marks: AtomicU8,
 }
 
+const _: () = assert!(size_of::<Context>() == 24);
+
 impl PartialEq for Context {
     fn eq(&self, other: &Self) -> bool {
         self.identity() == other.identity()
-            && (self.name_end, self.host_end) == (other.name_end, other.host_end)
     }
 }
 
@@ -34,8 +34,6 @@ impl Eq for Context {}
 impl Hash for Context {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.text.hash(state);
-        self.name_end.hash(state);
-        self.host_end.hash(state);
         self.kind.hash(state);
         self.source.hash(state);
     }
@@ -55,16 +53,14 @@ impl Context {
         let length = name.len() + host.len() + tags.iter().map(|t| t.len() + 1).sum::<usize>() + 1;
         let mut text = String::with_capacity(length);
         push_line(&mut text, name);
-        let name_end = text.len() as u32;
         text.push('\n');
         push_line(&mut text, host);
-        let host_end = text.len() as u32;
         for tag in &tags {
             text.push('\n');
             push_line(&mut text, tag);
         }
         let (text, marks) = (text.into_boxed_str(), AtomicU8::new(0));
-        Self { text, name_end, host_end, kind, source, maker: AtomicU16::new(0), marks }
+        Self { text, kind, source, maker: AtomicU16::new(0), marks }
     }
 
     /// The same series under a longer name and another kind.
@@ -103,7 +99,7 @@ impl Context {
     }
 
     pub fn name(&self) -> &str {
-        &self.text[..self.name_end as usize]
+        self.parts().next().unwrap_or_default()
     }
 
     pub const fn kind(&self) -> Kind {
@@ -112,17 +108,21 @@ impl Context {
 
     /// Empty when the series has no host.
     pub fn host(&self) -> &str {
-        &self.text[self.name_end as usize + 1..self.host_end as usize]
+        self.parts().nth(1).unwrap_or_default()
     }
 
     /// Sorted, without repetitions.
     pub fn tags(&self) -> impl Iterator<Item = &str> + Clone {
-        // The text behind the host is empty or begins with a newline.
-        self.text[self.host_end as usize..].split('\n').skip(1)
+        self.parts().skip(2).flat_map(|tags| tags.split('\n'))
     }
 
     pub const fn source(&self) -> Source {
         self.source
+    }
+
+    /// Name, host, and the lines of the tags if there are any.
+    fn parts(&self) -> impl Iterator<Item = &str> + Clone {
+        self.text.splitn(3, '\n')
     }
 
     /// Everything that makes the identity, as bytes to hash.

@@ -90,18 +90,15 @@ pub struct Ticker {
 }
 
 impl Ticker {
-    /// `deliver` gets each batch; it must not block.
+    /// `interval` is the length of a bucket in seconds; `flush` is called when one has closed.
     ///
     /// # Errors
     /// When the system gives no further thread.
-    pub fn start(
-        flush: Arc<Flush>,
-        deliver: impl Fn(Batch) + Send + 'static,
-    ) -> std::io::Result<Self> {
+    pub fn start(interval: u32, flush: impl Fn(Time) + Send + 'static) -> std::io::Result<Self> {
         let (stop, stopped) = channel();
         let pulse = Arc::<AtomicU64>::default();
         let beat = Arc::clone(&pulse);
-        let run = move || run(&flush, &deliver, &stopped, &beat);
+        let run = move || run(interval, &flush, &stopped, &beat);
         let thread = std::thread::Builder::new().name("flush".to_owned()).spawn(run)?;
         Ok(Self { stop, thread, pulse })
     }
@@ -119,8 +116,7 @@ impl Ticker {
     }
 }
 
-fn run(flush: &Flush, deliver: &impl Fn(Batch), stopped: &Receiver<()>, pulse: &AtomicU64) {
-    let interval = flush.shards.interval();
+fn run(interval: u32, flush: &impl Fn(Time), stopped: &Receiver<()>, pulse: &AtomicU64) {
     let mut bucket = Time::now().bucket(interval);
     loop {
         pulse.fetch_add(1, Ordering::Relaxed);
@@ -129,7 +125,7 @@ fn run(flush: &Flush, deliver: &impl Fn(Batch), stopped: &Receiver<()>, pulse: &
         // A clock that was set back closes the bucket as well; one that merely wavers does not.
         if current > bucket || current < bucket - i64::from(interval) {
             bucket = current;
-            deliver(flush.batch(now, false));
+            flush(now);
             continue;
         }
         let end = Time::from_seconds(bucket + i64::from(interval));

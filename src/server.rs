@@ -12,7 +12,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::batch::Batch;
 use crate::cgroup::roots::Roots;
 use crate::collectors::{self, Collectors};
 use crate::config::Config;
@@ -81,7 +80,14 @@ struct Outputs {
 }
 
 impl Outputs {
-    fn offer(&self, mut batch: Batch) {
+    /// Flushes as [`Flush::batch`] does.
+    fn flush(&self, flush: &Flush, now: Time, open: bool) {
+        if flush.telemetry.flushes.get() == 1 {
+            // What only the first flush and its delivery used.
+            sys::release_code();
+        }
+        let shown = self.status.next();
+        let mut batch = flush.batch(now, open);
         self.status.record(&batch);
         // The time of the bucket that was flushed last, open or closed.
         let bucket = Time::from_seconds(batch.flushed_at - 1).bucket(batch.interval);
@@ -92,7 +98,7 @@ impl Outputs {
         for delivery in self.deliveries.lock().expect("no panic under this lock").iter() {
             delivery.offer(Arc::clone(&batch), Arc::clone(&receipt));
         }
-        self.status.show(batch);
+        shown.show(batch);
     }
 }
 
@@ -218,10 +224,10 @@ impl Server {
         let flush =
             Arc::new(Flush { shards, telemetry: Arc::clone(&telemetry), aggregates, blocklist });
         if replayed {
-            outputs.offer(flush.batch(now, false));
+            outputs.flush(&flush, now, false);
         }
-        let deliver = Arc::clone(&outputs);
-        let ticker = Ticker::start(Arc::clone(&flush), move |batch| deliver.offer(batch))
+        let (tick, to) = (Arc::clone(&flush), Arc::clone(&outputs));
+        let ticker = Ticker::start(interval, move |now| to.flush(&tick, now, false))
             .context("cannot start the thread that flushes")?;
         let (ended, stdin_ended) = watch::channel(false);
         let stdin_ends = move || {
@@ -297,7 +303,7 @@ impl Server {
         self.outputs.status.close();
         self.runtime.block_on(self.collectors.stop(COLLECTORS_GRACE));
         self.ticker.stop();
-        self.outputs.offer(self.flush.batch(Time::now(), self.flush_open_bucket));
+        self.outputs.flush(&self.flush, Time::now(), self.flush_open_bucket);
         let deliveries =
             std::mem::take(&mut *self.outputs.deliveries.lock().expect("no panic under this lock"));
         self.runtime.block_on(async {

@@ -41,7 +41,7 @@ use crate::sample::{Kind, Sample, Values};
 use crate::sys;
 use crate::telemetry::Telemetry;
 use crate::telemetry::senders::OTHERS;
-use crate::time::Time;
+use crate::time::{Moment, Time};
 use crate::value::{Cell, Plan};
 
 /// How series are kept.
@@ -208,7 +208,6 @@ pub struct Shard {
     /// Rows, by the hash in their state.
     index: HashTable<u32>,
     states: Vec<State>,
-    generations: Vec<u16>,
     free: Vec<u32>,
     open: Bucket,
     /// Oldest first.
@@ -217,23 +216,27 @@ pub struct Shard {
     spare: Vec<Cell>,
 }
 
-/// What is known of a row apart from its values. Times are Unix seconds.
+/// What is known of a row apart from its values.
 struct State {
     /// `None` while the row is free.
     context: Option<Arc<Context>>,
-    hash: u64,
-    /// End of the last bucket that was flushed with a sample of it, for zeros; [`NEVER`] while it is
-    /// known from timestamped points only.
-    seen: i64,
-    /// End of the last bucket in which it was used in any way, for expiry.
-    used: i64,
-    /// Epoch in which it was last used.
-    epoch: u32,
-    /// It is a gauge that may get deltas, so its value has to be remembered for long.
-    delta: bool,
     /// Value of the last flushed bucket, for deltas.
     gauge: f64,
+    hash: u32,
+    /// End of the last bucket that was flushed with a sample of it, for zeros; [`Moment::NEVER`]
+    /// while it is known from timestamped points only.
+    seen: Moment,
+    /// End of the last bucket in which it was used in any way, for expiry.
+    used: Moment,
+    /// Epoch in which it was last used.
+    epoch: u32,
+    /// Which of the series that had this row in turn it is.
+    generation: u16,
+    /// It is a gauge that may get deltas, so its value has to be remembered for long.
+    delta: bool,
 }
+
+const _: () = assert!(size_of::<State>() == 40);
 
 /// Before every bucket, and far enough from the end of the numbers.
 const NEVER: i64 = i64::MIN / 2;
@@ -242,7 +245,7 @@ impl State {
     /// Whether an idle counter reports zero for the bucket that begins at `start`.
     fn wants_zero(&self, start: i64, config: &Config) -> bool {
         let counter = self.context.as_ref().is_some_and(|c| c.kind() == Kind::Count);
-        counter && self.seen + i64::from(config.counter_expiry_seconds) > start
+        counter && self.seen.seconds() + i64::from(config.counter_expiry_seconds) > start
     }
 
     /// Whether it was idle for so long that it may be forgotten. A reader trusts its handle for one
@@ -255,7 +258,7 @@ impl State {
         if self.delta {
             expiry += i64::from(config.delta_expiry_seconds);
         }
-        self.used + expiry <= now.seconds() && epoch.wrapping_sub(self.epoch) >= 2
+        self.used.seconds() + expiry <= now.seconds() && epoch.wrapping_sub(self.epoch) >= 2
     }
 }
 
@@ -439,8 +442,10 @@ impl Shards {
             flushed.checks.extend(mail.checks);
         }
         let plan = &self.settings.plan;
-        let mut closing = Vec::new();
+        // Of its size at once: an allocation under a shard's lock may take the allocator long.
+        let mut closing = Vec::with_capacity(ROWS_PER_LOCK);
         let rows = &mut flushed.rows;
+        rows.reserve_exact(self.telemetry.contexts.load(Ordering::Relaxed) as usize);
         let mut timed_rows = false;
         for shard in &self.shards {
             let lock = || shard.lock().expect("no panic under this lock");
@@ -608,8 +613,9 @@ impl<'a> Window<'a> {
 
     fn find_or_insert(&self, context: Context, deltas: bool, limit: usize) -> Option<Handle> {
         let hash = self.shards.hasher.hash_one(&context);
-        // The table inside the shard uses the hash's outer bits.
-        let number = ((hash >> 24 & 0xffff_ffff) as usize * self.shards.len()) >> 32;
+        // The table inside the shard uses the other half.
+        let number = ((hash >> 32) as usize * self.shards.len()) >> 32;
+        let hash = hash as u32;
         let mut shard = self.shard(number);
         let row = match shard.find(hash, &context) {
             Some(row) => {
@@ -625,7 +631,7 @@ impl<'a> Window<'a> {
         // The caller is about to use it: it must not expire between now and then.
         shard.touch(row);
         shard.states[row as usize].delta |= deltas;
-        let generation = shard.generations[row as usize];
+        let generation = shard.states[row as usize].generation;
         Some(Handle { shard: number as u16, generation, row })
     }
 
@@ -852,7 +858,6 @@ impl Shard {
             epoch: 0,
             index: HashTable::new(),
             states: Vec::new(),
-            generations: Vec::new(),
             free: Vec::new(),
             open: Bucket::new(open, Vec::new()),
             closed: VecDeque::new(),
@@ -860,32 +865,34 @@ impl Shard {
         }
     }
 
-    fn find(&self, hash: u64, context: &Context) -> Option<u32> {
+    fn find(&self, hash: u32, context: &Context) -> Option<u32> {
         let same = |&row: &u32| {
             let state = &self.states[row as usize];
             state.hash == hash && state.context.as_deref() == Some(context)
         };
-        self.index.find(hash, same).copied()
+        self.index.find(spread(hash), same).copied()
     }
 
-    fn insert(&mut self, hash: u64, context: Context) -> u32 {
-        let state = State {
+    fn insert(&mut self, hash: u32, context: Context) -> u32 {
+        let mut state = State {
             context: Some(Arc::new(context)),
-            hash,
-            seen: NEVER,
-            used: NEVER,
-            epoch: self.epoch,
-            delta: false,
             gauge: 0.0,
+            hash,
+            seen: Moment::NEVER,
+            used: Moment::NEVER,
+            epoch: self.epoch,
+            generation: 0,
+            delta: false,
         };
         let row = self.free.pop().unwrap_or(self.states.len() as u32);
         if row as usize == self.states.len() {
             self.states.push(state);
-            self.generations.push(0);
         } else {
+            state.generation = self.states[row as usize].generation;
             self.states[row as usize] = state;
         }
-        self.index.insert_unique(hash, row, |&row| self.states[row as usize].hash);
+        let hash_of = |&row: &u32| spread(self.states[row as usize].hash);
+        self.index.insert_unique(spread(hash), row, hash_of);
         row
     }
 
@@ -897,14 +904,14 @@ impl Shard {
 
     /// Whether the row still belongs to the series that the handle was made for.
     fn is_alive(&self, handle: Handle) -> bool {
-        let row = handle.row as usize;
-        self.generations[row] == handle.generation && self.states[row].context.is_some()
+        let state = &self.states[handle.row()];
+        state.generation == handle.generation && state.context.is_some()
     }
 
     /// Marks the series as used in the open bucket.
     fn touch(&mut self, row: u32) {
         let state = &mut self.states[row as usize];
-        state.used = self.open.generation.end;
+        state.used = Moment::new(self.open.generation.end);
         state.epoch = self.epoch;
     }
 
@@ -1053,7 +1060,7 @@ impl Shard {
         out: &mut Vec<Closing>,
     ) -> Option<usize> {
         let Part { start, end, count, .. } = *part;
-        let open_end = self.open.generation.end;
+        let (end, open_end) = (Moment::new(end), Moment::new(self.open.generation.end));
         let to = self.states.len().min(from + ROWS_PER_LOCK);
         let mut idle = Vec::new();
         for row in from..to {
@@ -1064,7 +1071,7 @@ impl Shard {
                 continue;
             };
             // Times of a clock that was ahead would keep it alive for too long.
-            state.seen = state.seen.min(start);
+            state.seen = state.seen.min(Moment::new(start));
             state.used = state.used.min(open_end);
             if !matches!(cell, Cell::Empty) {
                 if let Cell::Gauge(value) = cell {
@@ -1118,18 +1125,22 @@ impl Shard {
     /// Frees a row; the next series in it has another generation.
     fn remove(&mut self, row: u32, telemetry: &Telemetry) {
         let state = &mut self.states[row as usize];
-        match self.index.find_entry(state.hash, |&r| r == row) {
+        match self.index.find_entry(spread(state.hash), |&r| r == row) {
             Ok(entry) => drop(entry.remove()),
             Err(_) => unreachable!("a live row is in the index"),
         }
         if let Some(context) = state.context.take() {
             telemetry.senders.end_series(context.maker());
         }
-        let generation = &mut self.generations[row as usize];
-        *generation = generation.wrapping_add(1);
+        state.generation = state.generation.wrapping_add(1);
         self.free.push(row);
         telemetry.contexts.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// What the index takes of a hash: its lowest bits and its highest.
+const fn spread(hash: u32) -> u64 {
+    (hash as u64) << 32 | hash as u64
 }
 
 /// Adds what came later to what came earlier.

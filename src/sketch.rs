@@ -51,12 +51,13 @@ pub fn bin_value(key: i16) -> f64 {
 
 /// A distribution of values: exact count, sum, average, minimum and maximum, and bins.
 ///
-/// Keys of new values wait in a buffer: call [`Sketch::finish`] before reading the bins.
+/// Keys of new values wait in a buffer: call [`Sketch::finish`] before reading the bins. As long as
+/// all of them fit there, they need no bins, which would take several times as much.
 #[derive(Clone, Debug, Default)]
 pub struct Sketch {
     basic: Basic,
     bins: Bins,
-    /// Keys that wait.
+    /// Keys that wait, or once finished all of them, ascending.
     buffer: Vec<i16>,
 }
 
@@ -116,11 +117,15 @@ impl Sketch {
         self.collapse();
     }
 
-    /// Sorts what waits in the buffer into the bins and gives back the buffer's memory. More may be
-    /// inserted afterwards.
+    /// Sorts what waits in the buffer, into the bins if there are any. More may be inserted
+    /// afterwards.
     pub fn finish(&mut self) {
-        self.flush();
-        self.buffer = Vec::new();
+        if self.bins.is_empty() {
+            self.buffer.sort_unstable();
+        } else {
+            self.flush();
+            self.buffer = Vec::new();
+        }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -153,8 +158,11 @@ impl Sketch {
     /// Keys and counts, ascending by key. A key repeats when its count exceeds 32 bits: the
     /// remainder comes first, full bins follow. The sketch must be finished.
     pub fn bins(&self) -> impl Iterator<Item = (i16, u32)> + Clone {
-        debug_assert!(self.buffer.is_empty(), "a sketch is finished before its bins are read");
-        self.bins.iter().flat_map(|(key, n)| split(n).map(move |n| (key as i16, n)))
+        let finished = self.buffer.is_empty() || (self.bins.is_empty() && self.buffer.is_sorted());
+        debug_assert!(finished, "a sketch is finished before its bins are read");
+        let few = self.buffer.chunk_by(|a, b| a == b).map(|run| (run[0], run.len() as u32));
+        let many = self.bins.iter().flat_map(|(key, n)| split(n).map(move |n| (key as i16, n)));
+        few.chain(many)
     }
 
     /// An estimate of the value below which the fraction `q` of the values lies, by the Agent's
@@ -407,7 +415,14 @@ mod tests {
         sketch.insert(1.0);
         assert!(sketch.buffer.capacity() <= 4 && sketch.bins.blocks() == 0);
         sketch.finish();
+        assert!(sketch.buffer.capacity() <= 4 && sketch.bins.blocks() == 0);
+        // Once there are bins, all is in them.
+        (0..BUFFER_MAX).for_each(|_| sketch.insert(2.0));
+        assert!(sketch.buffer.capacity() <= BUFFER_MAX && sketch.bins.blocks() > 0);
+        sketch.insert(3.0);
+        sketch.finish();
         assert_eq!(sketch.buffer.capacity(), 0);
+        assert_eq!(bins(&sketch), [(key(1.0), 1), (key(2.0), 64), (key(3.0), 1)]);
     }
 
     #[test]

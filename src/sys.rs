@@ -834,6 +834,17 @@ pub fn trim_memory() {
     }
 }
 
+/// Has large allocations kept apart from others, so that their memory goes back to the system as
+/// soon as they are freed. By itself glibc takes what was freed once for usual and keeps it, between
+/// other things, where it serves none of the same size. For the start, before there are threads.
+pub fn keep_large_allocations_apart() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it changes a number of the allocator's.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
+    }
+}
+
 /// Has the kernel forget which pages of code this process has used. They stay in the page cache,
 /// and come back one by one as they are used: after a start, which runs through much that is not
 /// needed again, most do not.

@@ -30,6 +30,26 @@ impl Time {
     }
 }
 
+/// Unix seconds in four bytes, for what there is much of: from 1970 to 2106.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment(u32);
+
+impl Moment {
+    /// Before every other.
+    pub const NEVER: Self = Self(0);
+
+    /// The nearest there is.
+    pub fn new(seconds: i64) -> Self {
+        Self(seconds.clamp(1, u32::MAX.into()) as u32)
+    }
+
+    /// Unix seconds; of [`Self::NEVER`] far before every other, and far enough from the end of the
+    /// numbers.
+    pub const fn seconds(self) -> i64 {
+        if self.0 == 0 { i64::MIN / 2 } else { self.0 as i64 }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -45,5 +65,16 @@ mod tests {
         ] {
             assert_eq!(Time(ms).bucket(interval), start, "{ms} ms in buckets of {interval} s");
         }
+    }
+
+    #[test]
+    fn moments_are_seconds_within_their_range() {
+        for (seconds, nearest) in
+            [(1, 1), (0, 1), (-9, 1), (1_800_000_000, 1_800_000_000), (1 << 40, 0xffff_ffff)]
+        {
+            assert_eq!(Moment::new(seconds).seconds(), nearest);
+            assert!(Moment::new(seconds) > Moment::NEVER);
+        }
+        assert!(Moment::NEVER.seconds() < -0xffff_ffff);
     }
 }

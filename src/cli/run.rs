@@ -2,10 +2,11 @@
 
 use crate::config::{self, Loaded, Sources};
 use crate::intake::{Passed, Untouched};
-use crate::{logging, server};
+use crate::{logging, server, sys};
 
 /// Runs until told to stop. Returns the exit code.
 pub fn run(sources: &Sources) -> anyhow::Result<u8> {
+    sys::keep_large_allocations_apart();
     let passed = Passed::receive()?;
     let loaded = match config::load(sources) {
         Ok(loaded) => loaded,

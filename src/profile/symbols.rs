@@ -45,9 +45,11 @@ impl Symbols {
             self.known.insert(address, lines);
         }
         if mappings.is_some() {
-            // What was read of line tables would take many megabytes until the next look.
+            // What was read of line tables, and the code that read it, would take many megabytes
+            // until the next look.
             backtrace::clear_symbol_cache();
             sys::trim_memory();
+            sys::release_code();
         }
     }
 

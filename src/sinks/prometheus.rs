@@ -19,6 +19,7 @@ use crate::encode::exposition::{
 use crate::hash::{Hash, Keys};
 use crate::sample::Kind;
 use crate::telemetry::Telemetry;
+use crate::time::Moment;
 use crate::value::{Aggregate, Suffix, Summary};
 
 /// The page at `/metrics`.
@@ -139,6 +140,9 @@ fn lock(page: &Mutex<Page>) -> MutexGuard<'_, Page> {
 ///
 /// Labels are not kept: they would be the largest part of it. A series is known by the print of its
 /// labels, and they are made anew for each scrape from the context of one of those that show as it.
+///
+/// Every series that may be shown has its numbers here all the time, so they are few: tables hold
+/// places in lists.
 #[derive(Debug)]
 struct Page {
     hostname: String,
@@ -146,10 +150,14 @@ struct Page {
     series_max: usize,
     /// Ascending, each once.
     quantiles: Vec<f64>,
-    /// Where each series is shown. Several may come out as one, so this is what is limited.
-    places: HashMap<Arc<Context>, Place, RandomState>,
-    /// By their print.
-    series: HashTable<Shown>,
+    /// Where each series is shown, by its context. Several may come out as one, so this is what is
+    /// limited.
+    places: HashTable<Place>,
+    hasher: RandomState,
+    series: Vec<Shown>,
+    /// Places in the list of series: of each by its print, and those that are free.
+    prints: HashTable<u32>,
+    free: Vec<u32>,
     families: BTreeMap<FamilyKey, Family>,
     /// Families so far.
     numbered: u32,
@@ -170,8 +178,11 @@ type Print = [u64; 2];
 
 #[derive(Debug)]
 struct Place {
-    print: Print,
-    last_seen: i64,
+    context: Arc<Context>,
+    /// In the list of series.
+    shown: u32,
+    /// Time of the last flush that had a point.
+    last_seen: Moment,
 }
 
 #[derive(Debug)]
@@ -187,16 +198,14 @@ struct Family {
 #[derive(Debug)]
 struct Shown {
     print: Print,
-    /// One of those that show as it. They all have its labels.
-    context: Arc<Context>,
     family: u32,
+    /// How many show as it. They all have its labels.
+    places: u32,
     /// The total of a counter, the value of a gauge, the sum of a summary.
     value: f64,
     summary: Option<Box<Observed>>,
     /// The batch of the newest point, by its number, and the point's time in Unix seconds.
     newest: (u64, i64),
-    /// Time of the last flush that had a point, Unix seconds.
-    last_seen: i64,
 }
 
 /// What only a summary has.
@@ -225,8 +234,11 @@ impl Page {
             expiry_seconds: config.expiry_seconds,
             series_max: config.series_max,
             quantiles,
-            places: HashMap::default(),
-            series: HashTable::new(),
+            places: HashTable::new(),
+            hasher: RandomState::new(),
+            series: Vec::new(),
+            prints: HashTable::new(),
+            free: Vec::new(),
             families: BTreeMap::new(),
             numbered: 0,
             names: HashSet::default(),
@@ -246,19 +258,20 @@ impl Page {
 
     fn fold_series(&mut self, rows: &[Row], batch: &Batch) {
         let (context, now) = (&rows[0].context, batch.flushed_at);
-        if !self.places.contains_key(context) {
-            if self.places.len() >= self.series_max {
+        let hash = self.hasher.hash_one(context);
+        let is_full = self.places.len() >= self.series_max;
+        let shown = match self.places.find_mut(hash, |place| place.context == *context) {
+            Some(place) => {
+                place.last_seen = Moment::new(now);
+                place.shown
+            }
+            None if is_full => {
                 self.telemetry.page_left_out.add(rows.len() as u64);
                 return;
             }
-            self.add(context.clone());
-        }
-        let place = self.places.get_mut(context).expect("it was just found or added");
-        place.last_seen = now;
-        let print = place.print;
-        let shown = self.series.find_mut(print[0], |shown| shown.print == print);
-        let shown = shown.expect("a place's series exists");
-        shown.last_seen = now;
+            None => self.add(context, hash, Moment::new(now)),
+        };
+        let shown = &mut self.series[shown as usize];
         for row in rows {
             let at = (self.batches, row.time);
             match &row.value {
@@ -280,9 +293,10 @@ impl Page {
         }
     }
 
-    fn add(&mut self, context: Arc<Context>) {
+    /// Gives a context its place. Returns the place in the list of series.
+    fn add(&mut self, context: &Arc<Context>, hash: u64, last_seen: Moment) -> u32 {
         let key: FamilyKey = (metric_name(context.name()), context.kind());
-        let labels = Labels::of_series(&context, &self.hostname);
+        let labels = Labels::of_series(context, &self.hostname);
         if !self.families.contains_key(&key) {
             let name = self.free_name(&key);
             self.names.extend(names_of(&name, key.1));
@@ -292,12 +306,27 @@ impl Page {
         }
         let family = self.families.get_mut(&key).expect("it was just found or added");
         let print = print(&self.keys, family.number, labels.as_str());
-        if self.series.find(print[0], |shown| shown.print == print).is_none() {
-            family.series += 1;
-            let shown = Shown::new(print, Arc::clone(&context), family.number);
-            self.series.insert_unique(print[0], shown, |shown| shown.print[0]);
-        }
-        self.places.insert(context, Place { print, last_seen: 0 });
+        let same = |&at: &u32| self.series[at as usize].print == print;
+        let shown = match self.prints.find(print[0], same) {
+            Some(&known) => known,
+            None => {
+                family.series += 1;
+                let shown = Shown::new(print, context.kind(), family.number);
+                let at = self.free.pop().unwrap_or(self.series.len() as u32);
+                if at as usize == self.series.len() {
+                    self.series.push(shown);
+                } else {
+                    self.series[at as usize] = shown;
+                }
+                let print_of = |&at: &u32| self.series[at as usize].print[0];
+                self.prints.insert_unique(print[0], at, print_of);
+                at
+            }
+        };
+        self.series[shown as usize].places += 1;
+        let place = Place { context: Arc::clone(context), shown, last_seen };
+        self.places.insert_unique(hash, place, |place| self.hasher.hash_one(&place.context));
+        shown
     }
 
     /// The first free of `x`, `x_count`, `x_count_2`, `x_count_3`, ... (with the word of the kind):
@@ -310,23 +339,30 @@ impl Page {
         names.find(is_free).expect("there are more numbers than families")
     }
 
-    /// Removes what has been idle for too long, and gives its names free. A series leaves no
-    /// earlier than the places that show as it, since it was seen with each of them.
+    /// Removes what has been idle for too long, and gives its names free. A series leaves with the
+    /// last of the places that show as it.
     fn expire(&mut self, now: i64) {
-        let horizon = now.saturating_sub(self.expiry_seconds.into());
-        let stays = |last_seen: &mut i64| {
-            // Seen in the future: the clock was set back, and the idle time counts from then on.
-            *last_seen = now.min(*last_seen);
-            *last_seen >= horizon
-        };
-        self.places.retain(|_, place| stays(&mut place.last_seen));
+        let horizon = Moment::new(now.saturating_sub(self.expiry_seconds.into()));
+        let now = Moment::new(now);
         let mut left = HashMap::<u32, usize, RandomState>::default();
-        self.series.retain(|shown| {
-            let stays = stays(&mut shown.last_seen);
-            if !stays {
+        let Self { places, series, prints, free, .. } = self;
+        places.retain(|place| {
+            // Seen in the future: the clock was set back, and the idle time counts from then on.
+            place.last_seen = place.last_seen.min(now);
+            if place.last_seen >= horizon {
+                return true;
+            }
+            let shown = &mut series[place.shown as usize];
+            shown.places -= 1;
+            if shown.places == 0 {
+                if let Ok(print) = prints.find_entry(shown.print[0], |&at| at == place.shown) {
+                    print.remove();
+                }
+                shown.summary = None;
+                free.push(place.shown);
                 *left.entry(shown.family).or_default() += 1;
             }
-            stays
+            false
         });
         if left.is_empty() {
             return;
@@ -341,14 +377,16 @@ impl Page {
     }
 
     fn render(&self, out: &mut String) {
-        let mut series: Vec<&Shown> = self.series.iter().collect();
-        series.sort_unstable_by_key(|shown| shown.family);
+        let shown = |place: &Place| &self.series[place.shown as usize];
+        let mut series: Vec<&Place> = self.places.iter().collect();
+        series.sort_unstable_by_key(|place| (shown(place).family, place.shown));
+        series.dedup_by_key(|place| place.shown);
         for ((_, kind), family) in &self.families {
-            let first = series.partition_point(|shown| shown.family < family.number);
+            let first = series.partition_point(|place| shown(place).family < family.number);
             let own = &series[first..first + family.series];
             // In the order of their text, a family at a time.
-            let labels = |shown: &&Shown| Labels::of_series(&shown.context, &self.hostname);
-            let mut own: Vec<_> = own.iter().map(|shown| (labels(shown), *shown)).collect();
+            let labels = |place: &Place| Labels::of_series(&place.context, &self.hostname);
+            let mut own: Vec<_> = own.iter().map(|place| (labels(place), shown(place))).collect();
             own.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
             let (name, kind) = (&family.name, Type::of(*kind));
             write_type(out, name, kind);
@@ -376,10 +414,10 @@ fn print(keys: &Keys, family: u32, labels: &str) -> Print {
 }
 
 impl Shown {
-    fn new(print: Print, context: Arc<Context>, family: u32) -> Self {
-        let summary = Type::of(context.kind()) == Type::Summary;
+    fn new(print: Print, kind: Kind, family: u32) -> Self {
+        let summary = Type::of(kind) == Type::Summary;
         let summary = summary.then(|| Box::new(Observed { count: 0.0, quantiles: Vec::new() }));
-        Self { print, context, family, value: 0.0, summary, newest: (0, 0), last_seen: 0 }
+        Self { print, family, places: 0, value: 0.0, summary, newest: (0, 0) }
     }
 
     /// Of two points of one time the one that arrived last is shown.
@@ -673,7 +711,10 @@ users 7
         assert_eq!(rendered(&page), "# TYPE x counter\nx 2\n# TYPE y gauge\ny 1\n");
         page.fold(&batch(1000, vec![]));
         assert_eq!(rendered(&page), "");
-        assert!(page.places.is_empty() && page.names.is_empty());
+        assert!(page.places.is_empty() && page.prints.is_empty() && page.names.is_empty());
+        page.fold(&batch(1010, vec![y(), gauge("z", &[], 1.0)]));
+        assert_eq!(rendered(&page), "# TYPE y gauge\ny 1\n# TYPE z gauge\nz 1\n");
+        assert_eq!(page.series.len(), 2, "places are used again");
     }
 
     #[test]

@@ -8,7 +8,7 @@ pub mod series;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -92,7 +92,7 @@ pub struct Status {
     prometheus: Option<Arc<Prometheus>>,
     /// The profile of tallyd's own CPU time, unless it is off.
     profile: Option<Arc<Profile>>,
-    /// The last flush.
+    /// The last flush. Held during a flush, which leaves nothing here if it panics.
     last: Mutex<Arc<Batch>>,
     history: Mutex<History>,
     started: Time,
@@ -102,6 +102,16 @@ pub struct Status {
     proxy: Mutex<Option<Reader>>,
     posts: Arc<Semaphore>,
     pages: Arc<Semaphore>,
+}
+
+/// A flush under way, to be shown.
+pub struct Next<'a>(MutexGuard<'a, Arc<Batch>>);
+
+impl Next<'_> {
+    /// Shows this batch from now on.
+    pub fn show(mut self, batch: Arc<Batch>) {
+        *self.0 = batch;
+    }
 }
 
 impl Status {
@@ -167,9 +177,12 @@ impl Status {
         }
     }
 
-    /// Shows this batch from now on.
-    pub fn show(&self, batch: Arc<Batch>) {
-        *self.last.lock().expect("no panic under this lock") = batch;
+    /// Forgets the last flush, since the next one needs its memory. Who asks for it meanwhile waits
+    /// until [`Next::show`].
+    pub fn next(&self) -> Next<'_> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = Arc::default();
+        Next(last)
     }
 
     /// Seconds of a bucket.
@@ -178,7 +191,7 @@ impl Status {
     }
 
     fn last(&self) -> Arc<Batch> {
-        Arc::clone(&self.last.lock().expect("no panic under this lock"))
+        Arc::clone(&self.last.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The exposition page: the users' series, then tallyd's own.
@@ -473,6 +486,31 @@ mod tests {
         status.close();
         assert_eq!(post().await.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(samples(&status), 1);
+    }
+
+    #[test]
+    fn who_asks_during_a_flush_gets_what_it_makes() {
+        let status = status();
+        status.next().show(Arc::new(Batch { flushed_at: 10, ..Batch::default() }));
+        assert_eq!(status.last().flushed_at, 10);
+        let next = status.next();
+        assert!(status.last.try_lock().is_err());
+        let asking = std::thread::spawn({
+            let status = Arc::clone(&status);
+            move || status.last().flushed_at
+        });
+        next.show(Arc::new(Batch { flushed_at: 20, ..Batch::default() }));
+        assert_eq!(asking.join().unwrap(), 20);
+        // A flush that panics leaves nothing behind, and holds nobody up.
+        let panics = std::thread::spawn({
+            let status = Arc::clone(&status);
+            move || {
+                let _next = status.next();
+                panic!("a flush");
+            }
+        });
+        assert!(panics.join().is_err());
+        assert_eq!(status.last().flushed_at, 0);
     }
 
     #[tokio::test]
