@@ -169,6 +169,7 @@ fn sidecar_kubernetes() {
         &given.check("kubernetes-pod.yaml"),
         &[
             "intake.socket",
+            "journal.memory_folder",
             "logging.format",
             "origin.hostname",
             "rules.tags",
@@ -253,6 +254,7 @@ fn daemon_kubernetes() {
             "intake.receive_buffer",
             "intake.socket",
             "intake.udp_sockets",
+            "journal.memory_folder",
             "logging.format",
             "origin.hostname",
             "sinks.datadog.api_key",

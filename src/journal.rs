@@ -61,6 +61,7 @@ pub use format::Source;
 pub use found::{Found, Left};
 pub use keeper::Keeper;
 pub use landing::Landing;
+pub use memory::outlives_container;
 pub use writer::{Load, Writer};
 
 /// What was read survives a crash.

@@ -21,6 +21,7 @@ use crate::collectors::orchestrator::kubelet::Kubelet;
 use crate::collectors::orchestrator::{Orchestrator, Wishes};
 use crate::config::{self, Config, Sources};
 use crate::intake::{self, Listens};
+use crate::journal;
 use crate::logging::one_line;
 use crate::state::Folder;
 
@@ -107,7 +108,7 @@ impl Machine<'_> {
         findings.extend([self.pid_namespace(), self.proc_mount(), self.cgroup_mount()]);
         findings.extend(self.controllers());
         findings.extend([self.engine(), self.kubelet(), self.ecs()]);
-        findings.extend([self.state(), self.receive_buffer()]);
+        findings.extend([self.state(), self.memory(), self.receive_buffer()]);
         findings.extend(self.datagram_queue());
         findings
     }
@@ -448,6 +449,24 @@ impl Machine<'_> {
         }
     }
 
+    /// Where the journal keeps what was just read.
+    fn memory(&self) -> Finding {
+        let what = "memory of the journal";
+        let folder = &self.config.journal.memory_folder;
+        let mounts = fs::read_to_string(self.base.join("proc/self/mountinfo")).unwrap_or_default();
+        if !self.config.journal.enabled {
+            finding(what, State::Ok, "the journal is off".to_owned(), "")
+        } else if journal::outlives_container(&mounts, Path::new(folder)) {
+            finding(what, State::Ok, format!("{folder} outlives the process"), "")
+        } else {
+            let found = format!(
+                "{folder} ends with the container: a crash loses the batch that was just read, and \
+                 the journal costs more"
+            );
+            finding(what, State::Advice, found, "-v /dev/shm:/dev/shm")
+        }
+    }
+
     fn number(&self, path: &str) -> Option<u64> {
         let text = fs::read_to_string(self.base.join("proc/sys").join(path)).ok()?;
         text.trim().parse().ok()
@@ -633,6 +652,20 @@ mod tests {
     }
 
     #[test]
+    fn memory_that_ends_with_the_container_is_told() {
+        let mut fixture = Fixture::new();
+        assert_eq!(fixture.line("memory of the journal").state, State::Ok);
+        fixture.write(
+            "proc/self/mountinfo",
+            "1 0 0:1 / / rw - overlay overlay rw\n2 1 0:2 / /dev/shm rw - tmpfs shm rw\n",
+        );
+        let told = fixture.line("memory of the journal");
+        assert_eq!((told.state, &*told.remedy), (State::Advice, "-v /dev/shm:/dev/shm"));
+        fixture.config.journal.memory_folder = "/memory".to_owned();
+        assert_eq!(fixture.line("memory of the journal").state, State::Ok);
+    }
+
+    #[test]
     fn where_all_is_well_there_is_nothing_to_say() {
         let fixture = Fixture::new();
         fixture.engine(ALIVE);
@@ -773,7 +806,9 @@ mod tests {
             ),
         ];
         assert_eq!(all, expected);
-        let mounted = format!("2 1 0:2 / {folder} rw - ext4 /dev/vdb rw\n");
+        let mounted = format!(
+            "1 0 0:1 / / rw - overlay overlay rw\n2 1 0:2 / {folder} rw - ext4 /dev/vdb rw\n"
+        );
         fixture.write("proc/self/mountinfo", &mounted);
         fixture.pid_namespace(MACHINES_PIDS);
         assert_eq!(fixture.line("processes of the machine").state, State::Ok);

@@ -52,8 +52,7 @@ impl Use {
 impl Memory {
     pub(super) fn new(folder: &Path, journal: &Path) -> Self {
         let mounted = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        // Whoever names another one knows what it is.
-        let lasting = folder != Path::new(FOLDER) || is_lasting(&mounted, folder);
+        let lasting = outlives_container(&mounted, folder);
         Self { folder: folder.to_owned(), journal: journal.to_owned(), lasting }
     }
 
@@ -131,9 +130,11 @@ fn mount_of<'a>(mounted: &'a str, folder: &Path) -> Option<Mount<'a>> {
     under.max_by_key(|mount| mount.point.len())
 }
 
-/// Whether what lies there outlives a container.
-fn is_lasting(mounted: &str, folder: &Path) -> bool {
-    mount_of(mounted, folder).is_some_and(|mount| mount.source != CONTAINERS_OWN)
+/// Whether what lies in this folder outlives a container, by a table of mounts
+/// (`/proc/self/mountinfo`). Whoever names another one than `/dev/shm` knows what it is.
+pub fn outlives_container(mounted: &str, folder: &Path) -> bool {
+    folder != Path::new(FOLDER)
+        || mount_of(mounted, folder).is_some_and(|mount| mount.source != CONTAINERS_OWN)
 }
 
 #[cfg(test)]
@@ -153,9 +154,9 @@ mod tests {
     #[test]
     fn the_memory_of_a_container_ends_with_it() {
         let folder = Path::new(FOLDER);
-        assert!(!is_lasting(CONTAINER, folder));
-        assert!(is_lasting(BOUND, folder));
-        assert!(!is_lasting("", folder));
+        assert!(!outlives_container(CONTAINER, folder));
+        assert!(outlives_container(BOUND, folder));
+        assert!(!outlives_container("", folder));
         assert_eq!(mount_of(BOUND, Path::new("/var/lib")).unwrap().kind, "overlay");
     }
 
