@@ -772,11 +772,15 @@ fn idle_containers_cost_next_to_nothing() {
     watcher.wait(0, "all containers", |received| runs(received) >= 1);
     let processor = || processor_seconds(&watcher.tallyd.id().to_string());
     let (mark, before) = (watcher.mark(), processor());
-    let mut shortest = f64::INFINITY;
+    let (mut shortest, mut seen_runs) = (f64::INFINITY, 0);
     let seen = watcher.wait(mark, "ten runs", |received| {
-        let took = watcher.tallyd.figure("tallyd_collector_seconds", "docker");
-        shortest = f64::min(shortest, took);
-        runs(received) >= 10
+        let runs = runs(received);
+        // To look costs the one who is measured: once for each run.
+        if std::mem::replace(&mut seen_runs, runs) != runs {
+            let took = watcher.tallyd.figure("tallyd_collector_seconds", "docker");
+            shortest = f64::min(shortest, took);
+        }
+        runs >= 10
     });
     let run = (processor() - before) / runs(&seen) as f64;
     println!(
