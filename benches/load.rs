@@ -810,6 +810,7 @@ fn flush_wait() -> Result<()> {
     for _ in 0..ROUNDS {
         let Parts { readers, flush, datagrams, now, .. } = &mut parts;
         let (clock, stopping) = (AtomicI64::new(now.0), AtomicBool::new(false));
+        let (read, all) = (AtomicU64::new(0), datagrams[0].len() as u64);
         // What takes long without a flush, such as a thread that has to make room for another.
         let quiet = Duration::from_millis(300);
         now.0 += INTERVAL as i64 * 1000;
@@ -821,21 +822,24 @@ fn flush_wait() -> Result<()> {
                     let begun = Instant::now();
                     readers[0].datagram(&datagram.bytes, false, Time(clock.load(Relaxed)));
                     calls.push((begun, begun.elapsed()));
-                    // All of a bucket at least, so that each series is in it.
+                    read.fetch_add(1, Relaxed);
                     if stopping.load(Relaxed) {
                         return Ok::<_, anyhow::Error>(calls);
                     }
                 }
                 Ok(calls)
             });
-            // A bucket's worth, and a while.
-            thread::sleep(Duration::from_secs(1) + quiet);
+            // Each series has to be in the bucket.
+            while read.load(Relaxed) < all && !reading.is_finished() {
+                thread::sleep(Duration::from_millis(1));
+            }
+            thread::sleep(quiet);
             let begun = Instant::now();
             clock.store(now.0, Relaxed);
             let batch = flush.batch(*now, false);
             let ended = Instant::now();
-            assert_eq!(batch.rows.len() as u64, SERIES, "every series has a value");
             stopping.store(true, Relaxed);
+            assert_eq!(batch.rows.len() as u64, SERIES, "every series has a value");
             let calls = reading.join().expect("no panic")?;
             Ok::<_, anyhow::Error>(((begun, ended), calls))
         })?;
