@@ -93,7 +93,9 @@ impl Journal {
             found.next = found.next.max(header.generation.number + 1);
             found.start = found.start.max(Some(header.generation.start));
             let file = OpenOptions::new().read(true).write(true).open(&path)?;
-            if let Some(at) = rests.iter().position(|rest| rest.seed == header.seed) {
+            // It begins within the file, or it is none.
+            let is_rest = |rest: &Rest| rest.seed == header.seed && rest.start <= bytes;
+            if let Some(at) = rests.iter().position(is_rest) {
                 let rest = rests.swap_remove(at);
                 found.rests.extend(self.put_back(&file, rest));
             }

@@ -10,7 +10,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
+use super::format::Bytes;
 use super::landing::random;
 use crate::cgroup::proc::{Mount, mounts};
 
@@ -32,6 +34,9 @@ pub(super) struct Memory {
     /// It outlives the container too, if there is one.
     lasting: bool,
 }
+
+/// The inode of a folder, and the nanoseconds at which it was made, where that is known.
+pub(super) type Identity = [u64; 2];
 
 /// What a file is for: its name begins with it.
 #[derive(Clone, Copy)]
@@ -81,21 +86,37 @@ impl Memory {
         Ok((file, path))
     }
 
-    /// The folder of the journal, and what else there is to be said.
+    /// What tells the journal's folder from others of the same path: containers that share the memory
+    /// have folders alike.
+    pub(super) fn identity(&self) -> Identity {
+        let Ok(metadata) = fs::metadata(&self.journal) else { return Identity::default() };
+        let made = metadata.created().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+        [metadata.ino(), made.map_or(0, |since| since.as_nanos() as u64)]
+    }
+
+    /// Which journal this is, and what else there is to be said.
     pub(super) fn label(&self, more: &[u8]) -> Vec<u8> {
         let journal = self.journal.as_os_str().as_encoded_bytes();
-        [&(journal.len() as u32).to_le_bytes(), journal, more].concat()
+        let [inode, made] = self.identity().map(u64::to_le_bytes);
+        let view = view().to_le_bytes();
+        let length = (journal.len() as u32).to_le_bytes();
+        [&inode[..], &made, &view, &length, journal, more].concat()
     }
 
     /// What else a label says, if it is of this journal. `path` is removed when its journal is gone.
     pub(super) fn read_label<'a>(&self, label: &'a [u8], path: &Path) -> Option<&'a [u8]> {
-        let (length, rest) = label.split_first_chunk()?;
-        let (of, more) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
-        if of == self.journal.as_os_str().as_encoded_bytes() {
+        let mut bytes = Bytes(label);
+        let of = [bytes.u64()?, bytes.u64()?];
+        let seen_from = bytes.u64()?;
+        let length = bytes.u32()? as usize;
+        let (folder, more) = (bytes.take(length)?, bytes.0);
+        if folder == self.journal.as_os_str().as_encoded_bytes() && self.identity() == of {
             return Some(more);
         }
-        let of = std::str::from_utf8(of).ok().map(Path::new)?;
-        if fs::symlink_metadata(of).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+        // Another container's folders cannot be seen from here.
+        let folder = std::str::from_utf8(folder).ok().map(Path::new)?;
+        let gone = fs::symlink_metadata(folder).is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
+        if gone && seen_from == view() {
             let _ = fs::remove_file(path);
         }
         None
@@ -109,6 +130,11 @@ impl Memory {
         });
         named.filter_map(|entry| Some((entry.path(), read(&entry.path())?)))
     }
+}
+
+/// Which folders this process sees: its mount namespace.
+fn view() -> u64 {
+    fs::metadata("/proc/self/ns/mnt").map_or(0, |metadata| metadata.ino())
 }
 
 fn read(path: &Path) -> Option<Vec<u8>> {
@@ -158,6 +184,30 @@ mod tests {
         assert!(outlives_container(BOUND, folder));
         assert!(!outlives_container("", folder));
         assert_eq!(mount_of(BOUND, Path::new("/var/lib")).unwrap().kind, "overlay");
+    }
+
+    /// Two containers with the machine's memory, each with a volume of its own at the same place.
+    #[test]
+    fn a_journal_is_known_by_its_folder_and_not_by_the_path_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let (journal, other) = (root.path().join("journal"), root.path().join("other"));
+        let path = root.path().join("file");
+        let there = || path.exists();
+        fs::write(&path, "").unwrap();
+        fs::create_dir(&journal).unwrap();
+        fs::create_dir(&other).unwrap();
+        let memory = Memory::new(Path::new(FOLDER), &journal);
+        let label = memory.label(b"more");
+        assert_eq!(memory.read_label(&label, &path), Some(&b"more"[..]));
+        fs::rename(&journal, root.path().join("first")).unwrap();
+        fs::rename(&other, &journal).unwrap();
+        assert_eq!((memory.read_label(&label, &path), there()), (None, true));
+        // Where it would be seen and is not there it is gone; from elsewhere it is not told.
+        fs::remove_dir(&journal).unwrap();
+        let mut elsewhere = label.clone();
+        elsewhere[16] ^= 1;
+        assert_eq!((memory.read_label(&elsewhere, &path), there()), (None, true));
+        assert_eq!((memory.read_label(&label, &path), there()), (None, false));
     }
 
     #[test]

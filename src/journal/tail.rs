@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::format::END;
-use super::memory::{Memory, Use};
+use super::memory::{Identity, Memory, Use};
 use super::writer::Load;
 use super::{Journal, Op, Segment};
 use crate::fail;
@@ -42,7 +42,8 @@ pub(super) struct Tail {
 struct State {
     /// `None` where there is no such memory: then all is written at once.
     memory: Option<(Shared, PathBuf)>,
-    was_opened: bool,
+    /// The folder that the memory's label names; none before it was asked for.
+    opened_for: Option<Identity>,
     segment: Option<Arc<Segment>>,
     /// Where its first byte belongs in the segment.
     start: u64,
@@ -88,7 +89,9 @@ impl Tail {
     ) -> io::Result<()> {
         self.close(journal)?;
         let mut state = self.state();
-        if !std::mem::replace(&mut state.was_opened, true) {
+        let folder = journal.memory.identity();
+        if state.opened_for.replace(folder) != Some(folder) {
+            state.close_memory();
             state.memory = open(&journal.memory);
         }
         if let Some((memory, _)) = &state.memory {
@@ -182,6 +185,12 @@ impl State {
         }
     }
 
+    fn close_memory(&mut self) {
+        if let Some((_, path)) = self.memory.take() {
+            let _ = fs::remove_file(path);
+        }
+    }
+
     fn discard(&mut self) {
         self.segment = None;
         self.emptied(0);
@@ -257,9 +266,7 @@ impl State {
 
 impl Drop for State {
     fn drop(&mut self) {
-        if let Some((_, path)) = &self.memory {
-            let _ = fs::remove_file(path);
-        }
+        self.close_memory();
     }
 }
 
