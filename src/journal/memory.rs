@@ -10,7 +10,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use super::format::Bytes;
 use super::landing::random;
@@ -25,6 +25,10 @@ const CONTAINERS_OWN: &str = "shm";
 
 /// Longest file that is read: as many buffers of the greatest size that can be set.
 const FILE_MAX: u64 = 80 << 20;
+
+/// Bytes at the beginning of a file that say what it is, and more time than it takes to make one.
+const MARK: usize = size_of::<u64>();
+const MAKING: Duration = Duration::from_secs(60);
 
 /// Where a journal has memory that outlives the process.
 pub(super) struct Memory {
@@ -146,7 +150,14 @@ fn read(path: &Path) -> Option<Vec<u8>> {
     }
     let mut bytes = Vec::new();
     File::open(path).ok()?.take(FILE_MAX).read_to_end(&mut bytes).ok()?;
-    Some(bytes)
+    if bytes.iter().take(MARK).any(|&byte| byte != 0) {
+        return Some(bytes);
+    }
+    // Its mark is written at last: whoever made it is about to do that, or died before.
+    if metadata.modified().ok()?.elapsed().is_ok_and(|age| age > MAKING) {
+        let _ = fs::remove_file(path);
+    }
+    None
 }
 
 /// The mount on which a folder lies.
@@ -165,6 +176,8 @@ pub fn outlives_container(mounted: &str, folder: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     const CONTAINER: &str = "\
@@ -208,6 +221,27 @@ mod tests {
         elsewhere[16] ^= 1;
         assert_eq!((memory.read_label(&elsewhere, &path), there()), (None, true));
         assert_eq!((memory.read_label(&label, &path), there()), (None, false));
+    }
+
+    #[test]
+    fn a_file_that_was_never_finished_is_removed_in_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let memory = Memory::new(folder.path(), folder.path());
+        let (mut old, mut new) = (Vec::new(), Vec::new());
+        for bytes in [&[][..], &[0; 100], b"marked, with more"] {
+            for (files, age) in [(&mut old, MAKING * 2), (&mut new, MAKING / 2)] {
+                let path = folder.path().join(format!("tallyd-tail-{age:?}-{}", bytes.len()));
+                fs::write(&path, bytes).unwrap();
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+                let file = OpenOptions::new().write(true).open(&path).unwrap();
+                let written = file.metadata().unwrap().modified().unwrap();
+                file.set_modified(written - age).unwrap();
+                files.push(path);
+            }
+        }
+        assert_eq!(memory.left(Use::Tail).count(), 2);
+        let there = |files: &[PathBuf]| files.iter().filter(|path| path.exists()).count();
+        assert_eq!((there(&old), there(&new)), (1, 3));
     }
 
     #[test]
