@@ -55,7 +55,7 @@ use crate::time::Time;
 use format::{END, Header, Released};
 use memory::Memory;
 use tail::Tail;
-use writer::{Numbering, Open};
+use writer::Open;
 
 pub use format::Source;
 pub use found::{Found, Left};
@@ -292,7 +292,7 @@ impl Journal {
         &self,
         generation: Generation,
         source: &Source,
-        numbering: Option<Numbering>,
+        numbering: Option<u64>,
         waiting: bool,
         length: u64,
     ) -> io::Result<Open> {
@@ -311,14 +311,14 @@ impl Journal {
             None => self.create(number)?,
         };
         let seed = random();
-        let numbering = numbering.unwrap_or(Numbering { id: sequence, described: 0 });
+        let numbering = numbering.unwrap_or(sequence);
         let header = Header {
             seed,
             sequence,
             generation,
             source: source.clone(),
-            numbering: numbering.id,
-            described: Some(numbering.described),
+            numbering,
+            described: None,
             waiting,
         };
         let bytes = header.encode();
@@ -328,7 +328,7 @@ impl Journal {
         self.used.fetch_add(first, Relaxed);
         let segment = Arc::new(Segment::new(path, file, &header, first));
         self.files().segments.push(Arc::clone(&segment));
-        Ok(Open { segment, seed, numbering: numbering.id, position: first })
+        Ok(Open { segment, seed, numbering, position: first })
     }
 
     fn create(&self, number: u64) -> io::Result<(PathBuf, File)> {
@@ -532,7 +532,7 @@ mod tests {
                 Shards::new(shard::Config::default(), plan, 10, String::new(), telemetry, NOW);
             let source =
                 Source { name: "x".to_owned(), dialect: Dialect::Datadog, eol_required: false };
-            let writer = journal.writer(source);
+            let writer = journal.writer(source, shards.len());
             Self { folder, config, _memory: memory, journal, writer, shards, fault }
         }
 
@@ -709,7 +709,7 @@ mod tests {
         let first = world.shards.flush(Time::from_seconds(1010), false).generations;
         world.journal.release(first);
         // Its file may be another reader's by now.
-        let mut other = world.journal.writer(world.writer.source.clone());
+        let mut other = world.journal.writer(world.writer.source.clone(), world.shards.len());
         let window = world.shards.window(Time::from_seconds(1011));
         append(&mut other, "b", window.generation(), NOW);
         world.journal.sync();
@@ -770,7 +770,7 @@ mod tests {
         let (journal, found) = Journal::open(&place, &config, Arc::default(), gate, NOW);
         assert!(journal.telemetry.journal.failing.load(Relaxed) && found.is_empty());
         let generation = Generation { number: found.next, start: 1010, end: 1020 };
-        world.writer = journal.writer(world.writer.source.clone());
+        world.writer = journal.writer(world.writer.source.clone(), world.shards.len());
         append(&mut world.writer, "b", &generation, NOW);
         journal.release(found.first..found.next + 1);
         let next = Generation { number: found.next + 1, ..generation };

@@ -140,7 +140,8 @@ impl Reader {
         let accounts = Accounts::new(&listener.name);
         let name = listener.name.clone();
         let source = journal::Source { name, dialect: options.dialect, eol_required };
-        let journal = shared.journal.as_ref().map(|journal| journal.writer(source));
+        let shards = shared.shards.len();
+        let journal = shared.journal.as_ref().map(|journal| journal.writer(source, shards));
         let (late, probe) = (false, Probe::default());
         let marks = vec![Marks::default(); shared.shards.len()].into();
         Self {
@@ -678,9 +679,6 @@ impl Reader {
                 let marks = std::mem::take(marks);
                 each(&Kind::ALL, &marks, run, |_, handle, _| {
                     shard.prefetch(handle);
-                    if let Some(journal) = journal {
-                        journal.prefetch(handle);
-                    }
                 });
                 // What lies behind a cell, and then what lies behind that.
                 each(&Kind::BOXED, &marks, run, |_, handle, _| shard.prefetch_value(handle));

@@ -22,7 +22,7 @@ const START: Time = Time(i64::MIN);
 /// The series of one numbering.
 #[derive(Default)]
 struct Numbered {
-    /// The number of the next one that is described.
+    /// The number of the next one that is described without a number.
     next: u32,
     series: HashMap<u32, (Handle, Kind)>,
 }
@@ -88,12 +88,13 @@ pub fn replay(
         let mut whole = Vec::new();
         for entry in record.entries {
             match entry {
-                Entry::Series(context) => {
+                Entry::Series(number, context) => {
                     let kind = context.kind();
                     // It is nobody's until somebody sends it again.
                     let handle = window.intern(context, false).handle;
-                    numbered.series.insert(numbered.next, (handle, kind));
-                    numbered.next = numbered.next.wrapping_add(1);
+                    let number = number.unwrap_or(numbered.next);
+                    numbered.series.insert(number, (handle, kind));
+                    numbered.next = number.wrapping_add(1);
                     continue;
                 }
                 Entry::Taken(_) | Entry::Waits(_) => continue,

@@ -5,11 +5,11 @@
 //! header    magic 8 | version u16 | length u16 | CRC-32 of what follows u32
 //!           | seed u32 | sequence u64 | generation u64 | start i64 | end i64
 //!           | dialect u8 | eol required u8 | length of the name u16 | name of the listener
-//!           | numbering u64 | of what waits u8 | series that it has described before u32
+//!           | numbering u64 | of what waits u8
 //! record    length of what follows the checksum u32 | CRC-32 of that, begun at the seed, u32
 //!           | kind u8 = 2 | 0 u8 | 0 u16 | arrival i64 | batch of the receiver u64, or 0
 //!           | entries, each with a tag u8:
-//!   1 a series, which has the next number of its numbering: context
+//!   6 a series: its number in the numbering u32, context
 //!   2 an event                      3 a service check, each as a text of JSON
 //!   4 what waits for its sender's tags: id u64, flags u8 (1 truncated, 2 a line), bytes
 //!   5 what waited was taken in: id u64
@@ -27,13 +27,14 @@
 //!
 //! Numbers are little-endian. Files are used again without being emptied, so each use of a segment
 //! has a seed of its own, and no older record has a checksum that fits. Segments of one generation
-//! and reader share a numbering, so a series is described once. Where one of them is lost the others
-//! say how many series it may have described.
+//! and reader share a numbering, so a series is described once.
 //!
-//! Version 2 had no tags from 64 to 127, and did not say how many series are described before.
+//! Version 3 had entries of tag 1 for tag 6: a series without a number, which had the next one; and at
+//! the end of the header how many series earlier segments described, u32. Version 2 had no tags from
+//! 64 to 127, nor that count.
 //! Version 1 had no numbering, and records of kind 1, which hold datagrams as they came: number of
 //! them in the second u16, for each its length u32, the top bit set if truncated, and 0 u32; then
-//! their bytes. Both are still read.
+//! their bytes. All are still read.
 
 use std::ops::Range;
 
@@ -45,7 +46,7 @@ use crate::time::Time;
 
 const SEGMENT_MAGIC: &[u8; 8] = b"tallyd\0J";
 const RELEASED_MAGIC: &[u8; 8] = b"tallyd\0R";
-const VERSION: u16 = 3;
+const VERSION: u16 = 4;
 
 /// Bytes before those that a header's checksum covers.
 const PREFIX: usize = 16;
@@ -63,11 +64,12 @@ const KIND_ENTRIES: u8 = 2;
 const PER_DATAGRAM: usize = 8;
 const TRUNCATED: u32 = 1 << 31;
 
-const SERIES: u8 = 1;
+const NEXT_SERIES: u8 = 1;
 const EVENT: u8 = 2;
 const CHECK: u8 = 3;
 const WAITS: u8 = 4;
 const TAKEN: u8 = 5;
+const SERIES: u8 = 6;
 const BRIEF: u8 = 64;
 const SHORT_NUMBER: u8 = 32;
 const ZEROS: u8 = 15;
@@ -98,7 +100,7 @@ pub struct Header {
     pub source: Source,
     /// Segments of the same one describe a series once for all.
     pub numbering: u64,
-    /// Series that earlier segments of the numbering describe; not known of older versions.
+    /// Series that earlier segments of the numbering describe. Of version 3.
     pub described: Option<u32>,
     /// It holds what waits for the tags of its senders, of whatever generation.
     pub waiting: bool,
@@ -137,7 +139,6 @@ impl Header {
         covered.extend(name);
         covered.extend(self.numbering.to_le_bytes());
         covered.push(self.waiting.into());
-        covered.extend(self.described.unwrap_or_default().to_le_bytes());
         let mut bytes = SEGMENT_MAGIC.to_vec();
         bytes.extend(VERSION.to_le_bytes());
         bytes.extend(((PREFIX + covered.len()) as u16).to_le_bytes());
@@ -190,7 +191,7 @@ impl Header {
         let source = Source { name, dialect, eol_required };
         let (numbering, waiting) =
             if version == 1 { (sequence, false) } else { (bytes.u64()?, bytes.u8()? != 0) };
-        let described = if version < 3 { None } else { Some(bytes.u32()?) };
+        let described = if version == 3 { Some(bytes.u32()?) } else { None };
         let header = Self { seed, sequence, generation, source, numbering, described, waiting };
         Some((header, &file[PREFIX + covered.len()..]))
     }
@@ -223,10 +224,11 @@ impl Draft {
         &mut self.0
     }
 
-    /// Describes a series, which gets the next number.
-    pub fn series(&mut self, context: &Context) {
+    /// Describes the series of this number.
+    pub fn series(&mut self, number: u32, context: &Context) {
         let out = self.entries();
         out.push(SERIES);
+        out.extend(number.to_le_bytes());
         put_context(out, context);
     }
 
@@ -348,7 +350,8 @@ pub struct Waiting<'a> {
 /// What a record says.
 #[derive(Debug, PartialEq)]
 pub enum Entry<'a> {
-    Series(Context),
+    /// With its number. Before version 4 it had the next one.
+    Series(Option<u32>, Context),
     /// Its number, and a sample that names nothing.
     Sample(u32, Sample<'a>),
     Event(Event),
@@ -420,7 +423,8 @@ impl<'a> Records<'a> {
 
 fn entry<'a>(bytes: &mut Bytes<'a>) -> Option<Entry<'a>> {
     Some(match bytes.u8()? {
-        SERIES => Entry::Series(take_context(bytes)?),
+        NEXT_SERIES => Entry::Series(None, take_context(bytes)?),
+        SERIES => Entry::Series(Some(bytes.u32()?), take_context(bytes)?),
         EVENT => Entry::Event(serde_json::from_str(take_text(bytes)?).ok()?),
         CHECK => Entry::Check(serde_json::from_str(take_text(bytes)?).ok()?),
         WAITS => {
@@ -638,7 +642,7 @@ mod tests {
         let generation = Generation { number: 7, start: 1000, end: 1010 };
         let name = "udp://127.0.0.1:8125".to_owned();
         let source = Source { name, dialect: Dialect::Statsd, eol_required: true };
-        let described = Some(4);
+        let described = None;
         Header { seed, sequence: 3, generation, source, numbering: 2, described, waiting: true }
     }
 
@@ -651,7 +655,9 @@ mod tests {
             draft.clear();
             for entry in entries {
                 match entry {
-                    Entry::Series(context) => draft.series(context),
+                    Entry::Series(number, context) => {
+                        draft.series(number.expect("of this version"), context);
+                    }
                     Entry::Sample(number, sample) => draft.sample(*number, sample, sample.values),
                     Entry::Event(event) => draft.event(event),
                     Entry::Check(check) => draft.check(check),
@@ -692,7 +698,7 @@ mod tests {
             (
                 1_000_500,
                 vec![
-                    Entry::Series(series),
+                    Entry::Series(Some(8), series),
                     sample(Values::One(-2.5), 1.0, None),
                     sample(Values::One(4.0), 0.1, Some(900)),
                 ],
@@ -718,8 +724,8 @@ mod tests {
         assert_eq!(Header::decode(&[0; 100]).unwrap_err(), Unreadable::Empty);
         assert_eq!(Header::decode(b"something else of a length").unwrap_err(), Unreadable::Foreign);
         let mut later = file.clone();
-        later[8] = 4;
-        assert_eq!(Header::decode(&later).unwrap_err(), Unreadable::Version(4));
+        later[8] = 5;
+        assert_eq!(Header::decode(&later).unwrap_err(), Unreadable::Version(5));
         for at in 10..file.len() - END.len() {
             let mut damaged = file.clone();
             damaged[at] ^= 4;
@@ -826,6 +832,35 @@ mod tests {
         format!("{number} {} {:?} {values}", sample.rate.to_bits(), sample.timestamp)
     }
 
+    /// A file of an earlier version with one record.
+    fn earlier(version: u8, change: impl Fn(&mut Vec<u8>), covered: &[u8], seed: u32) -> Vec<u8> {
+        let mut file = header(seed).encode();
+        change(&mut file);
+        file[8] = version;
+        let length = file.len() as u16;
+        file[10..12].copy_from_slice(&length.to_le_bytes());
+        let checked = crc32fast::hash(&file[PREFIX..]);
+        file[12..16].copy_from_slice(&checked.to_le_bytes());
+        file.extend((covered.len() as u32).to_le_bytes());
+        file.extend(checksum(seed, covered).to_le_bytes());
+        file.extend(covered);
+        file.extend(END);
+        file
+    }
+
+    #[test]
+    fn series_without_numbers_of_the_third_version_are_read() {
+        let series = Context::new("name", Kind::Timer, "host", Vec::new(), Product(3));
+        let mut covered = vec![KIND_ENTRIES, 0, 0, 0];
+        covered.extend(77_i64.to_le_bytes());
+        covered.extend(9_u64.to_le_bytes());
+        covered.push(NEXT_SERIES);
+        put_context(&mut covered, &series);
+        let file = earlier(3, |header| header.extend(4_u32.to_le_bytes()), &covered, 5);
+        assert_eq!(Header::decode(&file).expect("a header").0.described, Some(4));
+        assert_eq!(read(&file), Some((vec![(77, vec![Entry::Series(None, series)])], false)));
+    }
+
     /// As version 1 wrote it.
     #[test]
     fn datagrams_of_the_first_version_are_read() {
@@ -836,17 +871,7 @@ mod tests {
         covered.extend((datagram.len() as u32 | TRUNCATED).to_le_bytes());
         covered.extend(0_u32.to_le_bytes());
         covered.extend(datagram);
-        let mut file = header(seed).encode();
-        file.truncate(file.len() - 13);
-        file[8] = 1;
-        let length = file.len() as u16;
-        file[10..12].copy_from_slice(&length.to_le_bytes());
-        let checked = crc32fast::hash(&file[PREFIX..]);
-        file[12..16].copy_from_slice(&checked.to_le_bytes());
-        file.extend((covered.len() as u32).to_le_bytes());
-        file.extend(checksum(seed, &covered).to_le_bytes());
-        file.extend(covered);
-        file.extend(END);
+        let file = earlier(1, |header| header.truncate(header.len() - 9), &covered, seed);
         let (found, _) = Header::decode(&file).expect("a header");
         assert_eq!((found.numbering, found.waiting), (3, false));
         let expected = vec![(77, vec![Entry::Datagram(datagram, true)])];

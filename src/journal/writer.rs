@@ -13,7 +13,7 @@ use crate::batch::{Event, ServiceCheck};
 use crate::fail;
 use crate::sample::Sample;
 use crate::shard::{Generation, Handle, Locked};
-use crate::sys::{self, Receiver};
+use crate::sys::Receiver;
 use crate::time::Time;
 
 /// How a reader appends: one thread uses it at a time.
@@ -25,11 +25,9 @@ pub struct Writer {
     open: Option<Open>,
     /// Where the records of the open segment are gathered.
     tail: Arc<Tail>,
-    /// What the record belongs to; of another one, series have no numbers yet.
+    /// What the record belongs to; in another one, series are not described yet.
     generation: Option<Generation>,
-    numbers: Numbers,
-    /// Series that had a number before the record.
-    described: u32,
+    described: Described,
     /// Holds what waits.
     waiting: Option<Open>,
     waiting_count: usize,
@@ -47,62 +45,38 @@ pub(super) struct Open {
     pub(super) position: u64,
 }
 
-/// A numbering of series, and how many of them it has described.
-#[derive(Clone, Copy)]
-pub(super) struct Numbering {
-    pub(super) id: u64,
-    pub(super) described: u32,
+/// Which series were described in the numbering that is being written.
+///
+/// A series' number is that of its place in the aggregate, so that a sample asks for no more than a
+/// bit, which for thousands of series lies in the nearest cache.
+struct Described {
+    shards: u32,
+    bits: Vec<u64>,
 }
 
-/// The numbers of series, which begin anew in each generation.
-#[derive(Default)]
-struct Numbers {
-    /// Which beginning this is.
-    turn: u32,
-    next: u32,
-    /// By shard and row: the number, and the turn that gave it.
-    rows: Vec<Vec<(u32, u32)>>,
-}
-
-impl Numbers {
-    fn begin(&mut self) {
-        self.next = 0;
-        self.turn = self.turn.wrapping_add(1);
-        if self.turn == 0 {
-            // No row may seem to have a number of a turn so long ago.
-            self.rows.clear();
-            self.turn = 1;
-        }
-    }
-
-    /// The number of a series, and whether it is new.
-    #[inline]
-    fn of(&mut self, handle: Handle) -> (u32, bool) {
-        match self.place(handle) {
-            Some(&(number, turn)) if turn == self.turn => (number, false),
-            _ => (self.give(handle), true),
-        }
+impl Described {
+    fn forget(&mut self) {
+        self.bits.fill(0);
     }
 
     #[inline]
-    fn place(&self, handle: Handle) -> Option<&(u32, u32)> {
-        self.rows.get(handle.shard())?.get(handle.row())
+    const fn number(&self, handle: Handle) -> u32 {
+        handle.row() as u32 * self.shards + handle.shard() as u32
+    }
+
+    #[inline]
+    fn holds(&self, number: u32) -> bool {
+        let word = self.bits.get(number as usize / 64);
+        word.is_some_and(|word| word >> (number % 64) & 1 != 0)
     }
 
     #[cold]
-    fn give(&mut self, handle: Handle) -> u32 {
-        let (shard, row) = (handle.shard(), handle.row());
-        if self.rows.len() <= shard {
-            self.rows.resize_with(shard + 1, Vec::new);
+    fn add(&mut self, number: u32) {
+        let at = number as usize / 64;
+        if self.bits.len() <= at {
+            self.bits.resize((at + 1).next_power_of_two(), 0);
         }
-        let rows = &mut self.rows[shard];
-        if rows.len() <= row {
-            rows.resize((row + 1).next_power_of_two(), (0, 0));
-        }
-        let number = self.next;
-        self.next += 1;
-        rows[row] = (number, self.turn);
-        number
+        self.bits[at] |= 1 << (number % 64);
     }
 }
 
@@ -121,8 +95,8 @@ impl Load {
 }
 
 impl Journal {
-    /// What a reader appends by.
-    pub fn writer(self: &Arc<Self>, source: Source) -> Writer {
+    /// What a reader appends by that adds to an aggregate of so many shards.
+    pub fn writer(self: &Arc<Self>, source: Source, shards: usize) -> Writer {
         Writer {
             journal: Arc::clone(self),
             source,
@@ -130,8 +104,7 @@ impl Journal {
             open: None,
             tail: self.tail(),
             generation: None,
-            numbers: Numbers::default(),
-            described: 0,
+            described: Described { shards: shards as u32, bits: Vec::new() },
             waiting: None,
             waiting_count: 0,
             taken: Vec::new(),
@@ -167,29 +140,21 @@ impl Writer {
             // What it describes may be lost.
             self.begin_numbering();
         }
-        self.described = self.numbers.next;
     }
 
     /// Series are described again.
     fn begin_numbering(&mut self) {
         self.open = None;
-        self.numbers.begin();
-    }
-
-    /// Has the number of a series fetched into the cache.
-    #[inline]
-    pub fn prefetch(&self, handle: Handle) {
-        if let Some(place) = self.numbers.place(handle) {
-            sys::prefetch(place);
-        }
+        self.described.forget();
     }
 
     /// Puts a sample into the record that was just added to a series of this shard.
     #[inline]
     pub fn sample(&mut self, handle: Handle, shard: &Locked<'_>, sample: &Sample<'_>) {
-        let (number, new) = self.numbers.of(handle);
-        if new {
-            self.draft.series(shard.context(handle));
+        let number = self.described.number(handle);
+        if !self.described.holds(number) {
+            self.described.add(number);
+            self.draft.series(number, shard.context(handle));
         }
         self.draft.sample(number, sample, shard.absolute(handle, sample.values));
     }
@@ -286,8 +251,7 @@ impl Writer {
         now: Time,
     ) -> io::Result<()> {
         let length = draft.len() as u64;
-        let described = self.described;
-        let numbering = self.open.as_ref().map(|open| Numbering { id: open.numbering, described });
+        let numbering = self.open.as_ref().map(|open| open.numbering);
         let has_room = |open: &Open| {
             open.position + length <= self.journal.segment_bytes
                 && !open.segment.broken.load(Relaxed)
