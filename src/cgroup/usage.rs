@@ -184,9 +184,19 @@ const SHARE_OF_OPEN_FILES: u64 = 4;
 #[derive(Debug)]
 pub struct UsageReader {
     buffer: Vec<u8>,
-    /// By path, and the run in which each was last read.
-    folders: HashMap<PathBuf, (sys::Folder, u64)>,
+    /// By path.
+    folders: HashMap<PathBuf, Kept>,
     folders_max: usize,
+    run: u64,
+}
+
+/// A folder between two runs.
+#[derive(Debug)]
+struct Kept {
+    open: sys::Folder,
+    /// The inode of the cgroup in the base hierarchy: one made anew under an old path has another.
+    inode: Option<u64>,
+    /// The run in which it was last read.
     run: u64,
 }
 
@@ -208,7 +218,7 @@ struct Folder {
     /// `None` if there is none.
     open: Option<sys::Folder>,
     /// It was opened in another run, and nothing was found in it in this one: it may have been
-    /// removed, and another made in its place.
+    /// removed and made anew, as a service manager does in one hierarchy of version 1 alone.
     may_be_gone: bool,
 }
 
@@ -232,7 +242,7 @@ impl UsageReader {
     /// Begins a run: closes the folders of cgroups that were not read in the one before.
     pub fn begin(&mut self) {
         let last = self.run;
-        self.folders.retain(|_, (_, run)| *run == last);
+        self.folders.retain(|_, kept| kept.run == last);
         self.folders.shrink_to(2 * self.folders.len());
         self.run += 1;
     }
@@ -241,16 +251,26 @@ impl UsageReader {
     /// can be read.
     pub fn read(&mut self, hierarchy: &Hierarchy, path: &str) -> Option<Usage> {
         let mut usage = Usage::default();
+        let inode = hierarchy.inode(path);
         if let Some(folder) = hierarchy.unified_directory(path) {
-            self.within(folder, |reader, folder| reader.unified(hierarchy, folder, &mut usage));
+            let read = |reader: &mut Self, folder: &mut Folder| {
+                reader.unified(hierarchy, folder, &mut usage);
+            };
+            self.within(folder, inode, read);
         }
-        self.separate(hierarchy, path, &mut usage);
+        self.separate(hierarchy, path, inode, &mut usage);
         (usage != Usage::default()).then_some(usage)
     }
 
-    /// Reads files of one folder, which stays open if there is room.
-    fn within(&mut self, path: PathBuf, read: impl FnOnce(&mut Self, &mut Folder)) {
-        let known = self.folders.remove(&path).map(|(open, _)| open);
+    /// Reads files of one folder of a cgroup, which stays open if there is room.
+    fn within(
+        &mut self,
+        path: PathBuf,
+        inode: Option<u64>,
+        read: impl FnOnce(&mut Self, &mut Folder),
+    ) {
+        let known = self.folders.remove(&path).filter(|kept| kept.inode == inode);
+        let known = known.map(|kept| kept.open);
         let may_be_gone = known.is_some();
         let open = known.or_else(|| sys::Folder::open(&path).ok());
         let mut folder = Folder { path, open, may_be_gone };
@@ -258,7 +278,7 @@ impl UsageReader {
         if let Some(open) = folder.open
             && self.folders.len() < self.folders_max
         {
-            self.folders.insert(folder.path, (open, self.run));
+            self.folders.insert(folder.path, Kept { open, inode, run: self.run });
         }
     }
 
@@ -298,7 +318,13 @@ impl UsageReader {
 
     /// The hierarchies of version 1. What they tell has precedence over version 2 beside them: a
     /// controller is in one place only, and processor time is finer there.
-    fn separate(&mut self, hierarchy: &Hierarchy, path: &str, usage: &mut Usage) {
+    fn separate(
+        &mut self,
+        hierarchy: &Hierarchy,
+        path: &str,
+        inode: Option<u64>,
+        usage: &mut Usage,
+    ) {
         type Read = fn(&mut UsageReader, &mut Folder, &mut Usage);
         let controllers: [(&str, Read); 6] = [
             ("cpuacct", |reader, folder, usage| reader.cpuacct(folder, &mut usage.cpu)),
@@ -313,7 +339,7 @@ impl UsageReader {
         ];
         for (controller, read) in controllers {
             if let Some(folder) = hierarchy.controller_directory(controller, path) {
-                self.within(folder, |reader, folder| read(reader, folder, usage));
+                self.within(folder, inode, |reader, folder| read(reader, folder, usage));
             }
         }
     }
@@ -782,7 +808,8 @@ mod tests {
         };
         let read = || {
             let (mut reader, mut found) = (UsageReader::default(), None);
-            reader.within(folder.path().to_owned(), |reader, folder| found = reader.blkio(folder));
+            let path = folder.path().to_owned();
+            reader.within(path, None, |reader, folder| found = reader.blkio(folder));
             found
         };
         assert_eq!(read(), None);
@@ -797,7 +824,7 @@ mod tests {
         assert_eq!(read(), Some(vec![six]));
     }
 
-    /// A machine of version 2 with cgroups that have one file each.
+    /// A machine with cgroups that have a file or two.
     struct Machine(tempfile::TempDir);
 
     impl Machine {
@@ -852,12 +879,33 @@ mod tests {
         assert_eq!(machine.run(reader, ["a"]), [None]);
         machine.has("a", 4);
         assert_eq!(machine.run(reader, ["a"]), [Some(4)]);
+        // The one before lives on elsewhere.
+        std::fs::rename(machine.folder("a"), machine.folder("b")).expect("it is there");
+        machine.has("a", 6);
+        assert_eq!(machine.run(reader, ["a", "b"]), [Some(6), Some(4)]);
         // Another in its place, empty at first.
         machine.remove("a");
         std::fs::create_dir(machine.folder("a")).expect("a folder");
         assert_eq!(machine.run(reader, ["a"]), [None], "it has no files");
         machine.has("a", 5);
         assert_eq!(machine.run(reader, ["a"]), [Some(5)], "they came later");
+    }
+
+    #[test]
+    fn a_cgroup_made_anew_in_one_hierarchy_alone_is_read() {
+        let machine = Machine(tempfile::tempdir().expect("a folder"));
+        let reader = &mut UsageReader::default();
+        machine.write("memory/a", "memory.stat", "total_rss 1\n");
+        machine.has("pids/a", 1);
+        assert_eq!(machine.run(reader, ["a"]), [Some(1)]);
+        machine.remove("pids/a");
+        assert_eq!(machine.run(reader, ["a"]), [None]);
+        machine.has("pids/a", 2);
+        assert_eq!(machine.run(reader, ["a"]), [Some(2)]);
+        machine.remove("pids/a");
+        machine.has("pids/a", 3);
+        assert_eq!(machine.run(reader, ["a"]), [Some(3)]);
+        assert_eq!(reader.folders.len(), 2);
     }
 
     #[test]
