@@ -17,21 +17,13 @@ use std::path::Path;
 /// Bytes of one file that are looked at. The longest that are real, mount tables, stay far below.
 const TEXT_MAX: u64 = 4 << 20;
 
-/// Replaces `text` by what the file holds. Kernel files may hold any bytes in names.
-fn read_into(path: &Path, text: &mut String) -> io::Result<()> {
-    let mut bytes = std::mem::take(text).into_bytes();
-    bytes.clear();
+/// What the file holds. Kernel files may hold any bytes in names.
+fn read(path: &Path) -> io::Result<String> {
+    // With room for most files, one call reads all of it and another sees the end.
+    let mut bytes = Vec::with_capacity(4096);
     File::open(path)?.take(TEXT_MAX).read_to_end(&mut bytes)?;
-    *text = match String::from_utf8(bytes) {
+    Ok(match String::from_utf8(bytes) {
         Ok(valid) => valid,
         Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
-    };
-    Ok(())
-}
-
-/// What the file holds.
-fn read(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    read_into(path, &mut text)?;
-    Ok(text)
+    })
 }

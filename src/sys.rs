@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -822,6 +822,50 @@ pub fn disk_space(folder: &Path) -> io::Result<(u64, u64)> {
     }
     let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
     Ok((bytes(found.f_bavail), bytes(found.f_blocks)))
+}
+
+/// A folder that stays open, so that its files are found without walking the path to it again. It
+/// takes far less memory of the kernel than open files do, whose text is kept with them.
+#[derive(Debug)]
+pub struct Folder(File);
+
+impl Folder {
+    /// # Errors
+    /// When it is not there, or is no folder.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let flags = libc::O_PATH | libc::O_DIRECTORY;
+        File::options().read(true).custom_flags(flags).open(path).map(Self)
+    }
+
+    /// Opens a file in it for reading.
+    ///
+    /// # Errors
+    /// Whatever `openat` says: `NotFound` for all of them once the folder was removed, even where
+    /// another was made in its place.
+    pub fn file(&self, name: &str) -> io::Result<File> {
+        let name = CString::new(name)?;
+        loop {
+            let (folder, flags) = (self.0.as_raw_fd(), libc::O_RDONLY | libc::O_CLOEXEC);
+            // SAFETY: `name` ends in a zero byte, and the call writes nothing.
+            let fd = unsafe { libc::openat(folder, name.as_ptr(), flags) };
+            if fd >= 0 {
+                // SAFETY: the call has just opened it, so nobody else has it.
+                return Ok(unsafe { File::from_raw_fd(fd) });
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
+    }
+}
+
+/// Files, sockets and folders that this process may have open at a time.
+pub fn open_files_max() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes one rlimit into `limit`.
+    let result = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    if result == 0 { limit.rlim_cur } else { 0 }
 }
 
 /// Gives memory that is free back to the system, after work that needed much of it. Where the C

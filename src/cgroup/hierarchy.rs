@@ -271,6 +271,11 @@ impl Hierarchy {
         tree.directory(path)
     }
 
+    /// Whether a controller has a hierarchy of its own, as on version 1; then it is nowhere else.
+    pub fn is_separate(&self, controller: &str) -> bool {
+        self.separate.iter().any(|(name, _)| *name == controller)
+    }
+
     /// What this machine does not account. `subsystems` is the text of `/proc/cgroups`, `pressure`
     /// tells whether it has `/proc/pressure`.
     pub fn missing(&self, proc: &Proc) -> Vec<Missing> {
@@ -307,7 +312,7 @@ impl Hierarchy {
 
     /// Whether a controller, by its name on version 1, is there.
     pub fn has(&self, controller: &str) -> bool {
-        if self.separate.iter().any(|(name, _)| *name == controller) {
+        if self.is_separate(controller) {
             return true;
         }
         let Some(unified) = &self.unified else { return false };
@@ -438,16 +443,13 @@ impl Hierarchy {
         folders.iter().flat_map(|folder| pids_in(folder)).collect()
     }
 
-    /// What the processes of a cgroup have moved to and from storage, over all devices: for kernels
+    /// What processes of a cgroup have moved to and from storage, over all devices: for kernels
     /// that count block I/O of version 1 only where there is a rule about it. Takes the right to
     /// trace the processes; `None` where that is lacking for all, or there are none.
-    pub fn process_io(&self, proc: &Proc, path: &str) -> Option<DeviceIo> {
+    pub fn process_io(proc: &Proc, pids: &[u32]) -> Option<DeviceIo> {
         let text = |pid| proc.of(pid, "io").ok();
-        let all: Vec<ProcessIo> = self
-            .pids_within(path)
-            .into_iter()
-            .filter_map(|pid| proc::process_io(&text(pid)?))
-            .collect();
+        let all: Vec<ProcessIo> =
+            pids.iter().filter_map(|pid| proc::process_io(&text(*pid)?)).collect();
         let sum = |of: fn(&ProcessIo) -> u64| all.iter().map(of).fold(0, u64::saturating_add);
         (!all.is_empty()).then(|| DeviceIo {
             device: DeviceIo::UNKNOWN,

@@ -3,12 +3,16 @@
 //! A field is `None` where the kernel does not say: the controller is off, the kernel too old, or
 //! there is no limit. Counters are totals since the cgroup was made.
 
+use std::collections::HashMap;
+use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 
+use super::TEXT_MAX;
 use super::hierarchy::Hierarchy;
 use super::proc::{DeviceNumber, TICKS_PER_SECOND};
-use super::read_into;
+use crate::sys;
 
 /// One reading of one cgroup.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -136,7 +140,6 @@ impl DeviceIo {
 pub struct Pids {
     pub current: Option<u64>,
     pub limit: Option<u64>,
-    pub peak: Option<u64>,
     /// Forks that the limit refused.
     pub limit_hits: Option<u64>,
 }
@@ -170,31 +173,134 @@ pub struct Stall {
     pub total_us: u64,
 }
 
-/// Reads cgroups one after another into the same buffers.
-#[derive(Debug, Default)]
+/// Folders of cgroups that a reader keeps open; on version 1 a cgroup has one in each hierarchy.
+const FOLDERS_MAX: usize = 8192;
+
+/// Of the files that the process may have open, one in so many is for the folders of a reader.
+const SHARE_OF_OPEN_FILES: u64 = 4;
+
+/// Reads cgroups one after another into the same buffer. The way to a file costs more than to read
+/// it, so folders stay open from run to run.
+#[derive(Debug)]
 pub struct UsageReader {
-    text: String,
+    buffer: Vec<u8>,
+    /// By path.
+    folders: HashMap<PathBuf, Kept>,
+    folders_max: usize,
+    run: u64,
+}
+
+/// A folder between two runs.
+#[derive(Debug)]
+struct Kept {
+    open: sys::Folder,
+    /// The inode of the cgroup in the base hierarchy: one made anew under an old path has another.
+    inode: Option<u64>,
+    /// The run in which it was last read.
+    run: u64,
+}
+
+impl Default for UsageReader {
+    fn default() -> Self {
+        let share = sys::open_files_max() / SHARE_OF_OPEN_FILES;
+        Self {
+            buffer: vec![0; 8192],
+            folders: HashMap::new(),
+            folders_max: usize::try_from(share).map_or(FOLDERS_MAX, |n| n.min(FOLDERS_MAX)),
+            run: 0,
+        }
+    }
+}
+
+/// A folder of a cgroup while it is read.
+struct Folder {
     path: PathBuf,
+    /// `None` if there is none.
+    open: Option<sys::Folder>,
+    /// It was opened in another run, and nothing was found in it in this one: it may have been
+    /// removed and made anew, as a service manager does in one hierarchy of version 1 alone.
+    may_be_gone: bool,
+}
+
+impl Folder {
+    fn file(&mut self, name: &str) -> io::Result<File> {
+        let file = |open: &Option<sys::Folder>| match open {
+            Some(open) => open.file(name),
+            None => Err(io::ErrorKind::NotFound.into()),
+        };
+        let mut found = file(&self.open);
+        if self.may_be_gone && found.is_err() {
+            self.open = sys::Folder::open(&self.path).ok();
+            found = file(&self.open);
+        }
+        self.may_be_gone = false;
+        found
+    }
 }
 
 impl UsageReader {
+    /// Begins a run: closes the folders of cgroups that were not read in the one before.
+    pub fn begin(&mut self) {
+        let last = self.run;
+        self.folders.retain(|_, kept| kept.run == last);
+        self.folders.shrink_to(2 * self.folders.len());
+        self.run += 1;
+    }
+
     /// Reads the cgroup at a path of the hierarchy. `None` when it has gone, or none of its files
     /// can be read.
     pub fn read(&mut self, hierarchy: &Hierarchy, path: &str) -> Option<Usage> {
         let mut usage = Usage::default();
+        let inode = hierarchy.inode(path);
         if let Some(folder) = hierarchy.unified_directory(path) {
-            self.unified(&folder, &mut usage);
+            let read = |reader: &mut Self, folder: &mut Folder| {
+                reader.unified(hierarchy, folder, &mut usage);
+            };
+            self.within(folder, inode, read);
         }
-        self.separate(hierarchy, path, &mut usage);
+        self.separate(hierarchy, path, inode, &mut usage);
         (usage != Usage::default()).then_some(usage)
     }
 
+    /// Reads files of one folder of a cgroup, which stays open if there is room.
+    fn within(
+        &mut self,
+        path: PathBuf,
+        inode: Option<u64>,
+        read: impl FnOnce(&mut Self, &mut Folder),
+    ) {
+        let known = self.folders.remove(&path).filter(|kept| kept.inode == inode);
+        let known = known.map(|kept| kept.open);
+        let may_be_gone = known.is_some();
+        let open = known.or_else(|| sys::Folder::open(&path).ok());
+        let mut folder = Folder { path, open, may_be_gone };
+        read(self, &mut folder);
+        if let Some(open) = folder.open
+            && self.folders.len() < self.folders_max
+        {
+            self.folders.insert(folder.path, Kept { open, inode, run: self.run });
+        }
+    }
+
     /// The files of version 2, whichever controllers it has.
-    fn unified(&mut self, folder: &Path, usage: &mut Usage) {
-        self.cpu_2(folder, &mut usage.cpu);
-        self.memory_2(folder, &mut usage.memory);
-        usage.io = self.text(folder, "io.stat").map(|text| io_stat(text).collect());
-        self.pids(folder, &mut usage.pids);
+    fn unified(&mut self, hierarchy: &Hierarchy, folder: &mut Folder, usage: &mut Usage) {
+        let is_here = |controller| !hierarchy.is_separate(controller);
+        if is_here("cpu") || is_here("cpuacct") {
+            self.cpu_2(folder, &mut usage.cpu);
+        }
+        if is_here("cpuset") {
+            let list = self.text(folder, "cpuset.cpus.effective");
+            usage.cpu.processors = list.and_then(processor_list);
+        }
+        if is_here("memory") {
+            self.memory_2(folder, &mut usage.memory);
+        }
+        if is_here("blkio") {
+            usage.io = self.text(folder, "io.stat").map(|text| io_stat(text).collect());
+        }
+        if is_here("pids") {
+            self.pids(folder, &mut usage.pids);
+        }
         let mut stalls =
             |file| self.text(folder, file).map(pressure).filter(|s| *s != Stalls::default());
         // The kernel has all of these files or none.
@@ -212,30 +318,33 @@ impl UsageReader {
 
     /// The hierarchies of version 1. What they tell has precedence over version 2 beside them: a
     /// controller is in one place only, and processor time is finer there.
-    fn separate(&mut self, hierarchy: &Hierarchy, path: &str, usage: &mut Usage) {
-        let directory = |controller| hierarchy.controller_directory(controller, path);
-        if let Some(folder) = directory("cpuacct") {
-            self.cpuacct(&folder, &mut usage.cpu);
-        }
-        if let Some(folder) = directory("cpu") {
-            self.cpu_1(&folder, &mut usage.cpu);
-        }
-        if let Some(folder) = directory("cpuset") {
-            let cpus = &["cpuset.effective_cpus", "cpuset.cpus"];
-            usage.cpu.processors = self.first(&folder, cpus, processor_list);
-        }
-        if let Some(folder) = directory("memory") {
-            self.memory_1(&folder, &mut usage.memory);
-        }
-        if let Some(folder) = directory("blkio") {
-            usage.io = self.blkio(&folder);
-        }
-        if let Some(folder) = directory("pids") {
-            self.pids(&folder, &mut usage.pids);
+    fn separate(
+        &mut self,
+        hierarchy: &Hierarchy,
+        path: &str,
+        inode: Option<u64>,
+        usage: &mut Usage,
+    ) {
+        type Read = fn(&mut UsageReader, &mut Folder, &mut Usage);
+        let controllers: [(&str, Read); 6] = [
+            ("cpuacct", |reader, folder, usage| reader.cpuacct(folder, &mut usage.cpu)),
+            ("cpu", |reader, folder, usage| reader.cpu_1(folder, &mut usage.cpu)),
+            ("cpuset", |reader, folder, usage| {
+                let cpus = &["cpuset.effective_cpus", "cpuset.cpus"];
+                usage.cpu.processors = reader.first(folder, cpus, processor_list);
+            }),
+            ("memory", |reader, folder, usage| reader.memory_1(folder, &mut usage.memory)),
+            ("blkio", |reader, folder, usage| usage.io = reader.blkio(folder)),
+            ("pids", |reader, folder, usage| reader.pids(folder, &mut usage.pids)),
+        ];
+        for (controller, read) in controllers {
+            if let Some(folder) = hierarchy.controller_directory(controller, path) {
+                self.within(folder, inode, |reader, folder| read(reader, folder, usage));
+            }
         }
     }
 
-    fn cpu_2(&mut self, folder: &Path, cpu: &mut Cpu) {
+    fn cpu_2(&mut self, folder: &mut Folder, cpu: &mut Cpu) {
         for (key, value) in pairs(self.text(folder, "cpu.stat").unwrap_or_default()) {
             let ns = value.checked_mul(1000);
             match key {
@@ -253,10 +362,9 @@ impl UsageReader {
             (cpu.quota_us, cpu.period_us) = (quota, Some(period));
             cpu.weight = self.number(folder, "cpu.weight");
         }
-        cpu.processors = self.text(folder, "cpuset.cpus.effective").and_then(processor_list);
     }
 
-    fn memory_2(&mut self, folder: &Path, memory: &mut Memory) {
+    fn memory_2(&mut self, folder: &mut Folder, memory: &mut Memory) {
         // Where the controller is off there is none of its files.
         let Some(stat) = self.text(folder, "memory.stat") else { return };
         for (key, value) in pairs(stat) {
@@ -300,7 +408,7 @@ impl UsageReader {
         memory.high = self.limit(folder, "memory.high");
     }
 
-    fn cpuacct(&mut self, folder: &Path, cpu: &mut Cpu) {
+    fn cpuacct(&mut self, folder: &mut Folder, cpu: &mut Cpu) {
         if let Some(usage) = self.number(folder, "cpuacct.usage") {
             cpu.usage_ns = Some(usage);
         }
@@ -314,7 +422,7 @@ impl UsageReader {
         }
     }
 
-    fn cpu_1(&mut self, folder: &Path, cpu: &mut Cpu) {
+    fn cpu_1(&mut self, folder: &mut Folder, cpu: &mut Cpu) {
         for (key, value) in pairs(self.text(folder, "cpu.stat").unwrap_or_default()) {
             match key {
                 "nr_periods" => cpu.periods = Some(value),
@@ -329,7 +437,7 @@ impl UsageReader {
         cpu.shares = self.number(folder, "cpu.shares");
     }
 
-    fn memory_1(&mut self, folder: &Path, memory: &mut Memory) {
+    fn memory_1(&mut self, folder: &mut Folder, memory: &mut Memory) {
         let Some(stat) = self.text(folder, "memory.stat") else { return };
         for (key, value) in pairs(stat) {
             match key {
@@ -365,8 +473,10 @@ impl UsageReader {
     }
 
     /// The first of the files that knows a device: which of them counts depends on the scheduler,
-    /// and a kernel may keep them all at nothing until a device has a throttling rule.
-    fn blkio(&mut self, folder: &Path) -> Option<Vec<DeviceIo>> {
+    /// and a kernel may keep them all at nothing until a device has a throttling rule. A file that
+    /// counts what is in cgroups within has the devices of the one that does not, and a file of
+    /// operations those of the one of bytes.
+    fn blkio(&mut self, folder: &mut Folder) -> Option<Vec<DeviceIo>> {
         const FAMILIES: [&str; 3] = ["throttle", "bfq", ""];
         const ENDINGS: [&str; 2] = ["_recursive", ""];
         let mut found = None;
@@ -377,23 +487,23 @@ impl UsageReader {
                 let Some(bytes) = self.text(folder, &file("io_service_bytes")) else { continue };
                 let mut devices = Vec::new();
                 blkio_lines(bytes, &mut devices, |io| (&mut io.read_bytes, &mut io.write_bytes));
+                if devices.is_empty() {
+                    found = Some(devices);
+                    break;
+                }
                 if let Some(serviced) = self.text(folder, &file("io_serviced")) {
                     blkio_lines(serviced, &mut devices, |io| (&mut io.reads, &mut io.writes));
                 }
-                if !devices.is_empty() {
-                    return Some(devices);
-                }
-                found = Some(devices);
+                return Some(devices);
             }
         }
         found
     }
 
-    fn pids(&mut self, folder: &Path, pids: &mut Pids) {
+    fn pids(&mut self, folder: &mut Folder, pids: &mut Pids) {
         if let Some(current) = self.number(folder, "pids.current") {
             pids.current = Some(current);
             pids.limit = self.number(folder, "pids.max");
-            pids.peak = self.number(folder, "pids.peak");
             let events = self.text(folder, "pids.events").unwrap_or_default();
             pids.limit_hits = pairs(events).find(|(key, _)| *key == "max").map(|(_, n)| n);
         }
@@ -401,30 +511,40 @@ impl UsageReader {
 
     /// What a file holds; `None` when it cannot be read: a root cgroup has fewer files, pressure
     /// may be off.
-    fn text(&mut self, folder: &Path, file: &str) -> Option<&str> {
-        self.path.clear();
-        self.path.push(folder);
-        self.path.push(file);
-        let read: io::Result<()> = read_into(&self.path, &mut self.text);
-        read.is_ok().then_some(self.text.as_str())
+    fn text(&mut self, folder: &mut Folder, file: &str) -> Option<&str> {
+        let length = read_piece(&folder.file(file).ok()?, &mut self.buffer).ok()?;
+        std::str::from_utf8(&self.buffer[..length]).ok()
     }
 
     /// A file with one number; words such as `max` are none.
-    fn number(&mut self, folder: &Path, file: &str) -> Option<u64> {
+    fn number(&mut self, folder: &mut Folder, file: &str) -> Option<u64> {
         self.text(folder, file)?.trim().parse().ok()
     }
 
-    fn limit(&mut self, folder: &Path, file: &str) -> Option<u64> {
+    fn limit(&mut self, folder: &mut Folder, file: &str) -> Option<u64> {
         self.number(folder, file).and_then(limited)
     }
 
     fn first<T>(
         &mut self,
-        folder: &Path,
+        folder: &mut Folder,
         files: &[&str],
         parse: fn(&str) -> Option<T>,
     ) -> Option<T> {
         files.iter().find_map(|file| parse(self.text(folder, file)?))
+    }
+}
+
+/// Reads a file into the buffer, which grows if it has to; returns how much it was. The kernel gives
+/// these files in one piece: what does not fill the buffer is all, without another call to see it.
+fn read_piece(file: &File, buffer: &mut Vec<u8>) -> io::Result<usize> {
+    loop {
+        match file.read_at(buffer, 0) {
+            Ok(length) if length < buffer.len() || length as u64 >= TEXT_MAX => return Ok(length),
+            Ok(length) => buffer.resize(2 * length, 0),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -561,6 +681,7 @@ fn stall(figures: &str) -> Option<Stall> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cgroup::roots::Roots;
     use proptest::prelude::*;
 
     const VDA: DeviceNumber = DeviceNumber { major: 254, minor: 0 };
@@ -685,7 +806,12 @@ mod tests {
         let file = |name: &str, text: &str| {
             std::fs::write(folder.path().join(name), text).expect("a file");
         };
-        let read = || UsageReader::default().blkio(folder.path());
+        let read = || {
+            let (mut reader, mut found) = (UsageReader::default(), None);
+            let path = folder.path().to_owned();
+            reader.within(path, None, |reader, folder| found = reader.blkio(folder));
+            found
+        };
         assert_eq!(read(), None);
         file("blkio.throttle.io_service_bytes", "Total 0\n");
         assert_eq!(read(), Some(Vec::new()));
@@ -696,6 +822,136 @@ mod tests {
         file("blkio.throttle.io_serviced_recursive", "254:0 Read 1\n254:0 Write 2\n");
         let six = DeviceIo { read_bytes: Some(6), reads: Some(1), writes: Some(2), ..five };
         assert_eq!(read(), Some(vec![six]));
+    }
+
+    /// A machine with cgroups that have a file or two.
+    struct Machine(tempfile::TempDir);
+
+    impl Machine {
+        fn new() -> Self {
+            let machine = Self(tempfile::tempdir().expect("a folder"));
+            machine.write("", "cgroup.controllers", "");
+            machine
+        }
+
+        fn folder(&self, group: &str) -> PathBuf {
+            self.0.path().join("sys/fs/cgroup").join(group)
+        }
+
+        fn write(&self, group: &str, file: &str, text: &str) {
+            std::fs::create_dir_all(self.folder(group)).expect("a folder");
+            std::fs::write(self.folder(group).join(file), text).expect("a file");
+        }
+
+        fn has(&self, group: &str, tasks: u64) {
+            self.write(group, "pids.current", &format!("{tasks}\n"));
+        }
+
+        fn remove(&self, group: &str) {
+            std::fs::remove_dir_all(self.folder(group)).expect("it is there");
+        }
+
+        /// What another run reads.
+        fn run<const N: usize>(
+            &self,
+            reader: &mut UsageReader,
+            groups: [&str; N],
+        ) -> [Option<u64>; N] {
+            let hierarchy = Hierarchy::find(&Roots::of_machine(self.0.path())).expect("cgroups");
+            reader.begin();
+            groups.map(|group| reader.read(&hierarchy, group)?.pids.current)
+        }
+    }
+
+    #[test]
+    fn a_cgroup_made_anew_is_not_taken_for_the_one_before() {
+        let machine = Machine::new();
+        let reader = &mut UsageReader::default();
+        machine.has("a", 1);
+        assert_eq!(machine.run(reader, ["a"]), [Some(1)]);
+        machine.has("a", 2);
+        assert_eq!(machine.run(reader, ["a"]), [Some(2)], "the same, changed");
+        // Gone, and at once there again.
+        machine.remove("a");
+        machine.has("a", 3);
+        assert_eq!(machine.run(reader, ["a"]), [Some(3)]);
+        machine.remove("a");
+        assert_eq!(machine.run(reader, ["a"]), [None]);
+        machine.has("a", 4);
+        assert_eq!(machine.run(reader, ["a"]), [Some(4)]);
+        // The one before lives on elsewhere.
+        std::fs::rename(machine.folder("a"), machine.folder("b")).expect("it is there");
+        machine.has("a", 6);
+        assert_eq!(machine.run(reader, ["a", "b"]), [Some(6), Some(4)]);
+        // Another in its place, empty at first.
+        machine.remove("a");
+        std::fs::create_dir(machine.folder("a")).expect("a folder");
+        assert_eq!(machine.run(reader, ["a"]), [None], "it has no files");
+        machine.has("a", 5);
+        assert_eq!(machine.run(reader, ["a"]), [Some(5)], "they came later");
+    }
+
+    #[test]
+    fn a_cgroup_made_anew_in_one_hierarchy_alone_is_read() {
+        let machine = Machine(tempfile::tempdir().expect("a folder"));
+        let reader = &mut UsageReader::default();
+        machine.write("memory/a", "memory.stat", "total_rss 1\n");
+        machine.has("pids/a", 1);
+        assert_eq!(machine.run(reader, ["a"]), [Some(1)]);
+        machine.remove("pids/a");
+        assert_eq!(machine.run(reader, ["a"]), [None]);
+        machine.has("pids/a", 2);
+        assert_eq!(machine.run(reader, ["a"]), [Some(2)]);
+        machine.remove("pids/a");
+        machine.has("pids/a", 3);
+        assert_eq!(machine.run(reader, ["a"]), [Some(3)]);
+        assert_eq!(reader.folders.len(), 2);
+    }
+
+    #[test]
+    fn folders_are_closed_with_their_cgroups() {
+        let machine = Machine::new();
+        let reader = &mut UsageReader::default();
+        machine.has("a", 1);
+        machine.has("b", 2);
+        assert_eq!(machine.run(reader, ["a", "b"]), [Some(1), Some(2)]);
+        assert_eq!(reader.folders.len(), 2);
+        machine.remove("b");
+        assert_eq!(machine.run(reader, ["a"]), [Some(1)]);
+        assert_eq!(machine.run(reader, ["a"]), [Some(1)]);
+        assert_eq!(reader.folders.keys().collect::<Vec<_>>(), [&machine.folder("a")]);
+        machine.remove("a");
+        assert_eq!(machine.run(reader, ["a"]), [None]);
+        assert_eq!(reader.folders.len(), 0, "nothing is there to be kept");
+    }
+
+    #[test]
+    fn what_exceeds_the_bound_is_read_without_being_kept() {
+        let machine = Machine::new();
+        let reader = &mut UsageReader { folders_max: 2, ..UsageReader::default() };
+        let groups = ["a", "b", "c", "d"];
+        for round in 0..3 {
+            for (n, group) in (0..).zip(groups) {
+                machine.has(group, 10 * round + n);
+            }
+            let tasks = [0, 1, 2, 3].map(|n| Some(10 * round + n));
+            assert_eq!(machine.run(reader, groups), tasks);
+            assert_eq!(reader.folders.len(), 2);
+        }
+        let all = UsageReader::default().folders_max;
+        assert!(all <= FOLDERS_MAX, "{all} is more than there may be");
+        assert!(all as u64 <= sys::open_files_max() / 4, "others need files too");
+    }
+
+    #[test]
+    fn a_file_longer_than_the_buffer_is_read_whole() {
+        let machine = Machine::new();
+        let reader = &mut UsageReader { buffer: vec![0; 4], ..UsageReader::default() };
+        for tasks in [1, 123, 1234, 12_345_678_901_234] {
+            machine.has("a", tasks);
+            assert_eq!(machine.run(reader, ["a"]), [Some(tasks)]);
+        }
+        assert_eq!(reader.buffer.len(), 16);
     }
 
     proptest! {

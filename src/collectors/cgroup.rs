@@ -283,6 +283,8 @@ struct Known {
     started: Option<u64>,
     /// Runs in which that was looked for in vain.
     looked: u8,
+    /// Its processes, once this run has asked for them.
+    pids: Option<Vec<u32>>,
     /// Place of its level in [`LEVELS`].
     rank: usize,
     /// The run in which it was last seen.
@@ -311,6 +313,7 @@ impl CgroupCheck {
 
     fn collect(&mut self, samples: &mut Samples) -> anyhow::Result<()> {
         self.run += 1;
+        self.reader.begin();
         if self.machine.is_none() {
             self.machine = Some(Machine::find(&self.roots).context("collectors.cgroup_root")?);
         }
@@ -334,10 +337,18 @@ impl CgroupCheck {
             if known.is_pause && self.config.exclude_pause_container {
                 continue;
             }
-            let Some(tags) = &known.tags else { continue };
+            if known.tags.is_none() {
+                continue;
+            }
             // One that has gone meanwhile has nothing to tell.
             let Some(mut usage) = self.reader.read(&machine.hierarchy, path) else { continue };
-            machine.complete(path, known.is_container(), &mut usage, self.run);
+            machine.complete(path, known, &mut usage, self.run);
+            let open_files = if self.config.open_files {
+                machine.open_files(known.pids(path, &machine.hierarchy))
+            } else {
+                None
+            };
+            let Some(tags) = &known.tags else { continue };
             let age = uptime
                 .zip(known.started)
                 .map(|(uptime, ticks)| (uptime - ticks as f64 / TICKS_PER_SECOND as f64).max(0.0));
@@ -356,9 +367,7 @@ impl CgroupCheck {
             if let Some(restarts) = known.restarts.filter(|restarts| *restarts > 0) {
                 samples.gauge("container.restarts", restarts as f64, tags);
             }
-            if self.config.open_files
-                && let Some(files) = machine.open_files(path)
-            {
+            if let Some(files) = open_files {
                 samples.gauge("container.pid.open_files", files as f64, tags);
             }
         }
@@ -369,19 +378,25 @@ impl CgroupCheck {
     }
 
     /// What networks have moved. One that several containers have is their pod's.
-    fn networks(&self, paths: &[String], samples: &mut Samples) {
+    fn networks(&mut self, paths: &[String], samples: &mut Samples) {
         let Some(machine) = &self.machine else { return };
         let proc = &machine.proc;
         let machines_own = proc.network(1).ok();
-        let mut networks: BTreeMap<u64, Network> = BTreeMap::new();
+        let mut found = Vec::new();
         for path in paths {
-            let reported = |known: &&Known| {
+            let reported = |known: &&mut Known| {
                 known.is_container() && !(known.is_pause && self.config.exclude_pause_container)
             };
-            let Some(known) = self.known.get(path).filter(reported) else { continue };
-            let pids = machine.hierarchy.pids_within(path).into_iter();
-            let found = pids.filter_map(|pid| Some((pid, proc.network(pid).ok()?))).next();
-            if let Some((pid, network)) = found.filter(|(_, own)| Some(*own) != machines_own) {
+            let Some(known) = self.known.get_mut(path).filter(reported) else { continue };
+            let mut pids = known.pids(path, &machine.hierarchy).iter();
+            let first = pids.find_map(|pid| Some((*pid, proc.network(*pid).ok()?)));
+            if let Some((pid, network)) = first.filter(|(_, own)| Some(*own) != machines_own) {
+                found.push((path, pid, network));
+            }
+        }
+        let mut networks: BTreeMap<u64, Network> = BTreeMap::new();
+        for (path, pid, network) in found {
+            if let Some(known) = self.known.get(path) {
                 let network = networks.entry(network);
                 network.or_insert((pid, Vec::new())).1.push((path, known));
             }
@@ -455,6 +470,7 @@ impl CgroupCheck {
             // A new container may be known to an engine a moment later.
             let is_new = entry.run == 0 && entry.origin.is_none() && entry.may_have_engine();
             entry.run = run;
+            entry.pids = None;
             let is_left = !docker_too && (entry.is_left || is_new && !alone);
             if entry.tags.is_some() && !is_left && !entry.is_excluded {
                 paths.push(found.path);
@@ -516,17 +532,17 @@ impl Machine {
     }
 
     /// `None` where no process can be looked into.
-    fn open_files(&self, path: &str) -> Option<u64> {
-        let pids = self.hierarchy.pids_within(path);
-        let open = pids.into_iter().filter_map(|pid| self.proc.open_files(pid).ok());
+    fn open_files(&self, pids: &[u32]) -> Option<u64> {
+        let open = pids.iter().filter_map(|pid| self.proc.open_files(*pid).ok());
         open.reduce(u64::saturating_add)
     }
 
     /// Adds what is not in the cgroup's own files: names of devices, and block I/O where the kernel
     /// counts it by process only.
-    fn complete(&mut self, path: &str, container: bool, usage: &mut Usage, run: u64) {
-        if usage.io.as_ref().is_some_and(Vec::is_empty) && container {
-            usage.io = self.hierarchy.process_io(&self.proc, path).map(|io| vec![io]);
+    fn complete(&mut self, path: &str, known: &mut Known, usage: &mut Usage, run: u64) {
+        if usage.io.as_ref().is_some_and(Vec::is_empty) && known.is_container() {
+            let pids = known.pids(path, &self.hierarchy);
+            usage.io = Hierarchy::process_io(&self.proc, pids).map(|io| vec![io]);
         }
         let devices = usage.io.iter().flatten().filter(|io| io.device != DeviceIo::UNKNOWN);
         let new = devices.filter(|io| !self.devices.contains_key(&io.device)).count() > 0;
@@ -556,6 +572,7 @@ impl Known {
             tags: None,
             started: None,
             looked: 0,
+            pids: None,
             run: 0,
         };
         known.set_tags(&found.path, None, patterns);
@@ -596,12 +613,17 @@ impl Known {
             return;
         }
         self.looked += 1;
-        let pids = machine.hierarchy.pids_within(path).into_iter();
-        let stats = pids.filter_map(|pid| proc::stat(&machine.proc.of(pid, "stat").ok()?));
+        let pids = self.pids(path, &machine.hierarchy).iter();
+        let stats = pids.filter_map(|pid| proc::stat(&machine.proc.of(*pid, "stat").ok()?));
         let stats: Vec<_> = stats.collect();
         self.started = stats.iter().map(|stat| stat.started_ticks).min();
         let of_pod = self.identity.pod_uid.is_some() || self.identity.ecs_task.is_some();
         self.is_pause = of_pod && matches!(&*stats, [only] if only.name == PAUSE);
+    }
+
+    /// Its processes and those of the cgroups in it, looked for once in a run.
+    fn pids(&mut self, path: &str, hierarchy: &Hierarchy) -> &[u32] {
+        self.pids.get_or_insert_with(|| hierarchy.pids_within(path))
     }
 
     fn is_container(&self) -> bool {

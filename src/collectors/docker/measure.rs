@@ -82,6 +82,7 @@ impl Measure {
         directory: &Directory,
     ) -> anyhow::Result<()> {
         self.run = self.run.wrapping_add(1);
+        self.reader.begin();
         if self.hierarchy.is_none() {
             self.hierarchy = Hierarchy::find(&self.roots).ok();
         }
@@ -298,6 +299,10 @@ impl Measure {
         let Some(inspection) = &container.inspected else { return };
         let Some(pid) = inspection.pid else { return };
         let Ok(text) = self.proc.of(pid, "net/dev") else { return };
+        // Routes only tell what an interface is called, and the loopback is left out.
+        if proc::interfaces(&text).all(|interface| interface.name == "lo") {
+            return;
+        }
         let routes = self.proc.of(pid, "net/route").unwrap_or_default();
         let mut figures = Figures::default();
         for (name, interface) in figures::networks(&text, &routes, &inspection.networks) {
