@@ -878,14 +878,20 @@ pub fn trim_memory() {
     }
 }
 
-/// Has large allocations kept apart from others, so that their memory goes back to the system as
-/// soon as they are freed. By itself glibc takes what was freed once for usual and keeps it, between
-/// other things, where it serves none of the same size. For the start, before there are threads.
-pub fn keep_large_allocations_apart() {
+/// Sets glibc's allocator up for what this program does. For the start, before there are threads.
+///
+/// Large allocations are kept apart from others, so that their memory goes back to the system as
+/// soon as they are freed: by itself glibc takes what was freed once for usual and keeps it, between
+/// other things, where it serves none of the same size. And what is freed is joined with its
+/// neighbours at once: by itself glibc puts small pieces by and gathers them all, with its lock held,
+/// when somebody asks for more than a kilobyte. After a flush of a million series that is some
+/// milliseconds, which a reader would wait.
+pub fn set_up_allocator() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: it changes a number of the allocator's.
+    // SAFETY: it changes numbers of the allocator's.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
+        libc::mallopt(libc::M_MXFAST, 0);
     }
 }
 

@@ -6,7 +6,7 @@ use crate::{logging, server, sys};
 
 /// Runs until told to stop. Returns the exit code.
 pub fn run(sources: &Sources) -> anyhow::Result<u8> {
-    sys::keep_large_allocations_apart();
+    sys::set_up_allocator();
     let passed = Passed::receive()?;
     let loaded = match config::load(sources) {
         Ok(loaded) => loaded,
