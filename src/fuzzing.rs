@@ -92,13 +92,15 @@ pub fn docker_answers(data: &[u8]) {
         0 => {
             let Ok((list, _)) = api::list::<api::Listed>(data) else { return };
             let ids: std::collections::HashSet<_> = list.iter().map(|c| c.id.clone()).collect();
-            known.listed(list.clone());
-            known.listed(list);
+            let asked = known.ask();
+            known.listed(list.clone(), asked);
+            known.listed(list, asked);
             assert_eq!(known.snapshot().containers.len(), ids.len());
         }
         1 => {
             let Ok(inspected) = serde_json::from_slice::<api::Inspected>(data) else { return };
-            let container = known.inspected(&inspected);
+            let asked = known.ask();
+            let container = known.inspected(&inspected, asked);
             let snapshot = known.snapshot();
             assert_eq!(snapshot.containers[0].tags, container.tags);
             assert_eq!(snapshot.containers.len(), 1);

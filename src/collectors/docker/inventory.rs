@@ -108,7 +108,14 @@ struct Entry {
     failed: bool,
     /// It was removed; kept for the next run, which may have its events.
     gone: bool,
+    /// When it was last told of by an event, or asked for in an inspection.
+    as_of: Asked,
 }
+
+/// When the engine was asked, among all questions and events. Answers may be late: one that was asked
+/// for before an event came may say what was before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Asked(u64);
 
 /// The part of a list's entry whose change calls for an inspection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -139,6 +146,7 @@ pub struct Inventory {
     config: Config,
     filter: Filter,
     entries: HashMap<String, Entry>,
+    last: Asked,
     events: VecDeque<Event>,
     events_dropped: u64,
     engine: Option<Result<(), String>>,
@@ -146,6 +154,10 @@ pub struct Inventory {
     /// Containers beyond the limit in the list of last.
     left_out: usize,
 }
+
+/// Events after which a container is another than an earlier answer said.
+const CHANGES: [&str; 9] =
+    ["start", "restart", "pause", "unpause", "rename", "update", "health_status", "die", "destroy"];
 
 /// What an event calls for.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -162,6 +174,7 @@ impl Inventory {
             config: config.clone(),
             filter,
             entries: HashMap::new(),
+            last: Asked::default(),
             events: VecDeque::new(),
             events_dropped: 0,
             engine: None,
@@ -179,18 +192,24 @@ impl Inventory {
         self.engine.as_ref()
     }
 
-    /// The list is the truth: who is not in it has gone. Returns those whose processes have ended
-    /// meanwhile.
-    pub fn listed(&mut self, list: Vec<Listed>) -> Vec<String> {
+    /// To be called before the engine is asked for what is taken in later.
+    pub const fn ask(&mut self) -> Asked {
+        self.last.0 += 1;
+        self.last
+    }
+
+    /// The list is the truth: who is not in it has gone. Of whom something newer is known it says
+    /// nothing. Returns those whose processes have ended meanwhile.
+    pub fn listed(&mut self, list: Vec<Listed>, asked: Asked) -> Vec<String> {
         let mut ended = Vec::new();
         let mut there = HashSet::new();
         self.left_out = list.len().saturating_sub(self.config.containers_max);
         for listed in list.into_iter().take(self.config.containers_max) {
             there.insert(listed.id.clone());
-            self.list_one(listed, &mut ended);
+            self.list_one(listed, asked, &mut ended);
         }
         for (id, entry) in &mut self.entries {
-            if !there.contains(id) && !entry.gone {
+            if !there.contains(id) && !entry.gone && entry.as_of < asked {
                 entry.gone = true;
                 ended.push(id.clone());
             }
@@ -198,7 +217,7 @@ impl Inventory {
         ended
     }
 
-    fn list_one(&mut self, listed: Listed, ended: &mut Vec<String>) {
+    fn list_one(&mut self, listed: Listed, asked: Asked, ended: &mut Vec<String>) {
         let now = Listing {
             state: listed.state.to_lowercase(),
             names: listed.names.clone(),
@@ -214,10 +233,14 @@ impl Inventory {
                 wants,
                 failed: false,
                 gone: false,
+                as_of: asked,
             };
             self.entries.insert(listed.id, entry);
             return;
         };
+        if entry.as_of > asked {
+            return;
+        }
         entry.gone = false;
         let changed = entry.listed != now;
         if !changed && entry.container.health == health && entry.container.state == now.state {
@@ -296,8 +319,12 @@ impl Inventory {
         self.image_names.insert(id, name);
     }
 
-    /// Takes in an inspection.
-    pub fn inspected(&mut self, inspected: &Inspected) -> Arc<Container> {
+    /// Takes in an inspection, unless something newer is known. Returns what is known then.
+    pub fn inspected(&mut self, inspected: &Inspected, asked: Asked) -> Arc<Container> {
+        let known = self.entries.get(&inspected.id);
+        if let Some(newer) = known.filter(|entry| entry.as_of > asked) {
+            return Arc::clone(&newer.container);
+        }
         let mut facts = Facts::of_inspected(inspected);
         self.name_image(&mut facts);
         let health = inspected.state.health.as_ref();
@@ -346,6 +373,7 @@ impl Inventory {
                 wants: false,
                 failed: false,
                 gone: false,
+                as_of: asked,
             };
             self.entries.insert(inspected.id.clone(), entry);
         }
@@ -391,7 +419,13 @@ impl Inventory {
     }
 
     fn container_event(&mut self, event: &Event, consequence: &mut Consequence) {
-        let entry = self.entries.get_mut(&event.id);
+        let now = self.ask();
+        let mut entry = self.entries.get_mut(&event.id);
+        if let Some(entry) = &mut entry
+            && CHANGES.contains(&&*event.action)
+        {
+            entry.as_of = now;
+        }
         match &*event.action {
             "start" | "restart" | "pause" | "unpause" | "rename" | "update" => {
                 consequence.inspect = Some(event.id.clone());
@@ -494,6 +528,16 @@ mod tests {
         serde_json::from_str(&text).expect("an inspection")
     }
 
+    fn list(inventory: &mut Inventory, list: Vec<Listed>) -> Vec<String> {
+        let asked = inventory.ask();
+        inventory.listed(list, asked)
+    }
+
+    fn inspect(inventory: &mut Inventory, inspected: &Inspected) -> Arc<Container> {
+        let asked = inventory.ask();
+        inventory.inspected(inspected, asked)
+    }
+
     fn event(id: &str, action: &str) -> Event {
         let line = format!(r#"{{"Type":"container","Action":"{action}","Actor":{{"ID":"{id}"}}}}"#);
         Event::parse(line.as_bytes()).expect("an event")
@@ -503,20 +547,25 @@ mod tests {
     fn a_container_is_inspected_when_it_is_new_and_when_it_changes() {
         let mut inventory = inventory();
         assert!(
-            inventory
-                .listed(vec![listed("a", "running", "Up"), listed("b", "exited", "")])
+            list(&mut inventory, vec![listed("a", "running", "Up"), listed("b", "exited", "")])
                 .is_empty()
         );
         assert_eq!(inventory.wanted(), ["a"], "what does not run is not asked about");
         assert_eq!(inventory.uninspected(), 1);
-        inventory.inspected(&inspected("a", 7));
-        inventory.listed(vec![listed("a", "running", "Up 1 second"), listed("b", "exited", "")]);
+        inspect(&mut inventory, &inspected("a", 7));
+        list(
+            &mut inventory,
+            vec![listed("a", "running", "Up 1 second"), listed("b", "exited", "")],
+        );
         assert!(inventory.wanted().is_empty(), "nothing has changed");
-        inventory.listed(vec![listed("a", "paused", "Up (Paused)"), listed("b", "running", "Up")]);
+        list(
+            &mut inventory,
+            vec![listed("a", "paused", "Up (Paused)"), listed("b", "running", "Up")],
+        );
         let mut wanted = inventory.wanted();
         wanted.sort();
         assert_eq!(wanted, ["a", "b"]);
-        let container = inventory.inspected(&inspected("a", 7));
+        let container = inspect(&mut inventory, &inspected("a", 7));
         assert_eq!(
             (container.pid(), container.addresses()),
             (Some(7), vec![IpAddr::from([10, 0, 0, 2])])
@@ -527,11 +576,11 @@ mod tests {
     #[test]
     fn a_failed_inspection_is_tried_again_and_the_list_has_to_do() {
         let mut inventory = inventory();
-        inventory.listed(vec![listed("a", "running", "Up")]);
+        list(&mut inventory, vec![listed("a", "running", "Up")]);
         assert_eq!(inventory.wanted(), ["a"]);
         inventory.not_inspected("a", false);
         assert_eq!(inventory.uninspected(), 0);
-        inventory.listed(vec![listed("a", "running", "Up")]);
+        list(&mut inventory, vec![listed("a", "running", "Up")]);
         assert_eq!(inventory.wanted(), ["a"]);
         inventory.not_inspected("a", true);
         let snapshot = inventory.snapshot();
@@ -541,10 +590,10 @@ mod tests {
     #[test]
     fn an_end_is_told_once_by_whoever_knows_first() {
         let mut inventory = inventory();
-        inventory.listed(vec![listed("a", "running", "Up"), listed("b", "running", "Up")]);
-        inventory.inspected(&inspected("a", 7));
+        list(&mut inventory, vec![listed("a", "running", "Up"), listed("b", "running", "Up")]);
+        inspect(&mut inventory, &inspected("a", 7));
         assert_eq!(inventory.event(event("a", "die")).ended.as_deref(), Some("a"));
-        assert_eq!(inventory.listed(vec![listed("a", "exited", "")]), ["b"]);
+        assert_eq!(list(&mut inventory, vec![listed("a", "exited", "")]), ["b"]);
         let snapshot = inventory.snapshot();
         let ids = |all: &[Arc<Container>]| all.iter().map(|c| c.id.clone()).collect::<Vec<_>>();
         assert_eq!(ids(&snapshot.containers), ["a"]);
@@ -554,9 +603,43 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_that_comes_late_undoes_nothing() {
+        let mut inventory = inventory();
+        let starting = || vec![listed("a", "running", "Up 1 second (health: starting)")];
+        list(&mut inventory, starting());
+        let asked = inventory.ask();
+        inventory.event(event("a", "health_status: healthy"));
+        inventory.listed(starting(), asked);
+        inventory.inspected(&inspected("a", 7), asked);
+        assert_eq!(inventory.snapshot().containers[0].health, Some(Health::Healthy));
+        list(&mut inventory, starting());
+        assert_eq!(
+            inventory.snapshot().containers[0].health,
+            Some(Health::Starting),
+            "asked later"
+        );
+        // One that was started after the list was asked for.
+        let asked = inventory.ask();
+        inspect(&mut inventory, &inspected("b", 8));
+        assert!(inventory.listed(starting(), asked).is_empty());
+        // One that was removed.
+        let asked = inventory.ask();
+        inventory.event(event("a", "die"));
+        inventory.event(event("a", "destroy"));
+        let both = [starting(), vec![listed("b", "running", "Up")]].concat();
+        inventory.listed(both, asked);
+        let snapshot = inventory.snapshot();
+        let ids = |all: &[Arc<Container>]| all.iter().map(|c| c.id.clone()).collect::<Vec<_>>();
+        assert_eq!(
+            (ids(&snapshot.containers), ids(&snapshot.gone)),
+            (vec!["b".into()], vec!["a".into()])
+        );
+    }
+
+    #[test]
     fn events_call_for_inspections() {
         let mut inventory = inventory();
-        inventory.listed(vec![listed("a", "running", "Up")]);
+        list(&mut inventory, vec![listed("a", "running", "Up")]);
         for (action, inspect) in [
             ("start", Some("a")),
             ("rename", Some("a")),
@@ -593,9 +676,9 @@ mod tests {
     fn there_are_limits() {
         let config = Config { containers_max: 2, ..Config::default() };
         let mut inventory = Inventory::new(&config, Filter::new(&config).expect("patterns"));
-        inventory.listed(["a", "b", "c"].map(|id| listed(id, "running", "Up")).to_vec());
+        list(&mut inventory, ["a", "b", "c"].map(|id| listed(id, "running", "Up")).to_vec());
         assert_eq!((inventory.entries.len(), inventory.left_out), (2, 1));
-        inventory.inspected(&inspected("d", 1));
+        inspect(&mut inventory, &inspected("d", 1));
         assert_eq!(inventory.entries.len(), 2);
         for _ in 0..EVENTS_MAX + 3 {
             inventory.event(event("a", "kill"));

@@ -187,10 +187,11 @@ impl Shared {
 
     async fn refresh(self: &Arc<Self>) {
         let all = [("all", "1".to_owned())];
+        let asked = self.inventory().ask();
         let list = self.engine.list::<Listed>("/containers/json", &all, None).await;
         match list {
             Ok(list) => {
-                let ended = self.inventory().listed(list);
+                let ended = self.inventory().listed(list, asked);
                 self.ended(ended);
                 self.say(Ok(()));
             }
@@ -221,8 +222,9 @@ impl Shared {
             return None;
         }
         let _permit = self.inspections.acquire().await.ok()?;
-        let asked = self.engine.object::<Inspected>(&format!("/containers/{id}/json"), &[]).await;
-        let inspected = match asked {
+        let asked = self.inventory().ask();
+        let answer = self.engine.object::<Inspected>(&format!("/containers/{id}/json"), &[]).await;
+        let inspected = match answer {
             Ok(inspected) => inspected,
             Err(error) => {
                 debug!("docker: container {id}: {error}");
@@ -234,7 +236,7 @@ impl Shared {
         if let Some(image) = unnamed {
             self.name_image(image).await;
         }
-        let container = self.inventory().inspected(&inspected);
+        let container = self.inventory().inspected(&inspected, asked);
         self.publish(&container);
         Some(())
     }
