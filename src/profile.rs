@@ -123,7 +123,7 @@ impl Profile {
     pub fn start(config: &Config, telemetry: Arc<Telemetry>) -> io::Result<Arc<Self>> {
         let sampler = Sampler::start(config.hz)?;
         if !sampler::sees_callers() {
-            tracing::info!("the profile knows no callers: process_vm_readv is refused");
+            tracing::info!("the profile knows no callers: the kernel copies no stacks");
         }
         let started = Instant::now();
         let windows = Windows::new(config, Moment::now(started));
