@@ -43,8 +43,13 @@ use crate::journal::Slip;
 use crate::telemetry::Telemetry;
 use crate::time::Time;
 
-/// Batches that may wait to be encoded.
+/// Batches that may wait to be encoded, of any size.
 const BATCHES: usize = 4;
+
+/// More may wait as long as they come to no more points than this, and are no more than that: small
+/// ones outlast a disk or a machine that stands still for minutes.
+const POINTS_MAX: u64 = 100_000;
+const BATCHES_MAX: usize = 256;
 
 /// Waits between two tries, in seconds: base and cap are those of the Agent's forwarder.
 const BACKOFF_BASE: f64 = 2.0;
@@ -116,7 +121,7 @@ impl Delivery {
         telemetry: &Telemetry,
         random: &Random,
     ) -> Self {
-        let (batches, received) = mpsc::channel(BATCHES);
+        let (batches, received) = mpsc::channel(BATCHES_MAX);
         let (stopping, _) = watch::channel(false);
         let queues = queues(&*sink, queue_bytes, spools, telemetry);
         let mut tasks = Vec::new();
@@ -132,6 +137,11 @@ impl Delivery {
     /// Hands a batch over without waiting. A sink that is too slow to take it loses it, counted.
     pub fn offer(&self, batch: Arc<Batch>, receipt: Receipt) {
         let points = batch.points();
+        let waiting = self.batches.max_capacity() - self.batches.capacity();
+        let is_too_much = self.unencoded.points.load(Relaxed) + points > POINTS_MAX;
+        if waiting >= BATCHES && is_too_much {
+            return self.lose(points);
+        }
         let Ok(room) = self.batches.try_reserve() else { return self.lose(points) };
         self.unencoded.points.fetch_add(points, Relaxed);
         for queue in &self.queues {
@@ -698,15 +708,38 @@ mod tests {
         let telemetry = Telemetry::default();
         let delivery = Delivery::start(Arc::new(encoder), 1000, None, &telemetry);
         let endpoint = &telemetry.endpoints()[0];
+        const LARGE: u64 = POINTS_MAX / 4;
         for _ in 0..8 {
-            delivery.offer(batch(3), Receipt::default());
+            delivery.offer(batch(LARGE as usize), Receipt::default());
             tokio::task::yield_now().await;
         }
         // One is being encoded for ever, four wait, three were dropped.
-        assert_eq!((endpoint.held.load(Relaxed), endpoint.queue_full.get()), (15, 9));
+        let figures = (endpoint.held.load(Relaxed), endpoint.queue_full.get());
+        assert_eq!(figures, (5 * LARGE, 3 * LARGE));
         delivery.stop(Instant::now()).await;
-        assert_eq!((endpoint.offered.get(), endpoint.stopped.get()), (24, 15));
+        assert_eq!((endpoint.offered.get(), endpoint.stopped.get()), (8 * LARGE, 5 * LARGE));
         assert_eq!(endpoint.held.load(Relaxed), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn small_batches_outlast_an_encoder_that_is_held_up() {
+        let (release, held_up) = std::sync::mpsc::channel::<()>();
+        let held_up = Mutex::new(held_up);
+        let encoder = Encoder(move || drop(held_up.lock().map(|held_up| held_up.recv())));
+        let telemetry = Telemetry::default();
+        let delivery = Delivery::start(Arc::new(encoder), 1000, None, &telemetry);
+        let endpoint = &telemetry.endpoints()[0];
+        for _ in 0..BATCHES_MAX + 3 {
+            delivery.offer(batch(3), Receipt::default());
+            tokio::task::yield_now().await;
+        }
+        // One is being encoded, so many wait.
+        let all = 3 * (BATCHES_MAX as u64 + 1);
+        assert_eq!((endpoint.held.load(Relaxed), endpoint.queue_full.get()), (all, 6));
+        drop(release);
+        settle(endpoint, |e| e.held.load(Relaxed) == 0).await;
+        assert_eq!(endpoint.queue_full.get(), 6, "nothing else was dropped");
+        delivery.stop(Instant::now()).await;
     }
 
     #[tokio::test(start_paused = true)]
