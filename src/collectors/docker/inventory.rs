@@ -155,10 +155,6 @@ pub struct Inventory {
     left_out: usize,
 }
 
-/// Events after which a container is another than an earlier answer said.
-const CHANGES: [&str; 9] =
-    ["start", "restart", "pause", "unpause", "rename", "update", "health_status", "die", "destroy"];
-
 /// What an event calls for.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Consequence {
@@ -421,23 +417,18 @@ impl Inventory {
     fn container_event(&mut self, event: &Event, consequence: &mut Consequence) {
         let now = self.ask();
         let mut entry = self.entries.get_mut(&event.id);
-        if let Some(entry) = &mut entry
-            && CHANGES.contains(&&*event.action)
-        {
-            entry.as_of = now;
-        }
         match &*event.action {
             "start" | "restart" | "pause" | "unpause" | "rename" | "update" => {
                 consequence.inspect = Some(event.id.clone());
             }
             "health_status" => {
-                if let Some(entry) = entry {
+                if let Some(entry) = &mut entry {
                     Arc::make_mut(&mut entry.container).health = Health::parse(&event.detail);
                 }
                 consequence.inspect = Some(event.id.clone());
             }
             "die" => {
-                if let Some(entry) = entry {
+                if let Some(entry) = &mut entry {
                     let container = Arc::make_mut(&mut entry.container);
                     "exited".clone_into(&mut container.state);
                     container.inspected = None;
@@ -445,11 +436,15 @@ impl Inventory {
                 consequence.ended = Some(event.id.clone());
             }
             "destroy" => {
-                if let Some(entry) = entry {
+                if let Some(entry) = &mut entry {
                     entry.gone = true;
                 }
             }
-            _ => {}
+            // It has changed nothing.
+            _ => return,
+        }
+        if let Some(entry) = entry {
+            entry.as_of = now;
         }
     }
 
