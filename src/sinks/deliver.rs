@@ -700,13 +700,19 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn what_is_not_encoded_at_the_deadline_is_counted() {
-        let (_release, held_up) = std::sync::mpsc::channel::<()>();
+    /// A sink whose encoder is held up until the sender is dropped.
+    fn start_held_up() -> (Delivery, Telemetry, std::sync::mpsc::Sender<()>) {
+        let (release, held_up) = std::sync::mpsc::channel();
         let held_up = Mutex::new(held_up);
         let encoder = Encoder(move || drop(held_up.lock().map(|held_up| held_up.recv())));
         let telemetry = Telemetry::default();
         let delivery = Delivery::start(Arc::new(encoder), 1000, None, &telemetry);
+        (delivery, telemetry, release)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_not_encoded_at_the_deadline_is_counted() {
+        let (delivery, telemetry, _release) = start_held_up();
         let endpoint = &telemetry.endpoints()[0];
         const LARGE: u64 = POINTS_MAX / 4;
         for _ in 0..8 {
@@ -723,11 +729,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn small_batches_outlast_an_encoder_that_is_held_up() {
-        let (release, held_up) = std::sync::mpsc::channel::<()>();
-        let held_up = Mutex::new(held_up);
-        let encoder = Encoder(move || drop(held_up.lock().map(|held_up| held_up.recv())));
-        let telemetry = Telemetry::default();
-        let delivery = Delivery::start(Arc::new(encoder), 1000, None, &telemetry);
+        let (delivery, telemetry, release) = start_held_up();
         let endpoint = &telemetry.endpoints()[0];
         for _ in 0..BATCHES_MAX + 3 {
             delivery.offer(batch(3), Receipt::default());
