@@ -361,7 +361,7 @@ fn statsd(bytes: &[u8]) -> Value {
             return;
         };
         let key = graphite_key(&sample);
-        let weight = sample.weight().unwrap_or(1.0);
+        let weight = sample.reading().weight().unwrap_or(1.0);
         match (sample.kind, sample.values) {
             (Kind::Count, Values::One(value)) => {
                 *counters.entry(key).or_default() += value * weight;

@@ -7,7 +7,8 @@
 //!
 //! Samples go in runs, so that nothing waits for memory: all lines of a run are parsed while the
 //! cache fetches their places in the table; all are looked up while it fetches their cells; then
-//! they are added.
+//! they are added. A run goes on from one datagram to the next of the same sender, and keeps of each
+//! sample what its cell needs; where the series is not known, the line is read again.
 
 mod accounts;
 mod held;
@@ -23,12 +24,12 @@ use crate::origin::{Claims, Found, Key, Origin, Origins};
 use crate::parse;
 use crate::rules::{OriginHints, Outcome, Rules, sorted};
 use crate::sample::{
-    CheckLine, Dialect, EventLine, Kind, Message, OriginFields, Reject, Sample, Values,
+    CheckLine, Dialect, EventLine, Kind, Message, OriginFields, Reading, Reject, Sample, Values,
 };
-use crate::shard::{Handle, Shards, Window};
+use crate::shard::{Handle, Shards, Stale, Window};
 use crate::spellings::{Print, Series, Spellings};
 use crate::stream::{FrameError, Framer};
-use crate::sys::{BATCH, Datagram, Receiver, Sender, Senders};
+use crate::sys::{self, BATCH, Datagram, Receiver, Sender, Senders};
 use crate::telemetry::senders::{Account, Drop};
 use crate::telemetry::tap::Probe;
 use crate::telemetry::{Listener, Telemetry, excerpt};
@@ -110,9 +111,14 @@ struct Counts {
     fields_ignored: u64,
 }
 
-/// A sample on its way to its series.
+/// A sample on its way to its series: what is needed if that is known, as it nearly always is. For
+/// the rest its line is read again.
 struct Pending<'a> {
-    sample: Sample<'a>,
+    reading: Reading<'a>,
+    kind: Kind,
+    /// Which message of its line it is, counted from 0.
+    place: u32,
+    /// Empty once it waits for the tags of its sender.
     line: &'a [u8],
     print: Print,
     /// Known after the look-up.
@@ -121,7 +127,48 @@ struct Pending<'a> {
     used: u32,
 }
 
-type Run<'a> = SmallVec<[Pending<'a>; RUN]>;
+impl<'a> Pending<'a> {
+    /// Reads its line again. A line that is empty has none.
+    #[cold]
+    fn sample(&self, options: parse::Options) -> Option<Sample<'a>> {
+        let (mut place, mut found) = (0, None);
+        parse::messages(self.line, options, |message| {
+            if let (Ok(Message::Metric(sample)), true) = (message, place == self.place) {
+                found = Some(sample);
+            }
+            place += 1;
+        });
+        found
+    }
+}
+
+/// Samples of one sender that go to their series together, whatever datagrams they came in.
+struct Run<'a> {
+    arrival: Arrival<'a>,
+    samples: SmallVec<[Pending<'a>; RUN]>,
+}
+
+impl<'a> Run<'a> {
+    fn new(arrival: Arrival<'a>) -> Self {
+        Self { arrival, samples: SmallVec::new() }
+    }
+}
+
+/// Samples that did not simply go to a series of their own.
+#[derive(Default)]
+struct Odd {
+    overflow: u64,
+    blocked: u64,
+    rate_out_of_range: u64,
+}
+
+impl Odd {
+    fn note(&mut self, series: &Series, kind: Kind, reading: &Reading<'_>) {
+        self.overflow += u64::from(series.overflow);
+        self.blocked += u64::from(series.handle.is_none());
+        self.rate_out_of_range += u64::from(reading.rate != 1.0 && out_of_range(kind, reading));
+    }
+}
 
 /// Which samples of a run go to one shard, by the kind of their series: a bit for each place.
 type Marks = [u64; Kind::ALL.len()];
@@ -210,9 +257,7 @@ impl Reader {
             let window = shards.window(now);
             self.batch = number;
             self.begin_record(&window);
-            for datagram in some {
-                self.receive(datagram, &window, now);
-            }
+            self.receive(some, &window, now);
             self.commit_record(some.iter().map(|datagram| datagram.bytes), now);
             if rest.is_empty() {
                 if let Some(is_safe) = is_safe.take() {
@@ -230,9 +275,7 @@ impl Reader {
         let window = shards.window(now);
         self.batch = batch;
         self.begin_record(&window);
-        for datagram in datagrams {
-            self.receive(datagram, &window, now);
-        }
+        self.receive(datagrams, &window, now);
         if let Some(journal) = &mut self.journal {
             ids.iter().for_each(|id| journal.taken(*id));
         }
@@ -262,23 +305,32 @@ impl Reader {
         journal.commit(batch, load, now);
     }
 
-    fn receive(&mut self, datagram: &Datagram<'_>, window: &Window<'_>, now: Time) {
-        let Datagram { bytes, truncated, sender } = *datagram;
-        if self.shared.telemetry.recorder.is_on() {
-            self.shared.telemetry.recorder.record(bytes, sender.pid(), now);
-        }
-        let waits = |key: &Key| self.held.waits_for(key);
-        let sent = match self.shared.origins.of(sender, now, waits) {
-            Ok(origin) => origin,
-            Err(key) => {
-                let arrival = Arrival { window, sender, sent: Origin::NONE, now };
-                if self.hold(&[key], bytes, What::Datagram { truncated }, arrival) == Hold::Waits {
-                    return;
-                }
-                Origin::NONE
+    fn receive(&mut self, datagrams: &[Datagram<'_>], window: &Window<'_>, now: Time) {
+        let arrival = |sender, sent| Arrival { window, sender, sent, now };
+        let mut run = Run::new(arrival(Sender::Unknown, Origin::NONE));
+        for &Datagram { bytes, truncated, sender } in datagrams {
+            if self.shared.telemetry.recorder.is_on() {
+                self.shared.telemetry.recorder.record(bytes, sender.pid(), now);
             }
-        };
-        self.take_in(bytes, truncated, Arrival { window, sender, sent, now });
+            let waits = |key: &Key| self.held.waits_for(key);
+            let sent = match self.shared.origins.of(sender, now, waits) {
+                Ok(origin) => origin,
+                Err(key) => {
+                    let (what, nobody) = (What::Datagram { truncated }, Origin::NONE);
+                    if self.hold(&[key], bytes, what, arrival(sender, nobody)) == Hold::Waits {
+                        continue;
+                    }
+                    nobody
+                }
+            };
+            if (sender, sent) != (run.arrival.sender, run.arrival.sent) {
+                // What the last one sent is for its account.
+                self.take(&mut run);
+                run.arrival = arrival(sender, sent);
+            }
+            self.take_in(bytes, truncated, &mut run);
+        }
+        self.take(&mut run);
     }
 
     /// What follows is of this sender, for its account.
@@ -288,8 +340,8 @@ impl Reader {
         self.accounts.open((sender, sent), now, &telemetry.senders, origins);
     }
 
-    fn take_in(&mut self, bytes: &[u8], truncated: bool, arrival: Arrival<'_>) {
-        self.open_account(arrival);
+    fn take_in<'a>(&mut self, bytes: &'a [u8], truncated: bool, run: &mut Run<'a>) {
+        self.open_account(run.arrival);
         let tally = &mut self.accounts.tally;
         tally.datagrams += 1;
         tally.bytes += bytes.len() as u64;
@@ -310,66 +362,77 @@ impl Reader {
                 (cut.complete, cut.tail.map(|tail| (reason, tail)))
             }
         };
-        let counts = self.lines(text, arrival);
+        let counts = self.lines(text, run);
         self.count(&counts);
         if let Some((reason, line)) = refused {
-            self.refuse_line(reason, line, arrival.now);
+            self.refuse_line(reason, line, run.arrival.now);
         }
     }
 
-    fn lines(&mut self, text: &[u8], arrival: Arrival<'_>) -> Counts {
-        let mut run = Run::new();
+    /// Takes in the lines of a text. The last samples are still in the run then.
+    fn lines<'a>(&mut self, text: &'a [u8], run: &mut Run<'a>) -> Counts {
         let mut counts = Counts::default();
+        let now = run.arrival.now;
         for line in parse::lines(text) {
             // Only a body posted by HTTP can hold such a line.
             if line.len() > self.shared.line_max {
                 counts.lines += 1;
-                self.reject(Reject::Truncated, line, arrival.now);
+                self.reject(Reject::Truncated, line, now);
                 continue;
             }
-            let (options, mut messages) = (self.options, 0);
-            parse::messages(line, options, |message| {
-                messages += 1;
-                match message {
-                    Ok(message) => self.message(message, line, arrival, &mut run, &mut counts),
-                    Err(reason) => self.reject(reason, line, arrival.now),
-                }
-            });
-            // A line without any outcome shows as a difference in the ledger.
-            counts.lines += u64::max(messages, 1);
+            if self.options.dialect != Dialect::Datadog || !parse::is_metric(line) {
+                self.messages_of(line, run, &mut counts);
+                continue;
+            }
+            // The usual way through `messages_of`, in line.
+            counts.lines += 1;
+            match parse::metric(line, self.options) {
+                Ok(sample) => self.sample(&sample, line, 0, run, &mut counts),
+                Err(reason) => self.reject(reason, line, now),
+            }
         }
-        self.take(&mut run, arrival);
         counts
     }
 
-    /// Puts a sample into the run, and takes in anything else.
-    #[inline]
-    fn message<'a>(
+    /// Takes in whatever stands in a line.
+    fn messages_of<'a>(&mut self, line: &'a [u8], run: &mut Run<'a>, counts: &mut Counts) {
+        let (mut place, arrival) = (0, run.arrival);
+        parse::messages(line, self.options, |message| {
+            match message {
+                Ok(Message::Metric(sample)) => {
+                    self.sample(&sample, line, place, run, counts);
+                }
+                Ok(Message::Event(event)) => self.event(&event, line, arrival, counts),
+                Ok(Message::Check(check)) => self.check(&check, line, arrival, counts),
+                Err(reason) => self.reject(reason, line, arrival.now),
+            }
+            place += 1;
+        });
+        // A line without any outcome shows as a difference in the ledger.
+        counts.lines += u64::from(place.max(1));
+    }
+
+    /// Puts a sample into the run, which is taken to the series when it is full.
+    #[inline(always)]
+    fn sample<'a>(
         &mut self,
-        message: Message<'a>,
+        sample: &Sample<'a>,
         line: &'a [u8],
-        arrival: Arrival<'_>,
+        place: u32,
         run: &mut Run<'a>,
         counts: &mut Counts,
     ) {
-        match message {
-            Message::Metric(sample) => {
-                counts.samples += 1;
-                self.queue(sample, line, arrival.sent, run);
-                if run.len() == RUN {
-                    self.take(run, arrival);
-                }
-            }
-            Message::Event(event) => {
-                counts.events += 1;
-                counts.fields_ignored += u64::from(event.ignored);
-                self.event(&event, line, arrival);
-            }
-            Message::Check(check) => {
-                counts.checks += 1;
-                counts.fields_ignored += u64::from(check.ignored);
-                self.check(&check, line, arrival);
-            }
+        counts.samples += 1;
+        // What has no value is no more.
+        if !self.is_finite(sample) {
+            return;
+        }
+        let print = self.spellings.print(sample, self.options.dialect, run.arrival.sent);
+        self.spellings.prefetch(print);
+        let (reading, kind, series) = (sample.reading(), sample.kind, Series::default());
+        run.samples.push(Pending { reading, kind, place, line, print, series, used: 0 });
+        if run.samples.len() == RUN {
+            self.take(run);
         }
     }
 
@@ -379,14 +442,19 @@ impl Reader {
         let window = &shards.window(now);
         let arrival = Arrival { window, sender: Sender::Unknown, sent: Origin::NONE, now };
         self.open_account(arrival);
-        let mut run = Run::new();
         let mut counts = Counts::default();
         self.begin_record(arrival.window);
         for message in messages {
             counts.lines += 1;
-            self.message(message, b"", arrival, &mut run, &mut counts);
+            match message {
+                Message::Metric(sample) => {
+                    counts.samples += 1;
+                    self.take_one(&sample, arrival);
+                }
+                Message::Event(event) => self.event(&event, b"", arrival, &mut counts),
+                Message::Check(check) => self.check(&check, b"", arrival, &mut counts),
+            }
         }
-        self.take(&mut run, arrival);
         self.count(&counts);
         self.commit_record(std::iter::empty(), now);
         self.accounts.settle(now);
@@ -401,7 +469,15 @@ impl Reader {
         self.shared.telemetry.fields_ignored.add(counts.fields_ignored);
     }
 
-    fn event(&mut self, line: &EventLine<'_>, text: &[u8], arrival: Arrival<'_>) {
+    fn event(
+        &mut self,
+        line: &EventLine<'_>,
+        text: &[u8],
+        arrival: Arrival<'_>,
+        counts: &mut Counts,
+    ) {
+        counts.events += 1;
+        counts.fields_ignored += u64::from(line.ignored);
         let (mut event, hints) = self.shared.rules.event(line, arrival.now.seconds());
         let Some(found) = self.origin_tags(line.origin, &hints, text, arrival) else { return };
         event.tags.extend(found.tags);
@@ -413,7 +489,15 @@ impl Reader {
         self.accounts.tally.drop(Drop::Event, dropped.into());
     }
 
-    fn check(&mut self, line: &CheckLine<'_>, text: &[u8], arrival: Arrival<'_>) {
+    fn check(
+        &mut self,
+        line: &CheckLine<'_>,
+        text: &[u8],
+        arrival: Arrival<'_>,
+        counts: &mut Counts,
+    ) {
+        counts.checks += 1;
+        counts.fields_ignored += u64::from(line.ignored);
         let (mut check, hints) = self.shared.rules.check(line, arrival.now.seconds());
         let Some(found) = self.origin_tags(line.origin, &hints, text, arrival) else { return };
         check.tags.extend(found.tags);
@@ -506,25 +590,28 @@ impl Reader {
         let shards = Arc::clone(&self.shared.shards);
         let window = shards.window(item.arrived);
         self.begin_record(&window);
-        let Item { sender, arrived, .. } = *item;
-        let arrival = |sent| Arrival { window: &window, sender, sent, now: arrived };
         self.late = late;
-        match (item.what, self.shared.origins.origin(&item.key, now)) {
-            (What::Datagram { truncated }, Some(origin)) => {
-                self.shared.telemetry.origin_waited.add(1);
-                self.take_in(&item.bytes, truncated, arrival(origin));
+        let known = self.shared.origins.origin(&item.key, now);
+        let sent = match item.what {
+            What::Datagram { .. } => known.unwrap_or(Origin::NONE),
+            What::Line { sent } => sent,
+        };
+        let (sender, arrived) = (item.sender, item.arrived);
+        let mut run = Run::new(Arrival { window: &window, sender, sent, now: arrived });
+        match (item.what, known.is_some()) {
+            (What::Datagram { truncated }, known) => {
+                self.shared.telemetry.origin_waited.add(known.into());
+                self.shared.telemetry.origin_untagged.add((!known).into());
+                self.take_in(&item.bytes, truncated, &mut run);
             }
-            (What::Datagram { truncated }, None) => {
-                self.shared.telemetry.origin_untagged.add(1);
-                self.take_in(&item.bytes, truncated, arrival(Origin::NONE));
-            }
-            (What::Line { sent }, known) => {
+            (What::Line { .. }, known) => {
                 // One that goes without counts itself.
-                self.shared.telemetry.origin_waited.add(known.is_some().into());
-                self.open_account(arrival(sent));
-                self.lines(&item.bytes, arrival(sent));
+                self.shared.telemetry.origin_waited.add(known.into());
+                self.open_account(run.arrival);
+                self.lines(&item.bytes, &mut run);
             }
         }
+        self.take(&mut run);
         self.late = false;
         if let (Some(journal), Some(id)) = (&mut self.journal, item.id) {
             journal.taken(id);
@@ -565,56 +652,107 @@ impl Reader {
         readable
     }
 
-    /// Puts a sample into the run, unless it has no value.
-    fn queue<'a>(&mut self, sample: Sample<'a>, line: &'a [u8], sent: Origin, run: &mut Run<'a>) {
-        if let Values::One(value) | Values::Delta(value) = sample.values
-            && !value.is_finite()
-        {
+    fn is_finite(&mut self, sample: &Sample<'_>) -> bool {
+        let finite = match sample.values {
+            Values::One(value) | Values::Delta(value) => value.is_finite(),
+            // Each on its own, later.
+            Values::Packed(_) | Values::Member(_) => true,
+        };
+        if !finite {
             self.accounts.tally.drop(Drop::NonFinite, 1);
-            return self.shared.telemetry.non_finite.add(1);
+            self.shared.telemetry.non_finite.add(1);
         }
-        let print = self.spellings.print(&sample, self.options.dialect, sent);
-        self.spellings.prefetch(print);
-        run.push(Pending { sample, line, print, series: Series::default(), used: 0 });
+        finite
     }
 
     /// Takes the samples of a run to their series.
-    fn take(&mut self, run: &mut Run<'_>, arrival: Arrival<'_>) {
-        self.look_up(run, arrival);
-        self.apply(run, arrival);
-        let samples = run.iter().map(|one| &one.sample);
-        self.probe.pick(samples, &self.shared.telemetry.tap, arrival.now);
-        run.clear();
+    fn take(&mut self, run: &mut Run<'_>) {
+        let Run { arrival, samples } = run;
+        if samples.is_empty() {
+            return;
+        }
+        self.look_up(samples, *arrival);
+        self.apply(samples, *arrival);
+        let sample = |place: usize| samples[place].sample(self.options);
+        self.probe.pick(samples.len(), sample, &self.shared.telemetry.tap, arrival.now);
+        samples.clear();
     }
 
-    /// Finds the series of each sample; those that have to wait leave the run.
-    fn look_up(&mut self, run: &mut Run<'_>, arrival: Arrival<'_>) {
+    /// Takes a sample that no line says to its series.
+    fn take_one(&mut self, sample: &Sample<'_>, arrival: Arrival<'_>) {
+        if !self.is_finite(sample) {
+            return;
+        }
         let epoch = arrival.window.epoch();
-        let (mut overflow, mut blocked, mut rate_out_of_range) = (0, 0, 0);
-        run.retain(|pending| {
-            let Pending { sample, line, print, .. } = pending;
-            let (series, used) = match self.spellings.find(*print, epoch, arrival.window) {
+        let print = self.spellings.print(sample, self.options.dialect, arrival.sent);
+        let known = self.spellings.find(print, epoch, arrival.window);
+        let learn = |reader: &mut Self| Some((reader.learn(print, sample, b"", arrival)?, epoch));
+        let Some((series, used)) = known.or_else(|| learn(self)) else { return };
+        let mut odd = Odd::default();
+        odd.note(&series, sample.kind, &sample.reading());
+        self.tell(&odd);
+        for (handle, kind) in series.handles(sample.kind) {
+            if self.add(handle, used, kind, &sample.reading(), arrival).is_err() {
+                self.add_again(print, sample, b"", kind, arrival);
+            }
+        }
+        self.probe.pick(1, |_| Some(*sample), &self.shared.telemetry.tap, arrival.now);
+    }
+
+    /// Finds the series of each sample, and marks it for them; those that have to wait get none.
+    fn look_up(&mut self, run: &mut [Pending<'_>], arrival: Arrival<'_>) {
+        let epoch = arrival.window.epoch();
+        let mut odd = Odd::default();
+        for (i, pending) in run.iter_mut().enumerate() {
+            let (series, used) = match self.spellings.find(pending.print, epoch, arrival.window) {
                 Some(known) => known,
-                None => {
-                    let Some((series, lasts)) = self.resolve(sample, line, arrival) else {
-                        return false;
-                    };
-                    if lasts {
-                        self.spellings.insert(*print, series, epoch);
+                None => match self.learn_pending(pending, arrival) {
+                    Some(series) => (series, epoch),
+                    None => {
+                        pending.line = b"";
+                        continue;
                     }
-                    (series, epoch)
-                }
+                },
             };
-            overflow += u64::from(series.overflow);
-            blocked += u64::from(series.handle.is_none());
-            rate_out_of_range += u64::from(sample.rate != 1.0 && out_of_range(sample));
+            odd.note(&series, pending.kind, &pending.reading);
             (pending.series, pending.used) = (series, used);
-            true
-        });
-        self.accounts.tally.drop(Drop::Series, overflow);
-        self.shared.telemetry.overflow.add(overflow);
-        self.shared.telemetry.blocked.add(blocked);
-        self.shared.telemetry.rate_out_of_range.add(rate_out_of_range);
+            if let Some(handle) = series.handle {
+                self.marks[handle.shard()][pending.kind as usize] |= 1 << i;
+            }
+            if let Some(copy) = series.copy {
+                self.marks[copy.shard()][Kind::Distribution as usize] |= 1 << i;
+            }
+        }
+        self.tell(&odd);
+    }
+
+    fn tell(&mut self, odd: &Odd) {
+        self.accounts.tally.drop(Drop::Series, odd.overflow);
+        self.shared.telemetry.overflow.add(odd.overflow);
+        self.shared.telemetry.blocked.add(odd.blocked);
+        self.shared.telemetry.rate_out_of_range.add(odd.rate_out_of_range);
+    }
+
+    #[cold]
+    fn learn_pending(&mut self, pending: &Pending<'_>, arrival: Arrival<'_>) -> Option<Series> {
+        let sample = pending.sample(self.options)?;
+        self.learn(pending.print, &sample, pending.line, arrival)
+    }
+
+    /// Resolves a spelling, and remembers it if that lasts. `None` when the line waits.
+    fn learn(
+        &mut self,
+        print: Print,
+        sample: &Sample<'_>,
+        line: &[u8],
+        arrival: Arrival<'_>,
+    ) -> Option<Series> {
+        let epoch = arrival.window.epoch();
+        let (series, lasts) = self.resolve(sample, line, arrival)?;
+        if lasts {
+            self.spellings.insert(print, series, epoch);
+        }
+        Some(series)
     }
 
     /// The slow way from a spelling to its series, taken once per spelling while it is in use, or
@@ -656,14 +794,8 @@ impl Reader {
     /// Which shard and which kind come next is chance, and a processor that guesses wrongly loses
     /// the time of some fifty instructions: hence marks, which are made and followed without a
     /// question, and the kinds one after the other.
-    fn apply(&mut self, run: &Run<'_>, arrival: Arrival<'_>) {
-        let mut timed = false;
-        for (i, Pending { series, sample, .. }) in run.iter().enumerate() {
-            timed |= sample.timestamp.is_some();
-            for (handle, kind) in series.handles(sample.kind) {
-                self.marks[handle.shard()][kind as usize] |= 1 << i;
-            }
-        }
+    fn apply(&mut self, run: &[Pending<'_>], arrival: Arrival<'_>) {
+        let timed = run.iter().any(|pending| pending.reading.timestamp.is_some());
         let journal = &mut self.journal;
         let mut again = SmallVec::<[(usize, Kind); 4]>::new();
         // A shard that another reader holds comes last: by then it may be free.
@@ -677,23 +809,31 @@ impl Reader {
                     if patient { Some(window.lock(number)) } else { window.try_lock(number) };
                 let Some(mut shard) = locked else { continue };
                 let marks = std::mem::take(marks);
-                each(&Kind::ALL, &marks, run, |_, handle, _| {
-                    shard.prefetch(handle);
-                });
+                let cells = shard.cells();
+                for i in places(marks.iter().fold(0, |all, marked| all | marked)) {
+                    let Series { handle, copy, .. } = run[i].series;
+                    [handle, copy].into_iter().flatten().for_each(|handle| {
+                        cells.get(handle.row()).inspect(|cell| sys::prefetch(*cell));
+                    });
+                }
                 // What lies behind a cell, and then what lies behind that.
-                each(&Kind::BOXED, &marks, run, |_, handle, _| shard.prefetch_value(handle));
-                each(&Kind::BOXED, &marks, run, |_, handle, _| shard.prefetch_place(handle));
+                each(&Kind::BOXED, &marks, run, |_, handle, _| {
+                    cells.get(handle.row()).inspect(|cell| cell.prefetch());
+                });
+                each(&Kind::BOXED, &marks, run, |_, handle, _| {
+                    cells.get(handle.row()).inspect(|cell| cell.prefetch_place());
+                });
                 let mut stale = false;
                 let mut add = |i: usize, handle, kind| {
                     let pending = &run[i];
                     // Behind a sample that has to wait the others wait too: they may be of its
                     // series.
                     stale =
-                        stale || shard.add(handle, pending.used, kind, &pending.sample).is_err();
+                        stale || shard.add(handle, pending.used, kind, &pending.reading).is_err();
                     if stale {
                         again.push((i, kind));
                     } else if let Some(journal) = journal {
-                        journal.sample(handle, &shard, &pending.sample);
+                        journal.sample(handle, &shard, &pending.reading);
                     }
                 };
                 if timed {
@@ -707,29 +847,46 @@ impl Reader {
             }
         }
         for (i, kind) in again {
-            self.add_again(&run[i], kind, arrival);
+            if let Some(sample) = run[i].sample(self.options) {
+                self.add_again(run[i].print, &sample, run[i].line, kind, arrival);
+            }
         }
+    }
+
+    /// Adds to one series what one sample brings.
+    fn add(
+        &mut self,
+        handle: Handle,
+        used: u32,
+        kind: Kind,
+        reading: &Reading<'_>,
+        arrival: Arrival<'_>,
+    ) -> Result<(), Stale> {
+        let mut shard = arrival.window.lock(handle.shard());
+        shard.add(handle, used, kind, reading)?;
+        if let Some(journal) = &mut self.journal {
+            journal.sample(handle, &shard, reading);
+        }
+        self.accounts.tally.drop(Drop::Timed, shard.timed_dropped);
+        self.accounts.tally.drop(Drop::NonFinite, shard.non_finite);
+        Ok(())
     }
 
     /// The series of this kind expired between its look-up and its shard's lock, while this thread
     /// was held up for two flushes: looks it up anew, as often as that happens.
-    fn add_again(&mut self, pending: &Pending<'_>, kind: Kind, arrival: Arrival<'_>) {
-        let sample = &pending.sample;
+    fn add_again(
+        &mut self,
+        print: Print,
+        sample: &Sample<'_>,
+        line: &[u8],
+        kind: Kind,
+        arrival: Arrival<'_>,
+    ) {
         loop {
             let epoch = arrival.window.epoch();
-            let resolved = self.resolve(sample, pending.line, arrival);
-            let Some((series, lasts)) = resolved else { return };
-            if lasts {
-                self.spellings.insert(pending.print, series, epoch);
-            }
+            let Some(series) = self.learn(print, sample, line, arrival) else { return };
             let Some(handle) = series.handle_of(sample.kind, kind) else { return };
-            let mut shard = arrival.window.lock(handle.shard());
-            if shard.add(handle, epoch, kind, sample).is_ok() {
-                if let Some(journal) = &mut self.journal {
-                    journal.sample(handle, &shard, sample);
-                }
-                self.accounts.tally.drop(Drop::Timed, shard.timed_dropped);
-                self.accounts.tally.drop(Drop::NonFinite, shard.non_finite);
+            if self.add(handle, epoch, kind, &sample.reading(), arrival).is_ok() {
                 return;
             }
         }
@@ -769,13 +926,15 @@ impl Reader {
 
 /// Names the samples of a run that are marked, each with its place there and with handle and kind of
 /// its series.
-fn each(kinds: &[Kind], marks: &Marks, run: &Run<'_>, mut each: impl FnMut(usize, Handle, Kind)) {
+fn each(
+    kinds: &[Kind],
+    marks: &Marks,
+    run: &[Pending<'_>],
+    mut each: impl FnMut(usize, Handle, Kind),
+) {
     for &kind in kinds {
-        let mut left = marks[kind as usize];
-        while left != 0 {
-            let i = left.trailing_zeros() as usize;
-            left &= left - 1;
-            if let Some(handle) = run[i].series.handle_of(run[i].sample.kind, kind) {
+        for i in places(marks[kind as usize]) {
+            if let Some(handle) = run[i].series.handle_of(run[i].kind, kind) {
                 each(i, handle, kind);
             }
         }
@@ -783,12 +942,9 @@ fn each(kinds: &[Kind], marks: &Marks, run: &Run<'_>, mut each: impl FnMut(usize
 }
 
 /// The same in the order of arrival.
-fn in_order(marks: &Marks, run: &Run<'_>, mut each: impl FnMut(usize, Handle, Kind)) {
-    let mut left = marks.iter().fold(0, |all, marked| all | marked);
-    while left != 0 {
-        let i = left.trailing_zeros() as usize;
-        left &= left - 1;
-        for (handle, kind) in run[i].series.handles(run[i].sample.kind) {
+fn in_order(marks: &Marks, run: &[Pending<'_>], mut each: impl FnMut(usize, Handle, Kind)) {
+    for i in places(marks.iter().fold(0, |all, marked| all | marked)) {
+        for (handle, kind) in run[i].series.handles(run[i].kind) {
             if marks[kind as usize] & 1 << i != 0 {
                 each(i, handle, kind);
             }
@@ -796,8 +952,17 @@ fn in_order(marks: &Marks, run: &Run<'_>, mut each: impl FnMut(usize, Handle, Ki
     }
 }
 
+/// The places that are marked.
+fn places(mut left: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let place = (left != 0).then(|| left.trailing_zeros() as usize);
+        left &= left.wrapping_sub(1);
+        place
+    })
+}
+
 /// Whether the sample rate is not in (0, 1], or so small that weights are cut.
-fn out_of_range(sample: &Sample<'_>) -> bool {
-    let cut = matches!(sample.kind, Kind::Histogram | Kind::Timer | Kind::Distribution);
-    sample.weight().is_none_or(|weight| cut && weight > WEIGHT_MAX)
+fn out_of_range(kind: Kind, reading: &Reading<'_>) -> bool {
+    let cut = matches!(kind, Kind::Histogram | Kind::Timer | Kind::Distribution);
+    reading.weight().is_none_or(|weight| cut && weight > WEIGHT_MAX)
 }

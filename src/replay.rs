@@ -102,14 +102,14 @@ pub fn replay(
                     whole.push(Datagram { bytes, truncated, sender: Sender::Unknown });
                     continue;
                 }
-                Entry::Sample(number, sample) => {
+                Entry::Sample(number, reading) => {
                     let Some((handle, kind)) = numbered.series.get(&number) else {
                         // Its description was in a part that is lost.
                         counters.torn.add(1);
                         continue;
                     };
                     let mut shard = window.lock(handle.shard());
-                    let added = shard.add(*handle, window.epoch(), *kind, &sample);
+                    let added = shard.add(*handle, window.epoch(), *kind, &reading);
                     tally.drop(Drop::Timed, shard.timed_dropped);
                     tally.drop(Drop::NonFinite, shard.non_finite);
                     debug_assert!(added.is_ok(), "nothing is flushed meanwhile");

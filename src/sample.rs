@@ -72,7 +72,7 @@ pub struct Sample<'a> {
     pub name: &'a [u8],
     pub kind: Kind,
     pub values: Values<'a>,
-    /// The sample rate as sent, 1 when absent. Not range-checked: see [`Sample::weight`].
+    /// The sample rate as sent, 1 when absent. Not range-checked: see [`Reading::weight`].
     pub rate: f64,
     /// The raw text of the last `#` field, comma separated; empty when there is none.
     pub tags: &'a [u8],
@@ -81,15 +81,34 @@ pub struct Sample<'a> {
     pub origin: OriginFields<'a>,
 }
 
-impl<'a> Sample<'a> {
+/// What a sample adds to its series.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Reading<'a> {
+    pub values: Values<'a>,
+    /// As in [`Sample`].
+    pub rate: f64,
+    pub timestamp: Option<i64>,
+}
+
+impl Reading<'_> {
     /// How many events one value stands for: `1 / rate`. A rate outside (0, 1] counts as 1, where
     /// the originals divide by zero or go negative; `None` tells that this happened.
+    #[inline]
     pub fn weight(&self) -> Option<f64> {
-        if self.rate > 0.0 && self.rate <= 1.0 {
+        if self.rate == 1.0 {
+            // Nearly always, and sooner said than divided.
+            Some(1.0)
+        } else if self.rate > 0.0 && self.rate < 1.0 {
             Some((1.0 / self.rate).min(f64::MAX))
         } else {
             None
         }
+    }
+}
+
+impl<'a> Sample<'a> {
+    pub const fn reading(&self) -> Reading<'a> {
+        Reading { values: self.values, rate: self.rate, timestamp: self.timestamp }
     }
 
     /// The tags as sent, in order, with empty and repeated ones.

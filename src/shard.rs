@@ -24,6 +24,7 @@
 //! against the row's generation: see `Shard::holds`.
 
 use std::collections::VecDeque;
+use std::num::NonZero;
 use std::ops::Range;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
@@ -37,12 +38,12 @@ use crate::batch::{Event, Row, ServiceCheck, Value};
 use crate::context::{Context, Source};
 use crate::hash::Keys;
 use crate::parse;
-use crate::sample::{Kind, Sample, Values};
+use crate::sample::{Kind, Reading, Values};
 use crate::sys;
 use crate::telemetry::Telemetry;
 use crate::telemetry::senders::OTHERS;
 use crate::time::{Moment, Time};
-use crate::value::{Cell, Plan};
+use crate::value::{Cell, Plan, Room};
 
 /// How series are kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -90,18 +91,24 @@ pub const SHARDS_MAX: usize = 64;
 /// Where a series is kept. Stays good for as long as the series lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Handle {
-    shard: u16,
+    /// One more than its index, so that no handle takes no more room than one.
+    shard: NonZero<u16>,
     generation: u16,
     row: u32,
 }
 
+const _: () = assert!(size_of::<Option<Handle>>() == 8);
+
 impl Handle {
-    /// A handle of no series.
-    pub const NONE: Self = Self { shard: u16::MAX, generation: 0, row: u32::MAX };
+    const fn new(shard: usize, generation: u16, row: u32) -> Self {
+        // There are at most SHARDS_MAX of them.
+        let shard = NonZero::<u16>::MIN.saturating_add(shard as u16);
+        Self { shard, generation, row }
+    }
 
     /// The index of the shard to lock.
     pub const fn shard(self) -> usize {
-        self.shard as usize
+        self.shard.get() as usize - 1
     }
 
     /// The index of its row there.
@@ -214,6 +221,8 @@ pub struct Shard {
     closed: VecDeque<Bucket>,
     /// An emptied column for the next bucket.
     spare: Vec<Cell>,
+    /// What the sets of a bucket may take.
+    room: Room,
 }
 
 /// What is known of a row apart from its values.
@@ -272,14 +281,17 @@ struct Bucket {
     timed_cells: TimedCells,
     /// Places under the limit of timestamped points that these took.
     places: usize,
+    /// What its sets have left.
+    room: Room,
 }
 
 /// By row and second.
 type TimedCells = HashMap<(u32, i64), (Arc<Context>, Cell), RandomState>;
 
 impl Bucket {
-    fn new(generation: Generation, cells: Vec<Cell>) -> Self {
-        Self { generation, cells, timed: Vec::new(), timed_cells: HashMap::default(), places: 0 }
+    fn new(generation: Generation, cells: Vec<Cell>, room: Room) -> Self {
+        let (timed, timed_cells) = (Vec::new(), HashMap::default());
+        Self { generation, cells, timed, timed_cells, places: 0, room }
     }
 }
 
@@ -326,10 +338,11 @@ impl Shards {
         telemetry.contexts_max.store(config.contexts_max as u64, Ordering::Relaxed);
         let start = now.bucket(interval);
         let open = Generation { number: 0, start, end: start + i64::from(interval) };
+        let room = Room::of(plan.set_bytes_max / count);
         Self {
             gate: RwLock::new(open),
             first: AtomicI64::new(NEVER),
-            shards: (0..count).map(|_| Mutex::new(Shard::new(open))).collect(),
+            shards: (0..count).map(|_| Mutex::new(Shard::new(open, room))).collect(),
             inbox: Mutex::default(),
             unflushed: Mutex::new(0),
             epoch: AtomicU32::new(0),
@@ -632,7 +645,7 @@ impl<'a> Window<'a> {
         shard.touch(row);
         shard.states[row as usize].delta |= deltas;
         let generation = shard.states[row as usize].generation;
-        Some(Handle { shard: number as u16, generation, row })
+        Some(Handle::new(number, generation, row))
     }
 
     /// Takes a place under the limit.
@@ -718,25 +731,9 @@ impl<'a> Locked<'a> {
         Self { shard, shards, timed_dropped: 0, non_finite: 0 }
     }
 
-    /// Has the cell of a series fetched into the cache.
-    pub fn prefetch(&self, handle: Handle) {
-        if let Some(cell) = self.shard.open.cells.get(handle.row as usize) {
-            sys::prefetch(cell);
-        }
-    }
-
-    /// The same of what lies behind the cell, which should be there by now.
-    pub fn prefetch_value(&self, handle: Handle) {
-        if let Some(cell) = self.shard.open.cells.get(handle.row as usize) {
-            cell.prefetch();
-        }
-    }
-
-    /// The same of where the next value goes.
-    pub fn prefetch_place(&self, handle: Handle) {
-        if let Some(cell) = self.shard.open.cells.get(handle.row as usize) {
-            cell.prefetch_place();
-        }
+    /// The cells of the open bucket, by row. A series that is beyond the end has none yet.
+    pub fn cells(&self) -> &[Cell] {
+        &self.shard.open.cells
     }
 
     /// What the series is that a sample was just added to.
@@ -753,60 +750,83 @@ impl<'a> Locked<'a> {
         }
     }
 
-    /// Adds the values of a sample to the series behind `handle`, which was last used in epoch
+    /// Adds what a sample brings to the series behind `handle`, which was last used in epoch
     /// `used`. `kind` is the series' own: a copy of a histogram is a distribution.
     ///
     /// # Errors
     /// [`Stale`] when the series has expired meanwhile; nothing was added.
+    #[inline]
     pub fn add(
         &mut self,
         handle: Handle,
         used: u32,
         kind: Kind,
-        sample: &Sample<'_>,
+        reading: &Reading<'_>,
     ) -> Result<(), Stale> {
         if !self.shard.holds(handle, used) {
             return Err(Stale);
         }
-        let row = handle.row;
-        let weight = sample.weight().unwrap_or(1.0);
-        if !matches!((sample.values, sample.timestamp), (Values::One(_) | Values::Member(_), None))
-        {
-            // Perhaps no cell will tell the flush that this series was used.
-            self.shard.touch(row);
-        }
-        match sample.values {
-            Values::One(value) => self.add_value(row, kind, value, weight, sample.timestamp),
-            Values::Packed(text) => {
-                for value in parse::packed(text) {
-                    self.add_value(row, kind, value, weight, sample.timestamp);
-                }
-            }
-            Values::Member(member) => {
-                let hash = self.shards.settings.plan.member_keys.hash(member);
-                match sample.timestamp {
-                    None => self.shard.cell(row).member(hash, &self.shards.settings.plan),
-                    Some(time) => self.timed_cell(row, time, |cell, plan| cell.member(hash, plan)),
-                }
-            }
-            Values::Delta(delta) => {
-                let value = self.shard.gauge(row) + delta;
-                self.add_value(row, kind, value, weight, sample.timestamp);
-            }
+        if let (Values::One(value), None) = (reading.values, reading.timestamp) {
+            // Nearly every one.
+            self.add_value(handle.row, kind, value, reading.weight().unwrap_or(1.0), None);
+        } else {
+            self.add_other(handle.row, kind, reading);
         }
         Ok(())
     }
 
+    fn add_other(&mut self, row: u32, kind: Kind, reading: &Reading<'_>) {
+        let (weight, timestamp) = (reading.weight().unwrap_or(1.0), reading.timestamp);
+        if !matches!((reading.values, timestamp), (Values::Member(_), None)) {
+            // Perhaps no cell will tell the flush that this series was used.
+            self.shard.touch(row);
+        }
+        match reading.values {
+            Values::One(value) => self.add_value(row, kind, value, weight, timestamp),
+            Values::Packed(text) => {
+                for value in parse::packed(text) {
+                    self.add_value(row, kind, value, weight, timestamp);
+                }
+            }
+            Values::Member(member) => {
+                let hash = self.shards.settings.plan.member_keys.hash(member);
+                self.add_member(row, hash, timestamp);
+            }
+            Values::Delta(delta) => {
+                let value = self.shard.gauge(row) + delta;
+                self.add_value(row, kind, value, weight, timestamp);
+            }
+        }
+    }
+
+    fn add_member(&mut self, row: u32, hash: u64, timestamp: Option<i64>) {
+        let mut room = self.shard.open.room;
+        match timestamp {
+            None => {
+                self.shard.cell(row).member(hash, &self.shards.settings.plan, &mut room);
+            }
+            Some(time) => {
+                self.timed_cell(row, time, |cell, plan| cell.member(hash, plan, &mut room));
+            }
+        }
+        self.shards.telemetry.coarse_sets.add(std::mem::take(&mut room.coarse));
+        self.shard.open.room = room;
+    }
+
+    #[inline]
     fn add_value(&mut self, row: u32, kind: Kind, value: f64, weight: f64, timestamp: Option<i64>) {
         if !value.is_finite() {
             self.shards.telemetry.non_finite.add(1);
             self.non_finite += 1;
             return;
         }
-        let Some(time) = timestamp else {
-            self.shard.cell(row).add(kind, value, weight, &self.shards.settings.plan);
-            return;
-        };
+        match timestamp {
+            None => self.shard.cell(row).add(kind, value, weight, &self.shards.settings.plan),
+            Some(time) => self.add_timed(row, kind, value, weight, time),
+        }
+    }
+
+    fn add_timed(&mut self, row: u32, kind: Kind, value: f64, weight: f64, time: i64) {
         match kind {
             Kind::Count => {
                 // As a bucket's sum, it stays at the end of the range of f64.
@@ -853,15 +873,16 @@ impl<'a> Locked<'a> {
 }
 
 impl Shard {
-    fn new(open: Generation) -> Self {
+    fn new(open: Generation, room: Room) -> Self {
         Self {
             epoch: 0,
             index: HashTable::new(),
             states: Vec::new(),
             free: Vec::new(),
-            open: Bucket::new(open, Vec::new()),
+            open: Bucket::new(open, Vec::new(), room),
             closed: VecDeque::new(),
             spare: Vec::new(),
+            room,
         }
     }
 
@@ -947,7 +968,10 @@ impl Shard {
 
     /// Closes the open generation.
     fn close(&mut self, next: Generation) {
-        let next = Bucket::new(next, std::mem::take(&mut self.spare));
+        // A bucket that goes on has what it had left.
+        let goes_on = next.start == self.open.generation.start;
+        let room = if goes_on { self.open.room } else { self.room };
+        let next = Bucket::new(next, std::mem::take(&mut self.spare), room);
         self.closed.push_back(std::mem::replace(&mut self.open, next));
     }
 

@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use histogram::Histogram;
-pub use members::Members;
+pub use members::{Members, Room};
 
 use crate::compact::{Input, Malformed, put_float};
 use crate::hash::Keys;
@@ -32,6 +32,9 @@ pub struct Config {
     /// Members that one set counts exactly within a bucket (896 in a table of 9 KiB); beyond it the
     /// count is an estimate with a standard error of 0.8 %, in 8 KiB.
     pub set_members_max: usize,
+    /// Bytes of all sets in a bucket; once they take more, further ones are counted exactly up to
+    /// 224 members, and beyond it with a standard error of 1.6 %, in 2 KiB.
+    pub set_bytes_max: usize,
     /// Also send each histogram and timer as a distribution.
     pub histogram_copy_to_distribution: bool,
     /// Put before the name of such a copy.
@@ -45,6 +48,7 @@ impl Default for Config {
             histogram_percentiles: vec!["0.95".to_owned()],
             histogram_samples_max: 256,
             set_members_max: 896,
+            set_bytes_max: 16 << 20,
             histogram_copy_to_distribution: false,
             histogram_copy_to_distribution_prefix: String::new(),
         }
@@ -94,6 +98,7 @@ pub struct Plan {
     pub percentiles: Box<[u8]>,
     pub samples_max: usize,
     pub members_max: usize,
+    pub set_bytes_max: usize,
     /// What members are hashed under. Hashes that are kept beyond the process need their keys.
     pub member_keys: Keys,
 }
@@ -117,6 +122,7 @@ impl Plan {
             percentiles: percentiles.into(),
             samples_max: config.histogram_samples_max,
             members_max: config.set_members_max,
+            set_bytes_max: config.set_bytes_max,
             member_keys: Keys::random(),
         }
     }
@@ -311,14 +317,14 @@ impl Cell {
         }
     }
 
-    /// Adds a member, by its keyed hash, to a set.
-    pub fn member(&mut self, hash: u64, plan: &Plan) {
+    /// Adds a member, by its keyed hash, to a set that shares this room.
+    pub fn member(&mut self, hash: u64, plan: &Plan, room: &mut Room) {
         if matches!(self, Self::Empty) {
             *self = Self::of(Kind::Set);
         }
         debug_assert!(self.is_of(Kind::Set), "only a set has members");
         if let Self::Set(members) = self {
-            members.insert(hash, plan.members_max);
+            members.insert(hash, plan.members_max, room);
         }
     }
 
@@ -462,7 +468,7 @@ mod tests {
     #[test]
     fn a_set_counts_distinct_members() {
         let mut cell = Cell::default();
-        [7, 8, 7].into_iter().for_each(|hash| cell.member(hash, &plan()));
+        [7, 8, 7].into_iter().for_each(|hash| cell.member(hash, &plan(), &mut Room::unlimited()));
         assert!(matches!(cell.close(&plan()), Some(Value::Set(2))));
     }
 
@@ -503,7 +509,8 @@ mod tests {
     fn add(cell: &mut Cell, kind: Kind, samples: &[(f64, f64)], plan: &Plan) {
         for &(value, weight) in samples {
             if kind == Kind::Set {
-                cell.member(plan.member_keys.hash(&value.to_le_bytes()), plan);
+                let hash = plan.member_keys.hash(&value.to_le_bytes());
+                cell.member(hash, plan, &mut Room::unlimited());
             } else {
                 cell.add(kind, value, weight, plan);
             }

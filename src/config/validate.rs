@@ -174,7 +174,8 @@ fn value(config: &value::Config) -> Outcome {
         )?;
     }
     within("value.histogram_samples_max", config.histogram_samples_max, 1..=1_000_000_000)?;
-    within("value.set_members_max", config.set_members_max, 1..=1_000_000_000)
+    within("value.set_members_max", config.set_members_max, 1..=1_000_000_000)?;
+    within("value.set_bytes_max", config.set_bytes_max, 0..=1 << 40)
 }
 
 fn spool(config: &sinks::spool::Config) -> Outcome {

@@ -40,7 +40,7 @@ use std::ops::Range;
 
 use crate::batch::{Event, ServiceCheck};
 use crate::context::{Context, Source as Product};
-use crate::sample::{Dialect, Kind, Sample, Values};
+use crate::sample::{Dialect, Kind, Reading, Values};
 use crate::shard::Generation;
 use crate::time::Time;
 
@@ -232,12 +232,13 @@ impl Draft {
         put_context(out, context);
     }
 
-    /// A sample of a series that was described. Its values stand for those of its line.
+    /// A sample of a series that was described. A change of a gauge must have become its value.
     #[inline]
-    pub fn sample(&mut self, number: u32, sample: &Sample<'_>, values: Values<'_>) {
+    pub fn sample(&mut self, number: u32, reading: &Reading<'_>) {
+        let Reading { values, rate, timestamp } = *reading;
         let out = self.entries();
-        if let (Values::One(value) | Values::Delta(value), None) = (values, sample.timestamp)
-            && sample.rate == 1.0
+        if let (Values::One(value) | Values::Delta(value), None) = (values, timestamp)
+            && rate == 1.0
         {
             // Nearly every one.
             let (entry, length) = brief(number, value);
@@ -250,14 +251,14 @@ impl Draft {
             Values::Member(_) => MEMBER,
             Values::Packed(_) => PACKED,
         };
-        let rated = if sample.rate == 1.0 { 0 } else { WITH_RATE };
-        let timed = if sample.timestamp.is_some() { WITH_TIME } else { 0 };
+        let rated = if rate == 1.0 { 0 } else { WITH_RATE };
+        let timed = if timestamp.is_some() { WITH_TIME } else { 0 };
         out.push(SAMPLE | flags | rated | timed);
         out.extend(number.to_le_bytes());
         if rated > 0 {
-            out.extend(sample.rate.to_le_bytes());
+            out.extend(rate.to_le_bytes());
         }
-        if let Some(time) = sample.timestamp {
+        if let Some(time) = timestamp {
             out.extend(time.to_le_bytes());
         }
         match values {
@@ -352,8 +353,8 @@ pub struct Waiting<'a> {
 pub enum Entry<'a> {
     /// With its number. Before version 4 it had the next one.
     Series(Option<u32>, Context),
-    /// Its number, and a sample that names nothing.
-    Sample(u32, Sample<'a>),
+    /// Of the series of this number.
+    Sample(u32, Reading<'a>),
     Event(Event),
     Check(ServiceCheck),
     Waits(Waiting<'a>),
@@ -443,7 +444,7 @@ fn entry<'a>(bytes: &mut Bytes<'a>) -> Option<Entry<'a>> {
                 PACKED => Values::Packed(take_bytes(bytes)?),
                 _ => return None,
             };
-            Entry::Sample(number, nameless(values, rate, timestamp))
+            Entry::Sample(number, Reading { values, rate, timestamp })
         }
         tag if tag & BRIEF != 0 => {
             let number = if tag & SHORT_NUMBER != 0 { bytes.u16()?.into() } else { bytes.u32()? };
@@ -451,16 +452,10 @@ fn entry<'a>(bytes: &mut Bytes<'a>) -> Option<Entry<'a>> {
             let length = value.len().checked_sub(usize::from(tag & ZEROS))?;
             value[..length].copy_from_slice(bytes.take(length)?);
             let values = Values::One(f64::from_be_bytes(value));
-            Entry::Sample(number, nameless(values, 1.0, None))
+            Entry::Sample(number, Reading { values, rate: 1.0, timestamp: None })
         }
         _ => return None,
     })
-}
-
-/// The series knows its name, its kind and its tags.
-fn nameless(values: Values<'_>, rate: f64, timestamp: Option<i64>) -> Sample<'_> {
-    let (name, tags, origin) = (&b""[..], &b""[..], Default::default());
-    Sample { name, kind: Kind::Count, values, rate, tags, timestamp, origin }
 }
 
 pub(super) fn put_context(out: &mut Vec<u8>, context: &Context) {
@@ -658,7 +653,7 @@ mod tests {
                     Entry::Series(number, context) => {
                         draft.series(number.expect("of this version"), context);
                     }
-                    Entry::Sample(number, sample) => draft.sample(*number, sample, sample.values),
+                    Entry::Sample(number, reading) => draft.sample(*number, reading),
                     Entry::Event(event) => draft.event(event),
                     Entry::Check(check) => draft.check(check),
                     Entry::Waits(waiting) => draft.waits(*waiting),
@@ -686,9 +681,7 @@ mod tests {
     }
 
     fn sample(values: Values<'_>, rate: f64, timestamp: Option<i64>) -> Entry<'_> {
-        let (name, tags, origin) = (&b""[..], &b""[..], Default::default());
-        let kind = Kind::Count;
-        Entry::Sample(8, Sample { name, kind, values, rate, tags, timestamp, origin })
+        Entry::Sample(8, Reading { values, rate, timestamp })
     }
 
     fn some() -> Vec<Batch<'static>> {
@@ -818,18 +811,18 @@ mod tests {
             Some((false, text)) => Values::Packed(text),
         };
         match sample(values, rate.unwrap_or(1.0), *time) {
-            Entry::Sample(_, sample) => Entry::Sample(*number, sample),
+            Entry::Sample(_, reading) => Entry::Sample(*number, reading),
             other => other,
         }
     }
 
     fn bits(entry: &Entry<'_>) -> String {
-        let Entry::Sample(number, sample) = entry else { panic!("{entry:?}") };
-        let values = match sample.values {
+        let Entry::Sample(number, reading) = entry else { panic!("{entry:?}") };
+        let values = match reading.values {
             Values::One(value) => value.to_bits().to_string(),
             other => format!("{other:?}"),
         };
-        format!("{number} {} {:?} {values}", sample.rate.to_bits(), sample.timestamp)
+        format!("{number} {} {:?} {values}", reading.rate.to_bits(), reading.timestamp)
     }
 
     /// A file of an earlier version with one record.

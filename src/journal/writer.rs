@@ -11,7 +11,7 @@ use super::tail::Tail;
 use super::{Journal, Op, Segment, landing};
 use crate::batch::{Event, ServiceCheck};
 use crate::fail;
-use crate::sample::Sample;
+use crate::sample::Reading;
 use crate::shard::{Generation, Handle, Locked};
 use crate::sys::Receiver;
 use crate::time::Time;
@@ -150,13 +150,14 @@ impl Writer {
 
     /// Puts a sample into the record that was just added to a series of this shard.
     #[inline]
-    pub fn sample(&mut self, handle: Handle, shard: &Locked<'_>, sample: &Sample<'_>) {
+    pub fn sample(&mut self, handle: Handle, shard: &Locked<'_>, reading: &Reading<'_>) {
         let number = self.described.number(handle);
         if !self.described.holds(number) {
             self.described.add(number);
             self.draft.series(number, shard.context(handle));
         }
-        self.draft.sample(number, sample, shard.absolute(handle, sample.values));
+        let values = shard.absolute(handle, reading.values);
+        self.draft.sample(number, &Reading { values, ..*reading });
     }
 
     pub fn event(&mut self, event: &Event) {

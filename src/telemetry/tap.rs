@@ -242,21 +242,22 @@ impl Default for Probe {
 }
 
 impl Probe {
-    /// Puts what it picks of a run of samples into the tap.
-    pub fn pick<'a, 'b: 'a>(
+    /// Puts what it picks of a run of so many samples into the tap. `at` gives the sample at a
+    /// place, if it is still there.
+    pub fn pick<'a>(
         &mut self,
-        run: impl ExactSizeIterator<Item = &'a Sample<'b>> + Clone,
+        count: usize,
+        at: impl Fn(usize) -> Option<Sample<'a>>,
         tap: &Tap,
         now: Time,
     ) {
-        let count = run.len();
         if now.seconds() != self.second {
             self.begin(now.seconds());
         }
         self.seen += count;
         while self.until < count && self.picked < 4 * PICKS {
-            if let Some(sample) = run.clone().nth(self.until) {
-                tap.record(sample, self.one_of, now);
+            if let Some(sample) = at(self.until) {
+                tap.record(&sample, self.one_of, now);
             }
             self.picked += 1;
             self.until += self.gap();
@@ -309,9 +310,9 @@ mod tests {
             for second in 1000..1020 {
                 let now = Time::from_seconds(second);
                 for _ in 0..per_second / 40 {
-                    probe.pick(samples.iter(), &tap, now);
+                    probe.pick(samples.len(), |at| Some(samples[at]), &tap, now);
                 }
-                probe.pick(samples[..per_second % 40].iter(), &tap, now);
+                probe.pick(per_second % 40, |at| Some(samples[at]), &tap, now);
             }
             let (rates, rest) = tap.rates(2, Time::from_seconds(1020));
             let near = |rate: f64, share: f64| {

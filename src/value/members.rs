@@ -4,18 +4,23 @@ use hashbrown::HashTable;
 
 use crate::compact::{Input, Malformed, put_integer};
 
-/// Bits of a hash that choose a register.
-const INDEX_BITS: u32 = 14;
-const REGISTERS: usize = 1 << INDEX_BITS;
-/// The highest rank that the other bits of a hash can have is one more.
-const RANK_BITS: usize = 64 - INDEX_BITS as usize;
+/// Bits of a hash that choose a register: 8 KiB of registers with a standard error of 0.81 %, or
+/// 2 KiB with one of 1.63 %.
+const FINE: u32 = 14;
+const COARSE: u32 = 12;
+
+/// Members that are counted exactly however little room there is: their table is as large as coarse
+/// registers.
+const EXACT_MIN: usize = 224;
 
 /// What the compact form begins with.
 const EXACT: u8 = 0;
 const ESTIMATE: u8 = 1;
+const COARSE_ESTIMATE: u8 = 2;
 
 /// Counts distinct members by their hashes: exactly up to a limit, beyond it by HyperLogLog in
-/// 8 KiB with a standard error of 0.81 %.
+/// 8 KiB with a standard error of 0.81 %. Where [`Room`] is short, exactly up to 224, and beyond it
+/// in 2 KiB with a standard error of 1.63 %.
 ///
 /// The hash is the member's identity here, so it must be keyed and of good quality in all its bits.
 #[derive(Clone, Debug, Default)]
@@ -33,37 +38,90 @@ impl Default for Held {
     }
 }
 
+/// What the sets of a bucket share.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// Bytes that they may still take before they become coarse; below zero by what they need even
+    /// so.
+    left: i64,
+    /// How many became so for want of it.
+    pub coarse: u64,
+}
+
+impl Room {
+    pub const fn of(bytes: usize) -> Self {
+        // Half the range is more than anybody has.
+        let bytes = if bytes > usize::MAX / 4 { usize::MAX / 4 } else { bytes };
+        Self { left: bytes as i64, coarse: 0 }
+    }
+
+    pub const fn unlimited() -> Self {
+        Self::of(usize::MAX)
+    }
+
+    const fn has(&self, bytes: usize) -> bool {
+        self.left >= bytes as i64
+    }
+
+    /// Notes that a set takes so much now instead of so much.
+    const fn exchange(&mut self, before: usize, now: usize) {
+        self.left += before as i64 - now as i64;
+    }
+}
+
 impl Members {
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a member. Up to `exact_max` members are counted exactly.
-    pub fn insert(&mut self, hash: u64, exact_max: usize) {
+    /// Adds a member. As far as there is room up to `exact_max` members are counted exactly.
+    pub fn insert(&mut self, hash: u64, exact_max: usize, room: &mut Room) {
         match &mut self.0 {
             Held::Exact(hashes) => {
                 if hashes.find(hash, |&held| held == hash).is_some() {
                     return;
                 }
-                if hashes.len() < exact_max {
+                if hashes.len() < exact_max.min(hashes.capacity()) {
                     hashes.insert_unique(hash, hash, |&held| held);
                     return;
                 }
-                let mut registers = Registers::of(hashes);
-                registers.insert(hash);
-                self.0 = Held::Estimate(Box::new(registers));
+                self.grow(exact_max, room);
+                self.insert(hash, usize::MAX, room);
             }
             Held::Estimate(registers) => registers.insert(hash),
         }
     }
 
-    /// Adds the members of another set.
+    /// Makes place for one more: a larger table, or registers instead of it.
+    #[cold]
+    fn grow(&mut self, exact_max: usize, room: &mut Room) {
+        let Held::Exact(hashes) = &mut self.0 else { return };
+        let (count, before) = (hashes.len(), hashes.allocation_size());
+        // The next table is twice as large.
+        if count < exact_max && (count < EXACT_MIN || room.has(before)) {
+            hashes.reserve(1, |&held| held);
+            room.exchange(before, hashes.allocation_size());
+            return;
+        }
+        room.exchange(before, 0);
+        let is_fine = room.has(Registers::bytes(FINE));
+        let index_bits = if is_fine { FINE } else { COARSE };
+        room.coarse += u64::from(!is_fine);
+        room.exchange(0, Registers::bytes(index_bits));
+        let registers = Registers::of(hashes, index_bits);
+        self.0 = Held::Estimate(Box::new(registers));
+    }
+
+    /// Adds the members of another set. The outcome is coarse if one of them is.
     pub fn merge(&mut self, other: &Self, exact_max: usize) {
         match (&mut self.0, &other.0) {
-            (_, Held::Exact(hashes)) => hashes.iter().for_each(|&h| self.insert(h, exact_max)),
+            (_, Held::Exact(hashes)) => {
+                let mut room = Room::unlimited();
+                hashes.iter().for_each(|&hash| self.insert(hash, exact_max, &mut room));
+            }
             (Held::Estimate(mine), Held::Estimate(theirs)) => mine.merge(theirs),
             (Held::Exact(hashes), Held::Estimate(theirs)) => {
-                let mut registers = Registers::of(hashes);
+                let mut registers = Registers::of(hashes, theirs.index_bits);
                 registers.merge(theirs);
                 self.0 = Held::Estimate(Box::new(registers));
             }
@@ -79,7 +137,9 @@ impl Members {
                 hashes.iter().for_each(|hash| out.extend_from_slice(&hash.to_le_bytes()));
             }
             Held::Estimate(registers) => {
-                out.extend_from_slice(&[ESTIMATE, registers.base]);
+                let fine = registers.index_bits == FINE;
+                let tag = if fine { ESTIMATE } else { COARSE_ESTIMATE };
+                out.extend_from_slice(&[tag, registers.base]);
                 out.extend_from_slice(&registers.pairs);
             }
         }
@@ -93,16 +153,18 @@ impl Members {
                 let n = input.length(size_of::<u64>())?;
                 let (hashes, _) = input.bytes(n * size_of::<u64>())?.as_chunks();
                 let mut members = Self(Held::Exact(HashTable::with_capacity(n)));
-                hashes.iter().for_each(|&h| members.insert(u64::from_le_bytes(h), n));
+                let mut room = Room::unlimited();
+                hashes.iter().for_each(|&h| members.insert(u64::from_le_bytes(h), n, &mut room));
                 Ok(members)
             }
-            ESTIMATE => {
+            tag @ (ESTIMATE | COARSE_ESTIMATE) => {
+                let index_bits = if tag == ESTIMATE { FINE } else { COARSE };
                 let base = input.byte()?;
-                let pairs = input.bytes(REGISTERS / 2)?;
-                if usize::from(base) > RANK_BITS {
+                let pairs = input.bytes(Registers::bytes(index_bits))?.into();
+                if u32::from(base) > u64::BITS - index_bits {
                     return Err(Malformed);
                 }
-                let mut registers = Registers { base, at_base: 0, pairs: pairs.into() };
+                let mut registers = Registers { index_bits, base, at_base: 0, pairs };
                 registers.settle();
                 Ok(Self(Held::Estimate(Box::new(registers))))
             }
@@ -131,6 +193,8 @@ impl Members {
 /// millionth: it depends on the low ranks.
 #[derive(Clone, Debug)]
 struct Registers {
+    /// Bits of a hash that choose one of them.
+    index_bits: u32,
     /// The lowest rank.
     base: u8,
     /// Number of registers that have it.
@@ -143,23 +207,60 @@ struct Registers {
 const DISTANCE_MAX: u8 = 15;
 
 impl Registers {
-    fn of(hashes: &HashTable<u64>) -> Self {
-        let pairs = vec![0; REGISTERS / 2].into();
-        let mut registers = Self { base: 0, at_base: REGISTERS, pairs };
+    const fn bytes(index_bits: u32) -> usize {
+        1 << (index_bits - 1)
+    }
+
+    fn empty(index_bits: u32) -> Self {
+        let pairs = vec![0; Self::bytes(index_bits)].into();
+        Self { index_bits, base: 0, at_base: 1 << index_bits, pairs }
+    }
+
+    fn of(hashes: &HashTable<u64>, index_bits: u32) -> Self {
+        let mut registers = Self::empty(index_bits);
         hashes.iter().for_each(|&hash| registers.insert(hash));
         registers
     }
 
+    const fn count(&self) -> usize {
+        1 << self.index_bits
+    }
+
     fn insert(&mut self, hash: u64) {
+        let index_bits = self.index_bits;
         // The bit set behind the last one ends the run of zeros.
-        let rank = ((hash << INDEX_BITS) | (1 << (INDEX_BITS - 1))).leading_zeros() + 1;
-        self.raise((hash >> RANK_BITS) as usize, rank as u8);
+        let rank = ((hash << index_bits) | (1 << (index_bits - 1))).leading_zeros() + 1;
+        self.raise((hash >> (u64::BITS - index_bits)) as usize, rank as u8);
     }
 
     fn merge(&mut self, other: &Self) {
-        for register in 0..REGISTERS {
+        if self.index_bits > other.index_bits {
+            *self = self.folded(other.index_bits);
+        }
+        if other.index_bits > self.index_bits {
+            return self.merge(&other.folded(self.index_bits));
+        }
+        for register in 0..self.count() {
             self.raise(register, other.base + other.distance(register));
         }
+    }
+
+    /// The same hashes in fewer registers: the last bits of a register's number are the first that
+    /// its rank looks at.
+    fn folded(&self, index_bits: u32) -> Self {
+        let mut folded = Self::empty(index_bits);
+        let bits = self.index_bits - index_bits;
+        for register in 0..self.count() {
+            let rank = self.base + self.distance(register);
+            if rank == 0 {
+                continue;
+            }
+            let last = register & ((1 << bits) - 1);
+            let length = usize::BITS - last.leading_zeros();
+            let rank = if last == 0 { rank + bits as u8 } else { (bits - length + 1) as u8 };
+            folded.raise(register >> bits, rank);
+        }
+        folded
     }
 
     fn distance(&self, register: usize) -> u8 {
@@ -184,7 +285,7 @@ impl Registers {
 
     /// Makes the lowest rank the base again.
     fn settle(&mut self) {
-        let distances = || (0..REGISTERS).map(|register| self.distance(register));
+        let distances = || (0..self.count()).map(|register| self.distance(register));
         let lowest = distances().min().unwrap_or(0);
         self.at_base = distances().filter(|&distance| distance == lowest).count();
         self.base += lowest;
@@ -195,14 +296,16 @@ impl Registers {
     /// sketches" (2017): free of bias over the whole range, where the original has to switch
     /// between two formulas.
     fn estimate(&self) -> f64 {
-        let mut with_rank = [0u32; RANK_BITS + 2];
-        for register in 0..REGISTERS {
+        // The bits that are left for a rank, of which the highest is one more.
+        let bits = (u64::BITS - self.index_bits) as usize;
+        let mut with_rank = [0u32; u64::BITS as usize];
+        for register in 0..self.count() {
             let rank = usize::from(self.base + self.distance(register));
-            with_rank[rank.min(RANK_BITS + 1)] += 1;
+            with_rank[rank.min(bits + 1)] += 1;
         }
-        let m = REGISTERS as f64;
-        let mut z = m * tau(1.0 - f64::from(with_rank[RANK_BITS + 1]) / m);
-        for &n in with_rank[1..=RANK_BITS].iter().rev() {
+        let m = self.count() as f64;
+        let mut z = m * tau(1.0 - f64::from(with_rank[bits + 1]) / m);
+        for &n in with_rank[1..=bits].iter().rev() {
             z = 0.5 * (z + f64::from(n));
         }
         z += m * sigma(f64::from(with_rank[0]) / m);
@@ -268,7 +371,7 @@ mod tests {
     fn the_estimate_is_near_over_the_whole_range() {
         let mut members = Members::new();
         for i in 0..1_000_000 {
-            members.insert(hash(i), 0);
+            members.insert(hash(i), 0, &mut Room::unlimited());
             if [10, 1_000, 20_000, 40_000, 60_000, 100_000, 1_000_000].contains(&(i + 1)) {
                 assert!(error(&members, i + 1) < 0.02, "{} for {}", members.len(), i + 1);
             }
@@ -279,28 +382,28 @@ mod tests {
     fn the_count_is_exact_up_to_the_limit_and_does_not_jump_there() {
         let mut members = Members::new();
         for i in 0..16_384 {
-            members.insert(hash(i), 16_384);
-            members.insert(hash(i / 2), 16_384);
+            members.insert(hash(i), 16_384, &mut Room::unlimited());
+            members.insert(hash(i / 2), 16_384, &mut Room::unlimited());
             assert_eq!(members.len(), i + 1);
         }
-        members.insert(hash(16_384), 16_384);
+        members.insert(hash(16_384), 16_384, &mut Room::unlimited());
         assert!(matches!(members.0, Held::Estimate(_)));
         assert!(error(&members, 16_385) < 0.01, "{}", members.len());
         let before = members.len();
-        (0..16_385).for_each(|i| members.insert(hash(i), 16_384));
+        (0..16_385).for_each(|i| members.insert(hash(i), 16_384, &mut Room::unlimited()));
         assert_eq!(members.len(), before);
     }
 
     #[test]
     fn extreme_hashes_are_harmless() {
         let mut members = Members::new();
-        for h in [0, u64::MAX, 1, 1 << RANK_BITS, (1 << RANK_BITS) - 1] {
-            members.insert(h, 0);
+        for h in [0, u64::MAX, 1, 1 << 50, (1 << 50) - 1] {
+            members.insert(h, 0, &mut Room::unlimited());
         }
         assert_eq!(members.len(), 3, "registers in use: 0, 1, 16383");
         // Every register at its highest rank, by steps of 15.
         for _ in 0..4 {
-            (0..REGISTERS as u64).for_each(|i| members.insert(i << RANK_BITS, 0));
+            (0..1 << FINE).for_each(|i| members.insert(i << 50, 0, &mut Room::unlimited()));
         }
         assert!(members.len() > 1 << 60);
         assert!(Members::new().is_empty());
@@ -309,16 +412,16 @@ mod tests {
     /// With a byte for each register, which keeps every rank.
     #[test]
     fn four_bits_are_enough() {
-        let (mut members, mut ranks) = (Members::new(), vec![0; REGISTERS]);
+        let (mut members, mut ranks) = (Members::new(), vec![0; 1 << FINE]);
         for i in 0..2_000_000 {
             let hash = hash(i);
-            members.insert(hash, 0);
-            let rank = &mut ranks[(hash >> RANK_BITS) as usize];
-            *rank = (hash << INDEX_BITS).leading_zeros().max(*rank);
+            members.insert(hash, 0, &mut Room::unlimited());
+            let rank = &mut ranks[(hash >> 50) as usize];
+            *rank = (hash << FINE).leading_zeros().max(*rank);
         }
         let Held::Estimate(registers) = &members.0 else { panic!("exact") };
         assert!(registers.base > 1);
-        let distances = (0..REGISTERS).map(|register| registers.distance(register));
+        let distances = (0..1 << FINE).map(|register| registers.distance(register));
         let pairs = ranks.iter().zip(distances);
         let lower =
             pairs.filter(|&(&rank, distance)| rank + 1 != u32::from(registers.base + distance));
@@ -330,7 +433,7 @@ mod tests {
     fn a_merge_estimates_the_union() {
         let of = |range: std::ops::Range<u64>, exact_max| {
             let mut members = Members::new();
-            range.for_each(|i| members.insert(hash(i), exact_max));
+            range.for_each(|i| members.insert(hash(i), exact_max, &mut Room::unlimited()));
             members
         };
         for (first, second, exact_max) in
@@ -343,13 +446,69 @@ mod tests {
         }
     }
 
+    #[test]
+    fn without_room_sets_are_small_and_coarse() {
+        let table = |members: &Members| match &members.0 {
+            Held::Exact(hashes) => hashes.allocation_size(),
+            Held::Estimate(registers) => registers.pairs.len(),
+        };
+        // Their registers fill it, coarse as they are.
+        let mut room = Room::of(20_000);
+        let mut sets = vec![Members::new(); 50];
+        for i in 0..5000 {
+            sets.iter_mut().for_each(|members| members.insert(hash(i), 896, &mut room));
+            let exact = sets.iter().filter(|members| matches!(members.0, Held::Exact(_))).count();
+            assert!(i >= 224 || exact == sets.len(), "{i}");
+            let bytes = sets.iter().map(table).sum::<usize>();
+            assert!(bytes <= 50 * 2400 + 8192, "{bytes}");
+        }
+        let coarse = sets.iter().filter(|members| table(members) == 2048).count();
+        assert_eq!(coarse as u64, room.coarse);
+        assert_eq!(coarse, 50);
+        for members in &sets {
+            assert!(error(members, 5000) < 0.05, "{}", members.len());
+        }
+        // One after another, the first two are fine.
+        let mut room = Room::of(20_000);
+        for bytes in [8192, 8192, 2048] {
+            let mut members = Members::new();
+            (0..5000).for_each(|i| members.insert(hash(i), 896, &mut room));
+            assert_eq!(table(&members), bytes);
+        }
+    }
+
+    #[test]
+    fn fine_and_coarse_sets_merge_into_a_coarse_one() {
+        let of = |range: std::ops::Range<u64>, bytes| {
+            let (mut members, mut room) = (Members::new(), Room::of(bytes));
+            range.for_each(|i| members.insert(hash(i), 0, &mut room));
+            members
+        };
+        for count in [100, 3_000, 500_000] {
+            let coarse = of(0..count, 0);
+            assert!(error(&coarse, count) < 0.05, "{}", coarse.len());
+            let whole = of(0..count * 2, 0).len();
+            let fine = of(count..count * 2, usize::MAX);
+            for (mut one, other) in [(coarse.clone(), &fine), (fine.clone(), &coarse)] {
+                one.merge(other, 0);
+                // Ranks that are cut at a distance of 15 are cut in another place.
+                assert!(one.len().abs_diff(whole) * 10_000 <= whole, "{} {whole}", one.len());
+                let mut bytes = Vec::new();
+                one.encode(&mut bytes);
+                assert_eq!(bytes.len(), 2 + 2048);
+                let read = Members::decode(&mut Input(&bytes)).expect("it was written so");
+                assert_eq!(read.len(), one.len());
+            }
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
         fn counts_as_a_hash_set_does(hashes in prop::collection::vec(0..200u64, 0..400)) {
             let mut members = Members::new();
-            hashes.iter().for_each(|&h| members.insert(hash(h), 200));
+            hashes.iter().for_each(|&h| members.insert(hash(h), 200, &mut Room::unlimited()));
             let twin: HashSet<_> = hashes.iter().collect();
             prop_assert_eq!(members.len(), twin.len() as u64);
         }
