@@ -125,11 +125,12 @@ const CASES: [Case; 16] = [
 
 /// A case of another form, and what measures it.
 type Quiet = (&'static str, fn() -> Result<()>);
-const QUIET: [Quiet; 6] = [
+const QUIET: [Quiet; 7] = [
     ("huge-pages", huge_pages),
     ("readers", readers),
     ("flush-wait", flush_wait),
-    ("journal", journal),
+    ("journal", || journal(None)),
+    ("journal-at-500k", || journal(Some(500_000))),
     ("idle", idle),
     ("start", start),
 ];
@@ -668,32 +669,30 @@ fn median(mut figures: Vec<f64>) -> f64 {
 
 /// Prints what the journal costs, as medians: the same load with and without it in turn. The second rate is one
 /// at which the journal need not be replaced by checkpoints all the time.
-fn journal() -> Result<()> {
+fn journal(rate: Option<u64>) -> Result<()> {
     const ROUNDS: usize = 5;
-    for rate in [None, Some(500_000)] {
-        let case = CASES.iter().find(|case| case.name == "uds-8192-10k").context("the case")?;
-        let case = Case { rate, ..*case };
-        let datagrams = case.datagrams();
-        let mut cpu = [Vec::new(), Vec::new()];
-        for _ in 0..ROUNDS {
-            for (on, costs) in cpu.iter_mut().enumerate() {
-                let folder = TempDir::new()?;
-                let address = format!("unixgram://{}/dsd.socket", folder.path().display());
-                let settings = [
-                    format!("state.run_path={}", folder.path().display()),
-                    format!("journal.enabled={}", on == 1),
-                ];
-                let process = server_with(&[&address], &settings)?;
-                costs.push(case.measure(process, &datagrams, INTERVAL + 2)?.cpu);
-            }
+    let case = CASES.iter().find(|case| case.name == "uds-8192-10k").context("the case")?;
+    let case = Case { rate, ..*case };
+    let datagrams = case.datagrams();
+    let mut cpu = [Vec::new(), Vec::new()];
+    for _ in 0..ROUNDS {
+        for (on, costs) in cpu.iter_mut().enumerate() {
+            let folder = TempDir::new()?;
+            let address = format!("unixgram://{}/dsd.socket", folder.path().display());
+            let settings = [
+                format!("state.run_path={}", folder.path().display()),
+                format!("journal.enabled={}", on == 1),
+            ];
+            let process = server_with(&[&address], &settings)?;
+            costs.push(case.measure(process, &datagrams, INTERVAL + 2)?.cpu);
         }
-        let [off, on] = cpu.map(median);
-        println!(
-            "journal at {} metrics/s: CPU s per million {off:.4} without, {on:.4} with: {:+.1} %",
-            rate.map_or_else(|| "all".to_owned(), |rate| rate.to_string()),
-            (on / off - 1.0) * 100.0
-        );
     }
+    let [off, on] = cpu.map(median);
+    println!(
+        "journal at {} metrics/s: CPU s per million {off:.4} without, {on:.4} with: {:+.1} %",
+        rate.map_or_else(|| "all".to_owned(), |rate| rate.to_string()),
+        (on / off - 1.0) * 100.0
+    );
     Ok(())
 }
 

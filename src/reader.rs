@@ -796,7 +796,6 @@ impl Reader {
     /// question, and the kinds one after the other.
     fn apply(&mut self, run: &[Pending<'_>], arrival: Arrival<'_>) {
         let timed = run.iter().any(|pending| pending.reading.timestamp.is_some());
-        let journal = &mut self.journal;
         let mut again = SmallVec::<[(usize, Kind); 4]>::new();
         // A shard that another reader holds comes last: by then it may be free.
         for patient in [false, true] {
@@ -824,7 +823,7 @@ impl Reader {
                     cells.get(handle.row()).inspect(|cell| cell.prefetch_place());
                 });
                 let mut stale = false;
-                let mut add = |i: usize, handle, kind| {
+                let add = |i: usize, handle, kind| {
                     let pending = &run[i];
                     // Behind a sample that has to wait the others wait too: they may be of its
                     // series.
@@ -832,15 +831,22 @@ impl Reader {
                         stale || shard.add(handle, pending.used, kind, &pending.reading).is_err();
                     if stale {
                         again.push((i, kind));
-                    } else if let Some(journal) = journal {
-                        journal.sample(handle, &shard, &pending.reading);
                     }
                 };
                 if timed {
                     // Their limit is one for all kinds: who comes first finds room.
                     in_order(&marks, run, add);
                 } else {
-                    each(&Kind::ALL, &marks, run, &mut add);
+                    each(&Kind::ALL, &marks, run, add);
+                }
+                if let Some(journal) = &mut self.journal {
+                    // In a loop of its own: that of the additions is short, so that the processor
+                    // is ahead with the next ones while one waits for memory.
+                    each(&Kind::ALL, &marks, run, |i, handle, kind| {
+                        if again.is_empty() || !again.contains(&(i, kind)) {
+                            journal.sample(handle, &shard, &run[i].reading);
+                        }
+                    });
                 }
                 self.accounts.tally.drop(Drop::Timed, shard.timed_dropped);
                 self.accounts.tally.drop(Drop::NonFinite, shard.non_finite);

@@ -232,20 +232,25 @@ impl Draft {
         put_context(out, context);
     }
 
-    /// A sample of a series that was described. A change of a gauge must have become its value.
+    /// A sample of one value without more, as nearly every one is.
     #[inline]
+    pub fn brief(&mut self, number: u32, value: f64) {
+        let (entry, length) = brief(number, value);
+        let out = self.entries();
+        let end = out.len() + length;
+        out.extend_from_slice(&entry);
+        out.truncate(end);
+    }
+
+    /// A sample of a series that was described. A change of a gauge must have become its value.
     pub fn sample(&mut self, number: u32, reading: &Reading<'_>) {
         let Reading { values, rate, timestamp } = *reading;
-        let out = self.entries();
         if let (Values::One(value) | Values::Delta(value), None) = (values, timestamp)
             && rate == 1.0
         {
-            // Nearly every one.
-            let (entry, length) = brief(number, value);
-            let end = out.len() + length;
-            out.extend_from_slice(&entry);
-            return out.truncate(end);
+            return self.brief(number, value);
         }
+        let out = self.entries();
         let flags = match values {
             Values::One(_) | Values::Delta(_) => 0,
             Values::Member(_) => MEMBER,
@@ -463,8 +468,14 @@ pub(super) fn put_context(out: &mut Vec<u8>, context: &Context) {
     out.extend(context.source().0.to_le_bytes());
     put_bytes(out, context.name().as_bytes());
     put_bytes(out, context.host().as_bytes());
-    out.extend((context.tags().count() as u16).to_le_bytes());
-    context.tags().for_each(|tag| put_bytes(out, tag.as_bytes()));
+    // Their number stands before them.
+    let (at, mut count) = (out.len(), 0_u16);
+    out.extend(count.to_le_bytes());
+    for tag in context.tags() {
+        put_bytes(out, tag.as_bytes());
+        count = count.wrapping_add(1);
+    }
+    out[at..at + 2].copy_from_slice(&count.to_le_bytes());
 }
 
 pub(super) fn take_context(bytes: &mut Bytes<'_>) -> Option<Context> {

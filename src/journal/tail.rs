@@ -21,7 +21,7 @@ use crate::sys::Shared;
 use crate::time::Time;
 
 /// Bytes that it has room for: some batches at the highest rates.
-const ROOM: usize = 256 * 1024;
+const ROOM: usize = 64 * 1024;
 
 const MARK: u64 = u64::from_le_bytes(*b"tallyd\0T");
 /// Where its numbers stand: where its first byte belongs in the segment and how many there are, in
@@ -204,22 +204,27 @@ impl State {
     }
 
     fn write_out(&mut self, journal: &Journal) -> io::Result<()> {
-        let Some(Piece { segment, at, bytes, last }) = self.unwritten() else {
-            self.emptied(self.start + self.length as u64);
+        let end = self.start + self.length as u64;
+        let (Some(segment), Some((memory, _)), true) =
+            (&self.segment, &mut self.memory, self.length > self.written)
+        else {
+            self.emptied(end);
             return Ok(());
         };
-        let written = journal.step(Op::Append).and_then(|()| segment.file.write_all_at(&bytes, at));
+        // The end stands behind them there too.
+        let bytes = &memory.bytes()[self.written..self.length + END.len()];
+        let at = self.start + self.written as u64;
+        let written = journal.step(Op::Append).and_then(|()| segment.file.write_all_at(bytes, at));
         fail::point("journal.written");
         match written {
             Ok(()) => {
-                let end = self.start + self.length as u64;
                 segment.written.store(end, Relaxed);
                 self.emptied(end);
-                journal.works(last);
+                journal.works(self.last);
                 Ok(())
             }
             Err(error) => {
-                journal.failed(&error, self.load, last);
+                journal.failed(&error, self.load, self.last);
                 self.discard();
                 Err(error)
             }

@@ -11,7 +11,7 @@ use super::tail::Tail;
 use super::{Journal, Op, Segment, landing};
 use crate::batch::{Event, ServiceCheck};
 use crate::fail;
-use crate::sample::Reading;
+use crate::sample::{Reading, Values};
 use crate::shard::{Generation, Handle, Locked};
 use crate::sys::Receiver;
 use crate::time::Time;
@@ -155,6 +155,11 @@ impl Writer {
         if !self.described.holds(number) {
             self.described.add(number);
             self.draft.series(number, shard.context(handle));
+        }
+        if let (Values::One(value), None) = (reading.values, reading.timestamp)
+            && reading.rate == 1.0
+        {
+            return self.draft.brief(number, value);
         }
         let values = shard.absolute(handle, reading.values);
         self.draft.sample(number, &Reading { values, ..*reading });
