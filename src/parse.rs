@@ -93,7 +93,7 @@ pub fn line<'a>(line: &'a [u8], options: Options) -> Result<Message<'a>, Reject>
     }
 }
 
-/// Whether [`line`] would take a line for a metric: nearly all are, and [`metric`] reads them sooner.
+/// Whether a line is a metric, as nearly every one is: [`metric`] reads it sooner than [`line()`].
 #[inline]
 pub fn is_metric(line: &[u8]) -> bool {
     !matches!(line, [b'_', b'e', b'{', ..] | [b'_', b's', b'c', ..])
