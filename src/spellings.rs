@@ -1,9 +1,9 @@
 //! A reader's memory of spellings: where the samples go whose bytes were seen before.
 //!
 //! A spelling is everything of a sample that decides which series it belongs to, as it was sent:
-//! kind, name, tags in their order, and where it came from. It is known by 128 bits alone, made by two hashes of 64 bits
-//! under keys drawn at random at the start, so that a client can neither guess nor choose them.
-//! ARCHITECTURE.md says what the chance of a mistake is.
+//! kind, name, tags in their order, and where it came from. It is known by 128 bits alone, made by
+//! two hashes of 64 bits under keys drawn at random at the start, so that a client can neither guess
+//! nor choose them. ARCHITECTURE.md says what the chance of a mistake is.
 //!
 //! The table is its own so that its slots can be fetched into the cache ahead of their use: a
 //! reader asks for the slots of a whole run of lines before it looks at the first. They stand in
