@@ -21,7 +21,7 @@ use crate::sys::Shared;
 use crate::time::Time;
 
 /// Bytes that it has room for: some batches at the highest rates.
-const ROOM: usize = 64 * 1024;
+const ROOM: usize = 256 * 1024;
 
 const MARK: u64 = u64::from_le_bytes(*b"tallyd\0T");
 /// Where its numbers stand: where its first byte belongs in the segment and how many there are, in
