@@ -86,16 +86,16 @@ pub fn messages<'a>(
 /// Reads one non-empty line of the dialect `datadog`, as the Agent does.
 pub fn line<'a>(line: &'a [u8], options: Options) -> Result<Message<'a>, Reject> {
     match line {
-        [b'_', b'e', b'{', ..] => event(line, options).map(Message::Event),
-        // The Agent does not ask for the `|`: `_scale:1|c` is a broken service check.
-        [b'_', b's', b'c', ..] => check(line, options).map(Message::Check),
-        _ => metric(line, options).map(Message::Metric),
+        _ if is_metric(line) => metric(line, options).map(Message::Metric),
+        [_, b'e', ..] => event(line, options).map(Message::Event),
+        _ => check(line, options).map(Message::Check),
     }
 }
 
 /// Whether a line is a metric, as nearly every one is: [`metric`] reads it sooner than [`line()`].
 #[inline]
 pub fn is_metric(line: &[u8]) -> bool {
+    // The Agent does not ask for the `|`: `_scale:1|c` is a broken service check.
     !matches!(line, [b'_', b'e', b'{', ..] | [b'_', b's', b'c', ..])
 }
 
