@@ -742,12 +742,10 @@ impl<'a> Locked<'a> {
         context.as_ref().expect("a series in use is not freed")
     }
 
-    /// Values that were just added, with what a change came to in the place of the change.
-    pub fn absolute<'v>(&self, handle: Handle, values: Values<'v>) -> Values<'v> {
-        match values {
-            Values::Delta(_) => Values::One(self.shard.gauge(handle.row)),
-            Values::One(_) | Values::Packed(_) | Values::Member(_) => values,
-        }
+    /// What a gauge has come to by now. Of several changes in a run each may so be the last value in a
+    /// journal, which comes to the same.
+    pub fn gauge(&self, handle: Handle) -> f64 {
+        self.shard.gauge(handle.row)
     }
 
     /// Adds what a sample brings to the series behind `handle`, which was last used in epoch

@@ -232,24 +232,23 @@ impl Draft {
         put_context(out, context);
     }
 
-    /// A sample of one value without more, as nearly every one is.
+    /// A sample of a series that was described. A change of a gauge must have become its value.
     #[inline]
-    pub fn brief(&mut self, number: u32, value: f64) {
-        let (entry, length) = brief(number, value);
-        let out = self.entries();
-        let end = out.len() + length;
-        out.extend_from_slice(&entry);
-        out.truncate(end);
+    pub fn sample(&mut self, number: u32, reading: &Reading<'_>) {
+        if let Reading { values: Values::One(value), rate: 1.0, timestamp: None } = *reading {
+            // Nearly every one.
+            let (entry, length) = brief(number, value);
+            let out = self.entries();
+            let end = out.len() + length;
+            out.extend_from_slice(&entry);
+            out.truncate(end);
+        } else {
+            self.full_sample(number, reading);
+        }
     }
 
-    /// A sample of a series that was described. A change of a gauge must have become its value.
-    pub fn sample(&mut self, number: u32, reading: &Reading<'_>) {
+    fn full_sample(&mut self, number: u32, reading: &Reading<'_>) {
         let Reading { values, rate, timestamp } = *reading;
-        if let (Values::One(value) | Values::Delta(value), None) = (values, timestamp)
-            && rate == 1.0
-        {
-            return self.brief(number, value);
-        }
         let out = self.entries();
         let flags = match values {
             Values::One(_) | Values::Delta(_) => 0,

@@ -156,13 +156,11 @@ impl Writer {
             self.described.add(number);
             self.draft.series(number, shard.context(handle));
         }
-        if let (Values::One(value), None) = (reading.values, reading.timestamp)
-            && reading.rate == 1.0
-        {
-            return self.draft.brief(number, value);
+        if let Values::Delta(_) = reading.values {
+            let values = Values::One(shard.gauge(handle));
+            return self.draft.sample(number, &Reading { values, ..*reading });
         }
-        let values = shard.absolute(handle, reading.values);
-        self.draft.sample(number, &Reading { values, ..*reading });
+        self.draft.sample(number, reading);
     }
 
     pub fn event(&mut self, event: &Event) {
