@@ -101,6 +101,7 @@ impl Slot {
 #[repr(align(64))]
 struct Pair([Slot; 2]);
 
+/// A print of zeros, one of 2^128, would be taken for it, and so be forgotten.
 const EMPTY: Slot = Slot { print: [0; 2], handle: None, used: 0, state: State::Empty };
 
 impl Spellings {

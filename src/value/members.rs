@@ -50,7 +50,7 @@ pub struct Room {
 
 impl Room {
     pub const fn of(bytes: usize) -> Self {
-        // Half the range is more than anybody has.
+        // Far more than anybody has, and far from the end of the range.
         let bytes = if bytes > usize::MAX / 4 { usize::MAX / 4 } else { bytes };
         Self { left: bytes as i64, coarse: 0 }
     }
