@@ -19,8 +19,9 @@ use super::process::{Launch, Tallyd, http};
 use super::received::{Point, Received};
 use super::test_intake::Intake;
 
-/// Until when whatever is waited for must have happened.
-const DEADLINE: Duration = Duration::from_secs(40);
+/// Until when whatever is waited for must have happened, on a machine that starts two hundred
+/// containers meanwhile.
+const DEADLINE: Duration = Duration::from_secs(120);
 
 const IMAGE: &str = "registry.example.test:5000/team/bbfixture:1.35";
 
@@ -435,6 +436,8 @@ fn see_senders(engine: &Engine, watcher: &Watcher) {
     };
     let seen = watcher.wait(0, "senders", |received| {
         ways.iter().all(|way| tags(received, way).contains("container_name:sender"))
+            && tags(received, "low").contains("image_name:")
+            && !received.named("way.none").is_empty()
     });
     let id = seen.points.iter().find_map(|point| {
         let id = point.tags.split(',').find_map(|tag| tag.strip_prefix("container_id:"))?;
@@ -538,8 +541,9 @@ fn see_limits(engine: &Engine, watcher: &Watcher, swap: bool) {
     if swap {
         limits.push(("docker.mem.sw_limit", 100_663_296.0));
     }
-    let seen =
-        watcher.wait(0, "limits", |received| last(received, "docker.mem.limit", "web").is_some());
+    let seen = watcher.wait(0, "limits", |received| {
+        limits.iter().all(|(name, _)| last(received, name, "web").is_some())
+    });
     for (name, value) in limits {
         assert_eq!(last(&seen, name, "web"), Some(value), "{name}");
     }
@@ -555,38 +559,53 @@ fn see_limits(engine: &Engine, watcher: &Watcher, swap: bool) {
     let changed = now();
     let seen = watcher.wait(0, "the new limit", |received| {
         last(received, "docker.mem.limit", "web") == Some(50_331_648.0)
+            && (!swap || last(received, "docker.mem.sw_limit", "web") == Some(83_886_080.0))
     });
-    let points = of(&seen, "docker.mem.limit", "web");
-    let first = points.iter().find(|point| point.value == 50_331_648.0).unwrap();
-    assert!(first.time <= changed + 3, "{} s late", first.time - changed);
-    if swap {
-        assert_eq!(last(&seen, "docker.mem.sw_limit", "web"), Some(83_886_080.0));
-    }
+    let old = of(&seen, "docker.mem.limit", "web")
+        .into_iter()
+        .filter(|point| point.time > changed && point.value != 50_331_648.0);
+    // One run may have been under way.
+    assert!(old.count() <= 1, "{:?}", of(&seen, "docker.mem.limit", "web"));
 }
 
 /// What a quota of half a processor lets through; on a machine that is busy it is less, by the
 /// kernel's own count of the only process.
 fn see_processor(engine: &Engine, watcher: &Watcher) {
     let pid = engine.pid("burner");
-    let used = || processor_seconds(&pid);
     let held_back = periods_held_back(&engine.docker(&["inspect", "-f", "{{.Id}}", "burner"]));
-    let (mark, before, started) = (watcher.mark(), used(), Instant::now());
-    let held_before = held_back();
+    let clock = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+    let (mark, held_before) = (watcher.mark(), held_back());
+    let mut counts = vec![(clock(), processor_seconds(&pid))];
+    let begun = now();
+    // Those of the second in which it began may be about the one before.
+    let usage = |received: &Received| -> Vec<(f64, f64)> {
+        let points = of(received, "docker.cpu.usage", "burner").into_iter();
+        let after = points.filter(|point| point.time > begun);
+        after.map(|point| (point.time as f64, point.value)).collect()
+    };
     let seen = watcher.wait(mark, "ten seconds of work", |received| {
-        of(received, "docker.cpu.usage", "burner").len() >= 10
+        counts.push((clock(), processor_seconds(&pid)));
+        usage(received).len() > 10
     });
-    let share = 100.0 * (used() - before) / started.elapsed().as_secs_f64();
-    let points = of(&seen, "docker.cpu.usage", "burner");
-    let average = points.iter().map(|point| point.value).sum::<f64>() / points.len() as f64;
-    println!("docker: a loop under a quota of 50 % used {share:.1} %, {average:.1} % were told");
-    assert!((average - share).abs() < 0.2 * share && average < 56.0, "{average} is not {share}");
+    let points = usage(&seen);
+    let told: f64 = points.windows(2).map(|two| two[1].1 / 100.0 * (two[1].0 - two[0].0)).sum();
+    // A point's reading was at some time of its second.
+    let (first, last) = (points[0].0, points[points.len() - 1].0);
+    let before = |time: f64| counts.iter().rfind(|count| count.0 <= time).expect("a count").1;
+    let after = |time: f64| counts.iter().find(|count| count.0 >= time).expect("a count").1;
+    let (least, most) = (before(last) - after(first + 1.0), after(last + 1.0) - before(first));
+    println!(
+        "docker: a loop under a quota of 50 % used {least:.2} to {most:.2} s, {told:.2} were told"
+    );
+    assert!(0.95 * least < told && told < 1.05 * most, "{told} is not {least} to {most}");
+    assert!(told < 0.56 * (last - first), "{points:?}");
     // On a machine that is busy with more, the quota may be more than it gets.
     let held = held_back() - held_before;
     let throttled = of(&seen, "docker.cpu.throttled", "burner");
     let told: f64 = throttled.iter().map(|point| point.value).sum();
     println!("docker: {held} periods ran out, {told:.0} were told");
     assert!(held < 5 || told > 0.0 && told <= held as f64 + 20.0, "{held}: {throttled:?}");
-    let whole: f64 = points.iter().map(|point| point.value).sum();
+    let whole: f64 = of(&seen, "docker.cpu.usage", "burner").iter().map(|p| p.value).sum();
     let parts: f64 = ["docker.cpu.user", "docker.cpu.system"]
         .iter()
         .flat_map(|name| of(&seen, name, "burner"))
@@ -613,19 +632,21 @@ fn see_networks(engine: &Engine, watcher: &Watcher) {
     }
     let moved = received_bytes(&pid) - before;
     assert!(moved > 20.0 * 100.0, "{moved}");
-    let seen = watcher.wait(mark, "the traffic", |received| total(received) > 0.8 * moved);
+    let networks = |received: &Received, who: &str| {
+        let points = of(received, "docker.net.bytes_rcvd", who).into_iter();
+        let tags = points.flat_map(|point| point.tags.split(','));
+        let networks = tags.filter_map(|tag| tag.strip_prefix("docker_network:"));
+        networks.map(str::to_owned).collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>()
+    };
+    let seen = watcher.wait(mark, "the traffic", |received| {
+        total(received) > 0.8 * moved && networks(received, "client").len() >= 2
+    });
     let total = total(&seen);
     println!("docker: {moved} bytes came in, {total:.0} were told");
     assert!((total - moved).abs() < 0.2 * moved + 1000.0, "{moved} came, {total} were told");
-    let networks = |who: &str| {
-        let points = of(&seen, "docker.net.bytes_rcvd", who).into_iter();
-        let tags = points.flat_map(|point| point.tags.split(','));
-        let networks = tags.filter_map(|tag| tag.strip_prefix("docker_network:"));
-        networks.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>()
-    };
-    assert_eq!(networks("web"), ["bridge"]);
-    assert_eq!(networks("client"), ["bridge", "fxnet"]);
-    assert!(networks("hostnet").is_empty() && networks("sharednet").is_empty());
+    assert_eq!(networks(&seen, "web"), ["bridge"]);
+    assert_eq!(networks(&seen, "client"), ["bridge", "fxnet"]);
+    assert!(networks(&seen, "hostnet").is_empty() && networks(&seen, "sharednet").is_empty());
 }
 
 fn see_health(engine: &Engine, watcher: &Watcher) {
@@ -634,8 +655,9 @@ fn see_health(engine: &Engine, watcher: &Watcher) {
     engine.docker(&["exec", "web", "rm", "/tmp/ok"]);
     let seen = watcher.wait(0, "illness", |received| health(received).last() == Some(&2));
     let told = health(&seen);
-    // Perhaps it was seen before its first check.
-    assert!(told == [0, 2] || told == [3, 0, 2], "{told:?}");
+    // Perhaps it was seen before its first check; each state is told once.
+    assert!(told.ends_with(&[0, 2]), "{told:?}");
+    assert!(told.windows(2).all(|pair| pair[0] != pair[1]), "{told:?}");
     let seen = watcher.wait(0, "an event", |r| !told_of_health(r).is_empty());
     assert!(told_of_health(&seen).iter().all(|event| !event.to_string().contains("exec_")));
 }
@@ -654,12 +676,16 @@ fn see_states_and_filters(engine: &Engine, watcher: &Watcher) {
     let (running, paused) = ("container_state:running", "container_state:paused");
     let mark = watcher.mark();
     engine.docker(&["pause", "client"]);
-    let seen = watcher.wait(mark, "a pause", |received| counted(received, paused).is_some());
+    let seen = watcher.wait(mark, "a pause, and memory that is still taken", |received| {
+        let pause = counted(received, paused).map_or(i64::MAX, |(time, _)| time);
+        let of = of(received, "docker.mem.rss", "client");
+        of.last().is_some_and(|point| point.time >= pause)
+    });
     assert_eq!(counted(&seen, paused).unwrap().1, 1.0);
-    assert!(last(&seen, "docker.mem.rss", "client").is_some(), "it still takes memory");
     engine.docker(&["unpause", "client"]);
+    let time = |counted: Option<(i64, f64)>| counted.map(|(time, _)| time);
     watcher.wait(mark, "the end of the pause", |received| {
-        counted(received, running).unwrap().0 > counted(received, paused).unwrap().0
+        time(counted(received, running)) > time(counted(received, paused))
     });
     let all = watcher.since(0);
     let hidden: Vec<_> = all.points.iter().filter(|p| p.tags.contains("hidden")).collect();
@@ -675,10 +701,13 @@ fn see_ends(watcher: &Watcher) {
         of(received, "docker.mem.oom_kills", who).iter().map(|p| p.value).sum()
     };
     let killed = |received: &Received, who: &str| {
-        exits(received, who).len() == 1 && kills(received, who) > 0.0
+        exits(received, who).len() == 1
+            && kills(received, who) > 0.0
+            && !told(received, "OOM", who).is_empty()
     };
     let seen = watcher.wait(0, "all ends", |received| {
         exits(received, "flap").len() == 4
+            && last(received, "docker.container.restarts", "flap") == Some(3.0)
             && killed(received, "oom")
             && killed(received, "oomchild")
     });
@@ -702,7 +731,6 @@ fn see_ends(watcher: &Watcher) {
     }
     let lives: usize = told(&seen, "DIE", "flap").len();
     assert!((1..=4).contains(&lives), "at most one event per run and image");
-    assert_eq!(last(&seen, "docker.container.restarts", "flap"), Some(3.0));
 }
 
 /// The engine is killed: what is known is measured on, and the return is noticed.
@@ -715,14 +743,16 @@ fn see_a_crash(engine: &mut Engine, watcher: &Watcher) {
     let killed = now();
     let mark = watcher.mark();
     let seen = watcher.wait(mark, "the crash", |received| up(received) == Some(2));
-    let check = seen.checks.iter().find(|c| c["check"] == "docker.service_up" && c["status"] == 2);
-    let late = check.unwrap()["timestamp"].as_i64().unwrap() - killed;
-    assert!(late <= 3, "told after {late} s");
+    let well = |check: &&Json| check["check"] == "docker.service_up" && check["status"] == 0;
+    let late = |check: &&Json| check["timestamp"].as_i64().unwrap() > killed;
+    // One run may have been under way.
+    let wrong: Vec<_> = seen.checks.iter().filter(well).filter(late).collect();
+    assert!(wrong.len() <= 1, "{wrong:?}");
     let mark = watcher.mark();
-    let seen = watcher.wait(mark, "figures without an engine", |received| {
+    watcher.wait(mark, "figures without an engine", |received| {
         of(received, "docker.mem.rss", "web").len() >= 2
+            && last(received, "docker.cpu.usage", "burner").is_some()
     });
-    assert!(last(&seen, "docker.cpu.usage", "burner").is_some());
     engine.up().expect("it comes back");
     watcher.wait(mark, "the return", |received| up(received) == Some(0));
     engine.run("late", &["--network", "none"], &["sleep", "600"]);

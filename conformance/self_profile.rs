@@ -102,7 +102,7 @@ fn pprof(what: &str, folder: &Path) -> Option<String> {
 
 /// Whether a report of `go tool pprof` tells what a loaded process does.
 fn knows_the_load(report: &str) -> bool {
-    ["tallyd::parse::line", "tallyd::intake::datagrams::Datagrams::run"]
+    ["tallyd::parse::metric", "tallyd::intake::datagrams::Datagrams::run"]
         .iter()
         .all(|function| report.contains(function))
 }
