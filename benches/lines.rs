@@ -3,6 +3,8 @@
 
 use std::fmt::Write;
 
+use tallyd::sys;
+
 /// Kinds of twenty series: 50 % counts, 20 % gauges, 10 % histograms, 15 % distributions, 5 % sets.
 const KINDS: [&str; 20] = [
     "c", "g", "c", "d", "c", "h", "c", "g", "c", "d", "c", "s", "c", "g", "c", "h", "c", "g", "c",
@@ -42,6 +44,13 @@ const MEMBERS: u64 = 50;
 pub struct Datagram {
     pub bytes: Vec<u8>,
     pub lines: u64,
+}
+
+impl Datagram {
+    /// As a socket gives it, of a sender that it does not tell.
+    pub fn received(&self) -> sys::Datagram<'_> {
+        sys::Datagram { bytes: &self.bytes, truncated: false, sender: sys::Sender::Unknown }
+    }
 }
 
 impl AsRef<[u8]> for Datagram {

@@ -125,12 +125,13 @@ const CASES: [Case; 16] = [
 
 /// A case of another form, and what measures it.
 type Quiet = (&'static str, fn() -> Result<()>);
-const QUIET: [Quiet; 7] = [
+const QUIET: [Quiet; 8] = [
     ("huge-pages", huge_pages),
     ("readers", readers),
     ("flush-wait", flush_wait),
-    ("journal", || journal(None)),
-    ("journal-at-500k", || journal(Some(500_000))),
+    ("journal", || journal("uds-8192-10k", None)),
+    ("journal-100k", || journal("uds-8192-100k", None)),
+    ("journal-at-500k", || journal("uds-8192-10k", Some(500_000))),
     ("idle", idle),
     ("start", start),
 ];
@@ -263,6 +264,7 @@ impl Case {
             loss: 1.0 - received / sent,
             rss: after.rss,
             rss_highest: after.rss_highest,
+            unprotected: counted.unprotected as f64 / counted.datagrams as f64,
         })
     }
 
@@ -312,6 +314,8 @@ struct Measured {
     rss: f64,
     /// Megabytes at most, since the process began.
     rss_highest: f64,
+    /// Part of the datagrams received that the journal could not keep.
+    unprotected: f64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -390,6 +394,8 @@ struct Counts {
     drops: u64,
     /// Lines and datagrams that were not understood, or folded into an overflow series.
     refused: u64,
+    /// Datagrams that the journal could not keep.
+    unprotected: u64,
     series: u64,
     /// Of a server.
     flushes: Option<u64>,
@@ -589,6 +595,7 @@ fn scrape(pages: &str, listener: &str) -> Result<Counts> {
         let count = match name {
             "overflow_total" => &mut counts.refused,
             "contexts" => &mut counts.series,
+            "journal_unprotected_datagrams_total" => &mut counts.unprotected,
             "flushes_total" => counts.flushes.insert(0),
             _ if !labels.contains(&listener) => continue,
             "listener_datagrams_total" => &mut counts.datagrams,
@@ -669,14 +676,16 @@ fn median(mut figures: Vec<f64>) -> f64 {
 
 /// Prints what the journal costs, as medians: the same load with and without it in turn. The second rate is one
 /// at which the journal need not be replaced by checkpoints all the time.
-fn journal(rate: Option<u64>) -> Result<()> {
-    const ROUNDS: usize = 5;
-    let case = CASES.iter().find(|case| case.name == "uds-8192-10k").context("the case")?;
+fn journal(name: &str, rate: Option<u64>) -> Result<()> {
+    const ROUNDS: usize = 9;
+    let case = CASES.iter().find(|case| case.name == name).context("the case")?;
     let case = Case { rate, ..*case };
     let datagrams = case.datagrams();
     let mut cpu = [Vec::new(), Vec::new()];
-    for _ in 0..ROUNDS {
-        for (on, costs) in cpu.iter_mut().enumerate() {
+    let mut unprotected = 0.0;
+    for round in 0..ROUNDS {
+        // Neither is always the first.
+        for on in [round % 2, 1 - round % 2] {
             let folder = TempDir::new()?;
             let address = format!("unixgram://{}/dsd.socket", folder.path().display());
             let settings = [
@@ -684,15 +693,21 @@ fn journal(rate: Option<u64>) -> Result<()> {
                 format!("journal.enabled={}", on == 1),
             ];
             let process = server_with(&[&address], &settings)?;
-            costs.push(case.measure(process, &datagrams, INTERVAL + 2)?.cpu);
+            let measured = case.measure(process, &datagrams, INTERVAL + 2)?;
+            cpu[on].push(measured.cpu);
+            unprotected = f64::max(unprotected, measured.unprotected);
         }
     }
+    let mut ratios: Vec<_> = std::iter::zip(&cpu[1], &cpu[0]).map(|(on, off)| on / off).collect();
     let [off, on] = cpu.map(median);
     println!(
-        "journal at {} metrics/s: CPU s per million {off:.4} without, {on:.4} with: {:+.1} %",
+        "journal, {name}, {} metrics/s: CPU s per million {off:.4} without, {on:.4} with: {:+.1} % \
+         (medians of {ROUNDS}); at most {:.2} % of a round not protected",
         rate.map_or_else(|| "all".to_owned(), |rate| rate.to_string()),
-        (on / off - 1.0) * 100.0
+        (on / off - 1.0) * 100.0,
+        unprotected * 100.0
     );
+    println!("by pairs: {}", rig::spread(&mut ratios));
     Ok(())
 }
 

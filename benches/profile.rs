@@ -44,20 +44,11 @@ fn main() {
         without += off;
         samples += taken;
     }
-    ratios.sort_by(f64::total_cmp);
-    let at = |part: f64| 100.0 * (ratios[((pairs - 1) as f64 * part) as usize] - 1.0);
-    let mean = ratios.iter().sum::<f64>() / pairs as f64;
-    let variance = ratios.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / pairs as f64;
     println!(
         "{pairs} pairs of {LINES} lines, {HZ} Hz: {samples} samples in {:.1} s; CPU time with the \
-         sampler against without: median {:+.2} %, quartiles {:+.2} % and {:+.2} %, mean {:+.2} % \
-         (standard error {:.2} %), sums {:+.2} %",
+         sampler against without: {}, sums {:+.2} %",
         with.as_secs_f64(),
-        at(0.5),
-        at(0.25),
-        at(0.75),
-        100.0 * (mean - 1.0),
-        100.0 * (variance / pairs as f64).sqrt(),
+        rig::spread(&mut ratios),
         100.0 * (with.as_secs_f64() / without.as_secs_f64() - 1.0),
     );
     single();

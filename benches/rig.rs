@@ -1,16 +1,19 @@
 //! Readers with the aggregate behind them, and time that moves bucket by bucket.
 #![allow(dead_code, reason = "each bench uses a part of it")]
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tallyd::batch::Batch;
 use tallyd::flush::Flush;
+use tallyd::journal::{self, Journal, Keeper};
 use tallyd::parse::Options;
 use tallyd::reader::{Reader, Shared};
 use tallyd::rules::{self, Rules};
 use tallyd::shard::{self, Shards};
 use tallyd::status::{self, Status};
+use tallyd::sys::{self, BATCH};
 use tallyd::telemetry::Telemetry;
 use tallyd::time::Time;
 use tallyd::value::{self, Plan};
@@ -29,9 +32,12 @@ pub struct Rig {
     reader: Reader,
     flush: Flush,
     status: Status,
+    journal: Option<Arc<Journal>>,
     datagrams: Vec<Datagram>,
     /// The datagram that comes next; a bucket ends behind the last.
     at: usize,
+    /// Of the batch that came last.
+    number: u64,
     now: Time,
 }
 
@@ -40,6 +46,7 @@ pub struct Parts {
     pub readers: Vec<Reader>,
     pub flush: Flush,
     pub status: Status,
+    journal: Option<Arc<Journal>>,
     /// A bucket's worth for each reader, or one for all. The series are known.
     pub datagrams: Vec<Vec<Datagram>>,
     pub now: Time,
@@ -48,11 +55,16 @@ pub struct Parts {
 impl Rig {
     /// A bucket's worth of datagrams of at most `size` bytes. The series are known.
     pub fn new(series: u64, size: usize) -> Self {
-        let Parts { mut readers, flush, mut datagrams, now, status } =
-            Parts::new(1, series, size, 1);
+        Self::with_journal(series, size, None)
+    }
+
+    /// The same with a journal in this folder.
+    pub fn with_journal(series: u64, size: usize, folder: Option<&Path>) -> Self {
+        let Parts { mut readers, flush, mut datagrams, now, status, journal } =
+            Parts::with_journal(1, series, size, 1, folder);
         let reader = readers.pop().expect("there is one");
         let datagrams = datagrams.pop().expect("there are some");
-        Self { reader, flush, status, datagrams, at: 0, now }
+        Self { reader, flush, status, journal, datagrams, at: 0, number: 0, now }
     }
 
     /// Takes in what is left of the bucket.
@@ -74,11 +86,39 @@ impl Rig {
         fed
     }
 
+    /// CPU time of the process while at least `lines` lines come in by batches of a socket, all into
+    /// one bucket, which stays open.
+    pub fn cpu_of(&mut self, lines: u64) -> Duration {
+        let (before, begun, since) = (sys::cpu_time(), Instant::now(), self.now);
+        let mut fed = 0;
+        while fed < lines {
+            let end = self.datagrams.len().min(self.at + BATCH);
+            let batch = &self.datagrams[self.at..end];
+            fed += batch.iter().map(|datagram| datagram.lines).sum::<u64>();
+            let batch: Vec<_> = batch.iter().map(Datagram::received).collect();
+            self.number += 1;
+            // As it passes: whatever is done each second is done as often as in a server.
+            self.now = Time(since.0 + begun.elapsed().as_millis() as i64);
+            self.reader.batch(&batch, self.number, self.now, || ());
+            self.at = if end == self.datagrams.len() { 0 } else { end };
+        }
+        sys::cpu_time().saturating_sub(before)
+    }
+
+    /// Datagrams that the journal could not keep.
+    pub fn unprotected(&self) -> u64 {
+        self.flush.telemetry.journal.unprotected_datagrams.get()
+    }
+
     /// Closes the bucket.
     pub fn close(&mut self) -> Batch {
         self.at = 0;
-        self.now.0 += i64::from(INTERVAL) * 1000;
-        self.flush.batch(self.now, false)
+        let interval = i64::from(INTERVAL) * 1000;
+        self.now.0 = (self.now.0 / interval + 1) * interval;
+        let batch = self.flush.batch(self.now, false);
+        // As when every sink has it safe.
+        drop(self.journal.as_ref().map(|journal| journal.slip(batch.generations.clone())));
+        batch
     }
 
     /// Time that `lines` lines take. The flush of each bucket is not counted.
@@ -126,6 +166,16 @@ impl Rig {
 impl Parts {
     /// `groups` is the number of readers for series of their own, or 1 when all have the same.
     pub fn new(readers: usize, series: u64, size: usize, groups: u64) -> Self {
+        Self::with_journal(readers, series, size, groups, None)
+    }
+
+    fn with_journal(
+        readers: usize,
+        series: u64,
+        size: usize,
+        groups: u64,
+        folder: Option<&Path>,
+    ) -> Self {
         let telemetry = Arc::new(Telemetry::default());
         let plan = Plan::from_config(&value::Config::default());
         let aggregates = plan.aggregates.clone();
@@ -134,16 +184,25 @@ impl Parts {
         let config = shard::Config { contexts_max: usize::MAX, shards: 2, ..Default::default() };
         let host = "bench-1".to_owned();
         let shards = Shards::new(config, plan, INTERVAL, host.clone(), telemetry.clone(), now);
+        let shards = Arc::new(shards);
+        let journal = folder.map(|folder| {
+            let config = journal::Config::default();
+            let none = Arc::new(|_| Ok(()));
+            let (journal, _) = Journal::open(folder, &config, telemetry.clone(), none, now);
+            // It ends with the process.
+            Keeper::start(journal.clone(), shards.clone(), &config).expect("a thread");
+            journal
+        });
         let shared = Shared {
             rules: Arc::new(Rules::new(&rules::Config::default(), &host).expect("good rules")),
-            shards: Arc::new(shards),
+            shards,
             origins: Arc::default(),
             telemetry: telemetry.clone(),
             distribution_prefix: None,
             log_rejects: false,
             line_max: usize::MAX,
             spellings_max: usize::MAX,
-            journal: None,
+            journal: journal.clone(),
         };
         let blocklist = shared.rules.blocklist();
         let flush = Flush { shards: shared.shards.clone(), telemetry, aggregates, blocklist };
@@ -161,7 +220,7 @@ impl Parts {
         let http = reader("http".to_owned());
         let readers = (0..readers).map(|n| reader(format!("bench-{n}"))).collect();
         let status = Status::new(&config, telemetry, None, http, INTERVAL);
-        let mut parts = Self { readers, flush, status, datagrams, now };
+        let mut parts = Self { readers, flush, status, journal, datagrams, now };
         for (reader, datagrams) in parts.readers.iter_mut().zip(parts.datagrams.iter().cycle()) {
             for datagram in datagrams {
                 reader.datagram(&datagram.bytes, false, parts.now);
@@ -198,4 +257,21 @@ impl Part {
     pub fn of(&self, n: u64) -> Duration {
         self.took.mul_f64(n as f64 / self.done as f64)
     }
+}
+
+/// How much more it is by these ratios.
+pub fn spread(ratios: &mut [f64]) -> String {
+    ratios.sort_by(f64::total_cmp);
+    let pairs = ratios.len();
+    let at = |part: f64| 100.0 * (ratios[((pairs - 1) as f64 * part) as usize] - 1.0);
+    let mean = ratios.iter().sum::<f64>() / pairs as f64;
+    let variance = ratios.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / pairs as f64;
+    format!(
+        "median {:+.2} %, quartiles {:+.2} % and {:+.2} %, mean {:+.2} % (standard error {:.2} %)",
+        at(0.5),
+        at(0.25),
+        at(0.75),
+        100.0 * (mean - 1.0),
+        100.0 * (variance / pairs as f64).sqrt(),
+    )
 }

@@ -16,7 +16,7 @@
 //!          --sync-----> segment-*     each journal.sync_interval, off the readers' way
 //! ```
 //!
-//! Samples instead of datagrams, since they are a tenth of the bytes, have the tags of their
+//! Samples instead of datagrams, since they are a twentieth of the bytes, have the tags of their
 //! senders already, and need not be parsed and mapped again.
 //!
 //! What waits for the tags of its sender is in no generation yet. It lies as it came in a segment
@@ -30,6 +30,7 @@
 pub mod checkpoint;
 pub mod format;
 mod found;
+mod group;
 mod keeper;
 mod landing;
 mod memory;
@@ -215,6 +216,8 @@ struct Failing {
     since: Time,
     last: Time,
     datagrams: u64,
+    /// There is room again since it failed.
+    again: bool,
 }
 
 enum Work {
@@ -399,6 +402,9 @@ impl Journal {
                 self.folder.display()
             );
         });
+        if let Some(failing) = self.failing.lock().expect("no panic under this lock").as_mut() {
+            failing.again = false;
+        }
     }
 
     fn unprotected(&self, load: Load, now: Time, say: impl FnOnce()) {
@@ -409,13 +415,13 @@ impl Journal {
         let mut failing = self.failing.lock().expect("no panic under this lock");
         let failing = failing.get_or_insert_with(|| {
             say();
-            Failing { since: now, last: now, datagrams: 0 }
+            Failing { since: now, last: now, datagrams: 0, again: true }
         });
         failing.last = now;
         failing.datagrams += load.datagrams;
     }
 
-    /// Whether to try again: in a new generation, and each second.
+    /// Whether to try again: when there is room, in a new generation, and each second.
     fn worth_a_try(&self, generation: &Generation, now: Time) -> bool {
         let counters = &self.telemetry.journal;
         if !counters.failing.load(Relaxed) {
@@ -423,9 +429,18 @@ impl Journal {
         }
         let failing = self.failing.lock().expect("no panic under this lock");
         failing.as_ref().is_none_or(|failing| {
-            failing.last.seconds() != now.seconds()
+            failing.again
+                || failing.last.seconds() != now.seconds()
                 || failing.last < Time::from_seconds(generation.start)
         })
+    }
+
+    /// There is room that was not there before.
+    fn try_again(&self) {
+        let mut failing = self.failing.lock().expect("no panic under this lock");
+        if let Some(failing) = failing.as_mut() {
+            failing.again = true;
+        }
     }
 
     /// A segment could be begun, so it works.
@@ -496,7 +511,7 @@ mod tests {
             alert_type: AlertType::Info,
             tags: Vec::new(),
         };
-        writer.begin(generation);
+        writer.begin(generation, now);
         writer.event(&event);
         writer.commit(0, Load { datagrams: 1, bytes: title.len() as u64 }, now);
     }
@@ -750,10 +765,13 @@ mod tests {
             assert_eq!(world.found().len(), appended - 1, "{op:?}");
         }
         *world.fault.lock().unwrap() = None;
+        world.append("without a try", NOW);
+        assert!(world.fails());
         world.journal.checkpoint(&world.shards);
-        world.append("a", Time(NOW.0 + 1000));
-        assert!(!world.fails());
+        world.append("a", NOW);
+        assert!(!world.fails(), "tried as soon as there is room");
         assert_eq!(world.found(), ["a"], "the rest is in the checkpoint");
+        assert_eq!(world.unprotected(), 2);
     }
 
     #[test]

@@ -185,7 +185,7 @@ impl Reader {
             rest = later;
             let window = shards.window(now);
             self.batch = number;
-            self.begin_record(&window);
+            self.begin_record(&window, now);
             self.receive(some, &window, now);
             self.commit_record(some.iter().map(|datagram| datagram.bytes), now);
             if rest.is_empty() {
@@ -203,7 +203,7 @@ impl Reader {
         let shards = Arc::clone(&self.shared.shards);
         let window = shards.window(now);
         self.batch = batch;
-        self.begin_record(&window);
+        self.begin_record(&window, now);
         self.receive(datagrams, &window, now);
         if let Some(journal) = &mut self.journal {
             ids.iter().for_each(|id| journal.taken(*id));
@@ -217,9 +217,9 @@ impl Reader {
         self.journal.as_ref().and_then(|journal| journal.landing(buffer_size))
     }
 
-    fn begin_record(&mut self, window: &Window<'_>) {
+    fn begin_record(&mut self, window: &Window<'_>, now: Time) {
         if let Some(journal) = &mut self.journal {
-            journal.begin(window.generation());
+            journal.begin(window.generation(), now);
         }
     }
 
@@ -348,7 +348,7 @@ impl Reader {
         let arrival = Arrival { window, sender: Sender::Unknown, sent: Origin::NONE, now };
         self.open_account(arrival);
         let mut counts = Counts::default();
-        self.begin_record(arrival.window);
+        self.begin_record(arrival.window, now);
         for message in messages {
             counts.lines += 1;
             match message {
@@ -494,7 +494,7 @@ impl Reader {
     fn take_held(&mut self, item: &Item, late: bool, now: Time) {
         let shards = Arc::clone(&self.shared.shards);
         let window = shards.window(item.arrived);
-        self.begin_record(&window);
+        self.begin_record(&window, now);
         self.late = late;
         let known = self.shared.origins.origin(&item.key, now);
         let sent = match item.what {

@@ -5,15 +5,18 @@
 //! | first generation u64 | behind the last u64 | keys of the members of sets 48
 //! | entries, each with a tag u8:
 //!   1 a bucket, to which the cells and points behind it belong: number u64, start i64, end i64
-//!   2 a cell: context, cell         3 what has a time of its own: context, time i64, cell
+//!   6 a cell: identity, cell        7 what has a time of its own: identity, time i64, cell
 //!   4 an event                      5 a service check, each as a text of JSON
 //! ```
 //!
-//! Contexts and texts are as in segments (`format.rs`).
+//! Identities and texts are as in segments (`format.rs`). Version 1 had entries of tags 2 and 3 for 6 and
+//! 7, with contexts for identities. They are still read.
 
 use std::ops::Range;
 
-use super::format::{Bytes, Unreadable, put_bytes, put_context, take_context, take_text};
+use super::format::{
+    Bytes, Unreadable, put_bytes, put_identity, take_context, take_identity, take_text,
+};
 use crate::batch::{Event, ServiceCheck};
 use crate::context::Context;
 use crate::hash::Keys;
@@ -21,14 +24,16 @@ use crate::shard::{Generation, Held};
 use crate::value::Cell;
 
 const MAGIC: &[u8; 8] = b"tallyd\0C";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const PREFIX: usize = 16;
 
 const BUCKET: u8 = 1;
-const CELL: u8 = 2;
-const TIMED: u8 = 3;
+const EARLIER_CELL: u8 = 2;
+const EARLIER_TIMED: u8 = 3;
 const EVENT: u8 = 4;
 const CHECK: u8 = 5;
+const CELL: u8 = 6;
+const TIMED: u8 = 7;
 
 /// Writes a checkpoint, entry by entry.
 pub(super) struct Encoder(Vec<u8>);
@@ -52,12 +57,12 @@ impl Encoder {
             }
             Held::Cell(context, cell) => {
                 self.0.push(CELL);
-                put_context(&mut self.0, context);
+                put_identity(&mut self.0, context);
                 cell.encode(&mut self.0);
             }
             Held::Timed(context, time, cell) => {
                 self.0.push(TIMED);
-                put_context(&mut self.0, context);
+                put_identity(&mut self.0, context);
                 self.0.extend(time.to_le_bytes());
                 cell.encode(&mut self.0);
             }
@@ -113,7 +118,7 @@ impl<'a> Checkpoint<'a> {
             return Err(Unreadable::Foreign);
         }
         let version = bytes.u16().ok_or(Unreadable::Damaged)?;
-        if version != VERSION {
+        if !(1..=VERSION).contains(&version) {
             return Err(Unreadable::Version(version));
         }
         Self::decode_covered(bytes).ok_or(Unreadable::Damaged)
@@ -138,8 +143,10 @@ impl<'a> Checkpoint<'a> {
                 start: bytes.i64()?,
                 end: bytes.i64()?,
             }),
-            CELL => Entry::Cell(take_context(bytes)?, cell(bytes)?),
-            TIMED => Entry::Timed(take_context(bytes)?, bytes.i64()?, cell(bytes)?),
+            CELL => Entry::Cell(take_identity(bytes)?, cell(bytes)?),
+            TIMED => Entry::Timed(take_identity(bytes)?, bytes.i64()?, cell(bytes)?),
+            EARLIER_CELL => Entry::Cell(take_context(bytes)?, cell(bytes)?),
+            EARLIER_TIMED => Entry::Timed(take_context(bytes)?, bytes.i64()?, cell(bytes)?),
             EVENT => Entry::Event(serde_json::from_str(take_text(bytes)?).ok()?),
             CHECK => Entry::Check(serde_json::from_str(take_text(bytes)?).ok()?),
             _ => return None,
@@ -151,4 +158,40 @@ fn cell(bytes: &mut Bytes<'_>) -> Option<Cell> {
     let (cell, rest) = Cell::decode(bytes.0).ok()?;
     bytes.0 = rest;
     Some(cell)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::format::put_context;
+    use super::*;
+    use crate::context::Source;
+    use crate::sample::Kind;
+
+    #[test]
+    fn entries_of_the_first_version_are_read() {
+        let tags = vec!["a:b".to_owned(), "c".to_owned()];
+        let context = Context::new("name", Kind::Count, "host", tags, Source(3));
+        let mut encoder = Encoder::new(Keys::random());
+        encoder.0.push(EARLIER_CELL);
+        put_context(&mut encoder.0, &context);
+        Cell::Count(2.5).encode(&mut encoder.0);
+        encoder.0.push(EARLIER_TIMED);
+        put_context(&mut encoder.0, &context);
+        encoder.0.extend(77_i64.to_le_bytes());
+        Cell::Count(4.0).encode(&mut encoder.0);
+        encoder.0[8] = 1;
+        let bytes = encoder.finish(&(1..3));
+        let mut checkpoint = Checkpoint::decode(&bytes).unwrap();
+        let cell = checkpoint.entry();
+        assert!(
+            matches!(&cell, Some(Entry::Cell(c, Cell::Count(2.5))) if *c == context),
+            "{cell:?}"
+        );
+        let timed = checkpoint.entry();
+        assert!(
+            matches!(&timed, Some(Entry::Timed(c, 77, Cell::Count(4.0))) if *c == context),
+            "{timed:?}"
+        );
+        assert!(checkpoint.entry().is_none());
+    }
 }

@@ -63,24 +63,39 @@ impl Journal {
         loop {
             match to_do.recv_timeout(sync_at.saturating_duration_since(Instant::now())) {
                 Ok(Work::Release(generations)) => self.release(generations),
-                Ok(Work::Full) => self.checkpoint(shards),
+                // One that was wanted during a sync may have been made behind it.
+                Ok(Work::Full) if self.full.load(Relaxed) => self.checkpoint(shards),
+                Ok(Work::Full) => {}
                 Err(RecvTimeoutError::Timeout) => {
-                    self.sync();
+                    let all = self.sync();
                     if self.full.load(Relaxed) {
                         self.checkpoint(shards);
                     }
+                    if !all && self.full.load(Relaxed) {
+                        // In vain: nothing takes the place of what was left.
+                        let _ = self.sync();
+                    }
                     sync_at = Instant::now() + interval;
                 }
-                Ok(Work::Stop) | Err(RecvTimeoutError::Disconnected) => return self.sync(),
+                Ok(Work::Stop) | Err(RecvTimeoutError::Disconnected) => {
+                    let _ = self.sync();
+                    return;
+                }
             }
         }
     }
 
-    /// Makes what was appended survive a loss of power.
-    pub(super) fn sync(&self) {
+    /// Makes what was appended survive a loss of power. Returns whether it did so with all: where a
+    /// checkpoint is wanted meanwhile, that comes first, as room is short, and takes the place of
+    /// what is left.
+    pub(super) fn sync(&self) -> bool {
         self.tails().iter().for_each(|tail| tail.write(self));
+        let was_full = self.full.load(Relaxed);
         let segments = self.files().segments.clone();
         for segment in segments {
+            if self.full.load(Relaxed) && !was_full {
+                return false;
+            }
             let written = segment.written.load(Relaxed);
             if segment.synced.load(Relaxed) == written || segment.broken.load(Relaxed) {
                 continue;
@@ -102,6 +117,7 @@ impl Journal {
                 }
             }
         }
+        true
     }
 
     /// Puts what the segments came to in their place.
@@ -128,6 +144,7 @@ impl Journal {
                 // Where that was not enough, the next try has time until the next sync.
                 let enough = self.used.load(Relaxed) <= self.checkpoint_bytes;
                 self.full.store(!enough, Relaxed);
+                self.try_again();
             }
             Err(error) => {
                 self.telemetry.journal.errors.add(1);

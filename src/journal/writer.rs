@@ -10,8 +10,9 @@ use super::format::{Draft, END, Source, Waiting};
 use super::tail::Tail;
 use super::{Journal, Op, Segment, landing};
 use crate::batch::{Event, ServiceCheck};
+use crate::context::Context;
 use crate::fail;
-use crate::sample::{Reading, Values};
+use crate::sample::{Kind, Reading, Values};
 use crate::shard::{Generation, Handle, Locked};
 use crate::sys::Receiver;
 use crate::time::Time;
@@ -23,6 +24,8 @@ pub struct Writer {
     /// The record in the making.
     draft: Draft,
     open: Option<Open>,
+    /// Nothing is put into the record, as the journal fails and need not be tried yet.
+    idle: bool,
     /// Where the records of the open segment are gathered.
     tail: Arc<Tail>,
     /// What the record belongs to; in another one, series are not described yet.
@@ -70,7 +73,6 @@ impl Described {
         word.is_some_and(|word| word >> (number % 64) & 1 != 0)
     }
 
-    #[cold]
     fn add(&mut self, number: u32) {
         let at = number as usize / 64;
         if self.bits.len() <= at {
@@ -102,6 +104,7 @@ impl Journal {
             source,
             draft: Draft::default(),
             open: None,
+            idle: false,
             tail: self.tail(),
             generation: None,
             described: Described { shards: shards as u32, bits: Vec::new() },
@@ -126,8 +129,8 @@ impl Writer {
         landing::open(&self.journal.memory, &self.source, buffer_size)
     }
 
-    /// Begins a record of what is added to this generation.
-    pub fn begin(&mut self, generation: &Generation) {
+    /// Begins a record of what arrived at `now` and is added to this generation.
+    pub fn begin(&mut self, generation: &Generation, now: Time) {
         self.draft.clear();
         self.taken.clear();
         let is_broken = |open: &Open| open.segment.broken.load(Relaxed);
@@ -140,6 +143,7 @@ impl Writer {
             // What it describes may be lost.
             self.begin_numbering();
         }
+        self.idle = self.open.is_none() && !self.journal.worth_a_try(generation, now);
     }
 
     /// Series are described again.
@@ -148,19 +152,38 @@ impl Writer {
         self.described.forget();
     }
 
-    /// Puts a sample into the record that was just added to a series of this shard.
-    #[inline]
-    pub fn sample(&mut self, handle: Handle, shard: &Locked<'_>, reading: &Reading<'_>) {
+    /// Puts a sample into the record that was just added to a series of this shard and kind.
+    #[inline(always)]
+    pub fn sample(
+        &mut self,
+        handle: Handle,
+        kind: Kind,
+        shard: &Locked<'_>,
+        reading: &Reading<'_>,
+    ) {
+        if self.idle {
+            return;
+        }
         let number = self.described.number(handle);
         if !self.described.holds(number) {
-            self.described.add(number);
-            self.draft.series(number, shard.context(handle));
+            self.describe(number, shard.context(handle));
         }
-        if let Values::Delta(_) = reading.values {
-            let values = Values::One(shard.gauge(handle));
-            return self.draft.sample(number, &Reading { values, ..*reading });
+        match *reading {
+            Reading { values: Values::One(value), rate: 1.0, timestamp: None } => {
+                self.draft.value(number, kind, value);
+            }
+            Reading { values: Values::Delta(_), .. } => {
+                let values = Values::One(shard.gauge(handle));
+                self.draft.sample(number, kind, &Reading { values, ..*reading });
+            }
+            _ => self.draft.sample(number, kind, reading),
         }
-        self.draft.sample(number, reading);
+    }
+
+    #[cold]
+    fn describe(&mut self, number: u32, context: &Context) {
+        self.described.add(number);
+        self.draft.series(number, context);
     }
 
     pub fn event(&mut self, event: &Event) {
@@ -197,7 +220,7 @@ impl Writer {
 
     fn try_wait(&mut self, draft: &mut Draft, batch: u64, now: Time) -> io::Result<()> {
         let generation = self.generation.ok_or(io::ErrorKind::NotFound)?;
-        let length = draft.len() as u64;
+        let length = draft.close() as u64;
         if self.journal.used.load(Relaxed) + length > self.journal.max_bytes {
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
@@ -221,22 +244,19 @@ impl Writer {
     /// Appends the record of what arrived at `now`, while nothing rotates since it was begun.
     /// `batch` is the number that its receiver gave it, or 0. What cannot be appended is counted.
     pub fn commit(&mut self, batch: u64, load: Load, now: Time) {
-        if self.draft.is_empty() && batch == 0 {
+        if self.draft.is_empty() && batch == 0 && !self.idle {
             return;
         }
         let Some(generation) = self.generation else { return };
         let journal = Arc::clone(&self.journal);
-        if self.open.is_none() && !journal.worth_a_try(&generation, now) {
-            self.begin_numbering();
+        if self.idle {
             journal.unprotected(load, now, || {});
         } else {
-            let mut draft = std::mem::take(&mut self.draft);
-            if let Err(error) = self.try_commit(&mut draft, &generation, batch, load, now) {
+            if let Err(error) = self.try_commit(&generation, batch, load, now) {
                 // Whatever was written in part is behind the last end, and cut off when it is read.
                 self.begin_numbering();
                 journal.failed(&error, load, now);
             }
-            self.draft = draft;
         }
         // It is in the aggregate now: in the journal or not, it must not be taken in once more.
         if self.waiting_count == 0 {
@@ -248,13 +268,12 @@ impl Writer {
 
     fn try_commit(
         &mut self,
-        draft: &mut Draft,
         generation: &Generation,
         batch: u64,
         load: Load,
         now: Time,
     ) -> io::Result<()> {
-        let length = draft.len() as u64;
+        let length = self.draft.close() as u64;
         let numbering = self.open.as_ref().map(|open| open.numbering);
         let has_room = |open: &Open| {
             open.position + length <= self.journal.segment_bytes
@@ -270,7 +289,8 @@ impl Writer {
                 open
             }
         };
-        self.tail.push(&self.journal, draft.finish(open.seed, now, batch), load, now)?;
+        let record = self.draft.finish(open.seed, now, batch);
+        self.tail.push(&self.journal, record, load, now)?;
         self.appended(&mut open, length);
         self.open = Some(open);
         Ok(())
@@ -278,7 +298,7 @@ impl Writer {
 
     /// Appends to the file at once.
     fn append(&self, open: &mut Open, draft: &mut Draft, batch: u64, now: Time) -> io::Result<()> {
-        let length = draft.len() as u64;
+        let length = draft.close() as u64;
         self.journal.step(Op::Append)?;
         open.segment.file.write_all_at(draft.finish(open.seed, now, batch), open.position)?;
         self.appended(open, length);

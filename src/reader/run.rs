@@ -301,7 +301,7 @@ impl Reader {
                     // is ahead with the next ones while one waits for memory.
                     each(&Kind::ALL, &marks, run, |i, handle, kind| {
                         if again.is_empty() || !again.contains(&(i, kind)) {
-                            journal.sample(handle, &shard, &run[i].reading);
+                            journal.sample(handle, kind, &shard, &run[i].reading);
                         }
                     });
                 }
@@ -328,7 +328,7 @@ impl Reader {
         let mut shard = arrival.window.lock(handle.shard());
         shard.add(handle, used, kind, reading)?;
         if let Some(journal) = &mut self.journal {
-            journal.sample(handle, &shard, reading);
+            journal.sample(handle, kind, &shard, reading);
         }
         self.accounts.tally.drop(Drop::Timed, shard.timed_dropped);
         self.accounts.tally.drop(Drop::NonFinite, shard.non_finite);
