@@ -79,7 +79,12 @@ pub struct ServiceCheck {
 impl Batch {
     /// Number of points: what is counted as offered, delivered or dropped.
     pub fn points(&self) -> u64 {
-        (self.rows.len() + self.own.len() + self.events.len() + self.checks.len()) as u64
+        self.users_points() + self.own.len() as u64
+    }
+
+    /// The same without tallyd's own series, for sinks that do not show them.
+    pub fn users_points(&self) -> u64 {
+        (self.rows.len() + self.events.len() + self.checks.len()) as u64
     }
 
     pub fn is_empty(&self) -> bool {

@@ -328,7 +328,7 @@ pub fn journal(data: &[u8]) {
         }
         2 => checkpoint(data),
         3 => {
-            let mut file = b"tallyd\0C\x01\0\0\0".to_vec();
+            let mut file = b"tallyd\0C\x02\0\0\0".to_vec();
             file.extend(crc32fast::hash(data).to_le_bytes());
             file.extend(data);
             checkpoint(&file);

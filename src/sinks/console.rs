@@ -81,14 +81,15 @@ impl Sink for Console {
     }
 
     fn encode(&self, batch: &Arc<Batch>) -> Encoded {
-        let (kind, text) = if batch.is_empty() {
+        let points = batch.users_points();
+        let (kind, text) = if points == 0 {
             (EMPTY, empty_line(batch))
         } else {
             ("table", table(batch, &self.layout))
         };
         let payload = Payload {
             kind,
-            points: batch.points(),
+            points,
             coding: Coding::Identity,
             body: Body::Bytes(text.into()),
         };
@@ -140,6 +141,19 @@ mod tests {
         assert_eq!((encoded.payloads.len(), encoded.dropped), (1, 0));
         assert_eq!(encoded.payloads[0].points, values.len() as u64);
         console.send(0, &encoded.payloads[0]).await
+    }
+
+    #[test]
+    fn own_series_are_not_shown_and_not_counted() {
+        let output = Arc::new(Mutex::new(Vec::new()));
+        let console = Console::with_output(&Config::default(), 100, "own", output);
+        let encoded = |users: usize| {
+            let rows = batch(&[1.0, 2.0]).rows.clone();
+            let batch = Batch { rows: rows[..users].to_vec(), own: rows, ..Batch::default() };
+            console.encode(&Arc::new(batch)).payloads.remove(0)
+        };
+        assert_eq!((encoded(2).kind, encoded(2).points), ("table", 2));
+        assert_eq!((encoded(0).kind, encoded(0).points), (EMPTY, 0));
     }
 
     #[tokio::test]
