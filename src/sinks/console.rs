@@ -87,12 +87,8 @@ impl Sink for Console {
         } else {
             ("table", table(batch, &self.layout))
         };
-        let payload = Payload {
-            kind,
-            points,
-            coding: Coding::Identity,
-            body: Body::Bytes(text.into()),
-        };
+        let payload =
+            Payload { kind, points, coding: Coding::Identity, body: Body::Bytes(text.into()) };
         Encoded { payloads: vec![payload], dropped: 0 }
     }
 
