@@ -674,8 +674,8 @@ fn median(mut figures: Vec<f64>) -> f64 {
     figures[figures.len() / 2]
 }
 
-/// Prints what the journal costs, as medians: the same load with and without it in turn. The second rate is one
-/// at which the journal need not be replaced by checkpoints all the time.
+/// Prints what the journal costs: the same load with and without it, in turn. At a set rate it need
+/// not be replaced by checkpoints all the time.
 fn journal(name: &str, rate: Option<u64>) -> Result<()> {
     const ROUNDS: usize = 9;
     let case = CASES.iter().find(|case| case.name == name).context("the case")?;
