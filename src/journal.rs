@@ -775,6 +775,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_released_makes_room_at_once() {
+        let mut world = Faulty::new(256 * 1024);
+        let text = "x".repeat(1000);
+        while world.unprotected() == 0 {
+            world.append(&text, NOW);
+        }
+        let next = Time::from_seconds(1010);
+        let flushed = world.shards.flush(next, false);
+        world.append("before", next);
+        assert_eq!(world.unprotected(), 2);
+        world.journal.release(flushed.generations);
+        world.append("a", next);
+        assert_eq!((world.unprotected(), world.fails()), (2, false));
+        assert_eq!(world.found(), ["a"]);
+    }
+
+    #[test]
     fn what_cannot_be_listed_stays_for_a_later_process() {
         let mut world = Faulty::new(1 << 20);
         world.append("a", NOW);

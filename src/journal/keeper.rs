@@ -144,7 +144,6 @@ impl Journal {
                 // Where that was not enough, the next try has time until the next sync.
                 let enough = self.used.load(Relaxed) <= self.checkpoint_bytes;
                 self.full.store(!enough, Relaxed);
-                self.try_again();
             }
             Err(error) => {
                 self.telemetry.journal.errors.add(1);
@@ -218,6 +217,8 @@ impl Journal {
             self.used.fetch_sub(segment.used.load(Relaxed), Relaxed);
             self.spare(&mut files, &segment);
         }
+        drop(files);
+        self.try_again();
     }
 
     /// Keeps a file to be used again, or removes it.
