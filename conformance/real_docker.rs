@@ -19,9 +19,11 @@ use super::process::{Launch, Tallyd, http};
 use super::received::{Point, Received};
 use super::test_intake::Intake;
 
-/// Until when whatever is waited for must have happened, on a machine that starts two hundred
-/// containers meanwhile.
-const DEADLINE: Duration = Duration::from_secs(120);
+/// Until when whatever is waited for must have happened.
+const DEADLINE: Duration = Duration::from_secs(40);
+
+/// Seconds, of runs of one second each, within which a change is seen.
+const LATE: i64 = 3;
 
 const IMAGE: &str = "registry.example.test:5000/team/bbfixture:1.35";
 
@@ -564,8 +566,11 @@ fn see_limits(engine: &Engine, watcher: &Watcher, swap: bool) {
     let old = of(&seen, "docker.mem.limit", "web")
         .into_iter()
         .filter(|point| point.time > changed && point.value != 50_331_648.0);
-    // One run may have been under way.
-    assert!(old.count() <= 1, "{:?}", of(&seen, "docker.mem.limit", "web"));
+    // One run may have been under way. It is not for want of runs.
+    let points = of(&seen, "docker.mem.limit", "web");
+    assert!(old.count() <= 1, "{points:?}");
+    let first = points.iter().find(|point| point.value == 50_331_648.0).unwrap();
+    assert!(first.time <= changed + LATE, "{} s late", first.time - changed);
 }
 
 /// What a quota of half a processor lets through; on a machine that is busy it is less, by the
@@ -655,9 +660,9 @@ fn see_health(engine: &Engine, watcher: &Watcher) {
     engine.docker(&["exec", "web", "rm", "/tmp/ok"]);
     let seen = watcher.wait(0, "illness", |received| health(received).last() == Some(&2));
     let told = health(&seen);
-    // Perhaps it was seen before its first check; each state is told once.
-    assert!(told.ends_with(&[0, 2]), "{told:?}");
-    assert!(told.windows(2).all(|pair| pair[0] != pair[1]), "{told:?}");
+    // Perhaps it was seen before its first check, or checked before its file was there.
+    let known: [&[i64]; 4] = [&[0, 2], &[3, 0, 2], &[2, 0, 2], &[3, 2, 0, 2]];
+    assert!(known.contains(&&*told), "{told:?}");
     let seen = watcher.wait(0, "an event", |r| !told_of_health(r).is_empty());
     assert!(told_of_health(&seen).iter().all(|event| !event.to_string().contains("exec_")));
 }
@@ -745,9 +750,12 @@ fn see_a_crash(engine: &mut Engine, watcher: &Watcher) {
     let seen = watcher.wait(mark, "the crash", |received| up(received) == Some(2));
     let well = |check: &&Json| check["check"] == "docker.service_up" && check["status"] == 0;
     let late = |check: &&Json| check["timestamp"].as_i64().unwrap() > killed;
-    // One run may have been under way.
+    // One run may have been under way. It is not for want of runs.
     let wrong: Vec<_> = seen.checks.iter().filter(well).filter(late).collect();
     assert!(wrong.len() <= 1, "{wrong:?}");
+    let down = |check: &&Json| check["check"] == "docker.service_up" && check["status"] == 2;
+    let late = seen.checks.iter().find(down).unwrap()["timestamp"].as_i64().unwrap() - killed;
+    assert!(late <= LATE, "told after {late} s");
     let mark = watcher.mark();
     watcher.wait(mark, "figures without an engine", |received| {
         of(received, "docker.mem.rss", "web").len() >= 2
