@@ -10,7 +10,7 @@ use std::time::Duration;
 use tallyd::profile::sampler::{self, Sampler};
 use tallyd::sys;
 
-use rig::Rig;
+use rig::{Pairs, Rig};
 
 const HZ: u32 = 99;
 const SERIES: u64 = 10_000;
@@ -24,32 +24,23 @@ const DEPTH: usize = 20;
 const SAMPLES: u32 = 100_000;
 
 fn main() {
-    // A plain `cargo bench` passes its own flags.
-    let pairs = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(PAIRS);
+    let pairs = rig::pairs(PAIRS);
     let mut rig = Rig::new(SERIES, SIZE);
-    let mut ratios = Vec::with_capacity(pairs);
-    let (mut with, mut without, mut samples) = (Duration::ZERO, Duration::ZERO, 0);
-    for pair in 0..pairs {
-        // Neither is always the first.
-        let (on, off, taken) = if pair % 2 == 0 {
-            let (on, taken) = sampled(&mut rig);
-            (on, plain(&mut rig), taken)
+    let mut samples = 0;
+    let mut all = Pairs::time(pairs, |with| {
+        if with {
+            let (took, taken) = sampled(&mut rig);
+            samples += taken;
+            took
         } else {
-            let off = plain(&mut rig);
-            let (on, taken) = sampled(&mut rig);
-            (on, off, taken)
-        };
-        ratios.push(on.as_secs_f64() / off.as_secs_f64());
-        with += on;
-        without += off;
-        samples += taken;
-    }
+            plain(&mut rig)
+        }
+    });
     println!(
         "{pairs} pairs of {LINES} lines, {HZ} Hz: {samples} samples in {:.1} s; CPU time with the \
-         sampler against without: {}, sums {:+.2} %",
-        with.as_secs_f64(),
-        rig::spread(&mut ratios),
-        100.0 * (with.as_secs_f64() / without.as_secs_f64() - 1.0),
+         sampler against without: {}",
+        all.with.as_secs_f64(),
+        all.spread(),
     );
     single();
 }

@@ -259,6 +259,42 @@ impl Part {
     }
 }
 
+/// What the same work takes with something and without it.
+#[derive(Default)]
+pub struct Pairs {
+    ratios: Vec<f64>,
+    pub with: Duration,
+    pub without: Duration,
+}
+
+impl Pairs {
+    /// Times the work so many times each way, in turn. `work` is told whether it is with or without.
+    pub fn time(pairs: usize, mut work: impl FnMut(bool) -> Duration) -> Self {
+        let mut all = Self::default();
+        for pair in 0..pairs {
+            // Neither is always the first.
+            let first = pair % 2 == 0;
+            let (one, other) = (work(first), work(!first));
+            let (with, without) = if first { (one, other) } else { (other, one) };
+            all.ratios.push(with.as_secs_f64() / without.as_secs_f64());
+            all.with += with;
+            all.without += without;
+        }
+        all
+    }
+
+    /// How much more it is with it.
+    pub fn spread(&mut self) -> String {
+        let sums = self.with.as_secs_f64() / self.without.as_secs_f64();
+        format!("{}, sums {:+.2} %", spread(&mut self.ratios), 100.0 * (sums - 1.0))
+    }
+}
+
+/// How many pairs were asked for. A plain `cargo bench` passes its own flags.
+pub fn pairs(unless_told: usize) -> usize {
+    std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(unless_told)
+}
+
 /// How much more it is by these ratios.
 pub fn spread(ratios: &mut [f64]) -> String {
     ratios.sort_by(f64::total_cmp);
