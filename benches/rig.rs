@@ -140,8 +140,9 @@ impl Rig {
         while whole.done < series {
             self.fill();
             let batch = self.close();
+            let next = self.status.next();
             whole.time(|| {
-                self.status.record(&batch);
+                next.show(&batch);
                 batch.rows.len() as u64
             });
         }

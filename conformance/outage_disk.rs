@@ -61,7 +61,7 @@ fn batch(points: usize) -> Arc<Batch> {
         message: String::new(),
         tags: Vec::new(),
     };
-    Arc::new(Batch { checks: vec![check; points], ..Batch::default() })
+    Arc::new(Batch { checks: vec![check; points].into(), ..Batch::default() })
 }
 
 /// An operation that fails so many times, and how often it did.

@@ -28,8 +28,8 @@ pub struct Batch {
     pub rows: Vec<Row>,
     /// tallyd's own counters as series, for sinks that have no other way to them.
     pub own: Vec<Row>,
-    pub events: Vec<Event>,
-    pub checks: Vec<ServiceCheck>,
+    pub events: Arc<[Event]>,
+    pub checks: Arc<[ServiceCheck]>,
     /// Which figures of a histogram are sent, in order. The same for every sink.
     pub aggregates: Arc<[Aggregate]>,
     /// Which of them, and which percentiles, are not sent for a name after all.

@@ -67,8 +67,8 @@ impl Flush {
             generations,
             rows,
             own: Vec::new(),
-            events,
-            checks,
+            events: events.into(),
+            checks: checks.into(),
             aggregates: Arc::clone(&self.aggregates),
             blocklist: Arc::clone(&self.blocklist),
         };

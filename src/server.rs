@@ -86,9 +86,9 @@ impl Outputs {
             // What only the first flush and its delivery used.
             sys::release_code();
         }
-        let shown = self.status.next();
+        let next = self.status.next();
         let mut batch = flush.batch(now, open);
-        self.status.record(&batch);
+        next.show(&batch);
         // The time of the bucket that was flushed last, open or closed.
         let bucket = Time::from_seconds(batch.flushed_at - 1).bucket(batch.interval);
         batch.own = self.own.lock().expect("no panic under this lock").rows(bucket, &batch);
@@ -98,7 +98,6 @@ impl Outputs {
         for delivery in self.deliveries.lock().expect("no panic under this lock").iter() {
             delivery.offer(Arc::clone(&batch), Arc::clone(&receipt));
         }
-        shown.show(batch);
     }
 }
 

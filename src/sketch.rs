@@ -169,31 +169,36 @@ impl Sketch {
     /// rule: interpolated within the bin that holds the rank `round(q * (count - 1))`. `None` when
     /// empty. The sketch must be finished.
     pub fn quantile(&self, q: f64) -> Option<f64> {
+        let one = self.quantiles(&[q]).next();
+        one.filter(|_| !self.is_empty())
+    }
+
+    /// The same of several, ascending, in one walk over the bins. The sketch must not be empty.
+    pub fn quantiles(&self, ascending: &[f64]) -> impl Iterator<Item = f64> {
+        debug_assert!(ascending.is_sorted());
         let Basic { count, min, max, .. } = self.basic;
-        if count == 0 {
-            return None;
-        }
-        let rank = (q.clamp(0.0, 1.0) * (count - 1) as f64).round_ties_even();
-        let mut below = 0.0;
-        for (key, n) in self.bins() {
-            let n = f64::from(n);
-            below += n;
-            if below > rank {
-                let weight = (below - rank) / n;
-                let near = bin_value(key).clamp(min, max);
-                let far = (bin_value(key) * GAMMA).clamp(min, max);
-                let (low, high) = (near.min(far), near.max(far));
-                return Some(if q <= 0.0 {
-                    min
-                } else if q >= 1.0 {
-                    max
-                } else {
-                    // In this form rounding cannot make a higher rank's estimate the lower one.
-                    (high - low).mul_add(1.0 - weight, low)
-                });
+        let mut bins = self.bins();
+        // The bin that was reached, and the values up to its end.
+        let (mut key, mut n, mut below) = (0, 0.0, 0.0);
+        ascending.iter().map(move |&q| {
+            let rank = (q.clamp(0.0, 1.0) * count.saturating_sub(1) as f64).round_ties_even();
+            while below <= rank {
+                let Some(next) = bins.next() else { return max };
+                (key, n) = (next.0, f64::from(next.1));
+                below += n;
             }
-        }
-        Some(max)
+            if q <= 0.0 {
+                return min;
+            }
+            if q >= 1.0 {
+                return max;
+            }
+            let near = bin_value(key).clamp(min, max);
+            let far = (bin_value(key) * GAMMA).clamp(min, max);
+            let (low, high) = (near.min(far), near.max(far));
+            // In this form rounding cannot make a higher rank's estimate the lower one.
+            (high - low).mul_add(1.0 - (below - rank) / n, low)
+        })
     }
 
     fn flush(&mut self) {

@@ -348,8 +348,9 @@ mod tests {
             row("db.time", "own", &[], Kind::Timer, Value::Histogram(Box::new(summary))),
             row("d", "own", &[], Kind::Distribution, Value::Distribution(Box::new(sketch))),
         ]);
-        batch.events = vec![event("Deploy", "v2\nis out", &["env:dev"]), event("Plain", "", &[])];
-        batch.checks = vec![check("db.up", "no route"), check("quiet", "")];
+        batch.events =
+            [event("Deploy", "v2\nis out", &["env:dev"]), event("Plain", "", &[])].into();
+        batch.checks = [check("db.up", "no route"), check("quiet", "")].into();
         batch
     }
 
@@ -379,7 +380,7 @@ check  critical  quiet  [host:db-1]
     fn what_is_too_long_is_cut_and_what_is_too_much_is_counted() {
         let mut batch = everything();
         batch.rows.push(gauge("a.rather.long.name", &["tag:with_a_very_long_value"], 1.5));
-        batch.events.push(event("third", "", &[]));
+        batch.events = batch.events.iter().cloned().chain([event("third", "", &[])]).collect();
         assert_eq!(
             table(&batch, &layout(44, 2)),
             "\

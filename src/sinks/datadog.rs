@@ -624,7 +624,7 @@ mod tests {
                 row(Kind::Gauge, Value::Gauge(1.0)),
                 row(Kind::Distribution, Value::Distribution(Box::new(sketch))),
             ],
-            events: vec![Event {
+            events: [Event {
                 title: "t".to_owned(),
                 text: String::new(),
                 timestamp: 10,
@@ -634,15 +634,17 @@ mod tests {
                 priority: Priority::Normal,
                 alert_type: AlertType::Info,
                 tags: Vec::new(),
-            }],
-            checks: vec![ServiceCheck {
+            }]
+            .into(),
+            checks: [ServiceCheck {
                 name: "c".to_owned(),
                 status: Status::Ok,
                 timestamp: 10,
                 host: String::new(),
                 message: String::new(),
                 tags: Vec::new(),
-            }],
+            }]
+            .into(),
             ..Batch::default()
         })
     }

@@ -568,7 +568,7 @@ mod tests {
             message: String::new(),
             tags: Vec::new(),
         };
-        Arc::new(Batch { checks: vec![check; points], ..Batch::default() })
+        Arc::new(Batch { checks: vec![check; points].into(), ..Batch::default() })
     }
 
     fn retry() -> Verdict {

@@ -284,8 +284,8 @@ impl Page {
                     shown.observe(summary.sum, summary.count, quantiles, at);
                 }
                 Value::Distribution(sketch) => {
-                    let quantiles =
-                        self.quantiles.iter().filter_map(|q| Some((*q, sketch.quantile(*q)?)));
+                    let values = sketch.quantiles(&self.quantiles);
+                    let quantiles = self.quantiles.iter().copied().zip(values);
                     let count = sketch.count() as f64;
                     shown.observe(sketch.sum(), count, quantiles.collect(), at);
                 }

@@ -307,7 +307,7 @@ async fn cost(State(status): Shared, query: Query<CostOf>) -> Response {
     };
     read(status, move |status| {
         let last = status.last();
-        let series = last.series().map(|rows| &*rows[0].context);
+        let series = last.series().map(|series| series.context());
         let senders = status.telemetry.senders.all().into_iter();
         let senders: HashMap<u16, String> =
             senders.map(|account| (account.number, account.label())).collect();

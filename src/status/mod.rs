@@ -3,6 +3,7 @@
 mod api;
 mod guard;
 mod history;
+mod last;
 mod pprof;
 pub mod series;
 
@@ -26,6 +27,7 @@ use tokio::task::JoinHandle;
 
 use self::guard::Guard;
 use self::history::History;
+use self::last::Last;
 use crate::batch::{Batch, Value};
 use crate::encode::exposition::{self, Labels, Type};
 use crate::intake::Untouched;
@@ -93,7 +95,7 @@ pub struct Status {
     /// The profile of tallyd's own CPU time, unless it is off.
     profile: Option<Arc<Profile>>,
     /// The last flush. Held during a flush, which leaves nothing here if it panics.
-    last: Mutex<Arc<Batch>>,
+    last: Mutex<Arc<Last>>,
     history: Mutex<History>,
     started: Time,
     /// The start is over: what is read goes where it should.
@@ -105,12 +107,35 @@ pub struct Status {
 }
 
 /// A flush under way, to be shown.
-pub struct Next<'a>(MutexGuard<'a, Arc<Batch>>);
+pub struct Next<'a> {
+    status: &'a Status,
+    shown: MutexGuard<'a, Arc<Last>>,
+}
 
 impl Next<'_> {
-    /// Shows this batch from now on.
-    pub fn show(mut self, batch: Arc<Batch>) {
-        *self.0 = batch;
+    /// Shows this batch from now on, and takes from it what must not wait until somebody looks: what
+    /// clients count of themselves, and the history.
+    pub fn show(mut self, batch: &Batch) {
+        let mut last = Last::of(batch);
+        let mut history = self.status.history.lock().expect("no panic under this lock");
+        history.begin(batch.flushed_at);
+        for rows in batch.series() {
+            let context = &*rows[0].context;
+            if context.marks() & KNOWN == 0 {
+                let client = context.name().starts_with(CLIENT_TELEMETRY);
+                context.mark(if client { KNOWN | CLIENT } else { KNOWN });
+            }
+            if context.marks() & CLIENT != 0 {
+                for row in rows {
+                    if let Value::Count(value) = row.value {
+                        self.status.telemetry.client_reported(context.name(), value);
+                    }
+                }
+            }
+            history.record(rows);
+            rows.iter().for_each(|row| last.add(row));
+        }
+        *self.shown = Arc::new(last);
     }
 }
 
@@ -155,34 +180,12 @@ impl Status {
         *self.proxy.lock().expect("no panic under this lock") = None;
     }
 
-    /// Takes from a batch what must not wait until somebody looks: what clients count of themselves,
-    /// and the history. Of series that bring neither only a mark is looked at.
-    pub fn record(&self, batch: &Batch) {
-        let mut history = self.history.lock().expect("no panic under this lock");
-        history.begin(batch.flushed_at);
-        for rows in batch.series() {
-            let context = &*rows[0].context;
-            if context.marks() & KNOWN == 0 {
-                let client = context.name().starts_with(CLIENT_TELEMETRY);
-                context.mark(if client { KNOWN | CLIENT } else { KNOWN });
-            }
-            if context.marks() & CLIENT != 0 {
-                for row in rows {
-                    if let Value::Count(value) = row.value {
-                        self.telemetry.client_reported(context.name(), value);
-                    }
-                }
-            }
-            history.record(rows);
-        }
-    }
-
     /// Forgets the last flush, since the next one needs its memory. Who asks for it meanwhile waits
     /// until [`Next::show`].
     pub fn next(&self) -> Next<'_> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        *last = Arc::default();
-        Next(last)
+        let mut shown = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        *shown = Arc::default();
+        Next { status: self, shown }
     }
 
     /// Seconds of a bucket.
@@ -190,7 +193,7 @@ impl Status {
         self.history.lock().expect("no panic under this lock").interval()
     }
 
-    fn last(&self) -> Arc<Batch> {
+    fn last(&self) -> Arc<Last> {
         Arc::clone(&self.last.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -491,7 +494,7 @@ mod tests {
     #[test]
     fn who_asks_during_a_flush_gets_what_it_makes() {
         let status = status();
-        status.next().show(Arc::new(Batch { flushed_at: 10, ..Batch::default() }));
+        status.next().show(&Batch { flushed_at: 10, ..Batch::default() });
         assert_eq!(status.last().flushed_at, 10);
         let next = status.next();
         assert!(status.last.try_lock().is_err());
@@ -499,7 +502,7 @@ mod tests {
             let status = Arc::clone(&status);
             move || status.last().flushed_at
         });
-        next.show(Arc::new(Batch { flushed_at: 20, ..Batch::default() }));
+        next.show(&Batch { flushed_at: 20, ..Batch::default() });
         assert_eq!(asking.join().unwrap(), 20);
         // A flush that panics leaves nothing behind, and holds nobody up.
         let panics = std::thread::spawn({

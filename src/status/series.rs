@@ -2,9 +2,10 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value as Json, json};
+use serde_json::{Value as Json, json};
 
-use crate::batch::{Batch, Event, Row, ServiceCheck, Value};
+use super::last::{self, Last};
+use crate::batch::{Event, ServiceCheck};
 
 /// Series shown when the request does not say how many.
 const LIMIT: usize = 1000;
@@ -52,10 +53,10 @@ struct Series {
     points: Vec<(i64, Json)>,
 }
 
-/// The series of a batch, with its events and service checks.
-pub fn document(batch: &Batch, query: &Query) -> Document {
-    let wanted = |rows: &&[Row]| {
-        let context = &rows[0].context;
+/// The series of the last flush, with its events and service checks.
+pub fn document(last: &Last, query: &Query) -> Document {
+    let wanted = |series: &last::Series<'_>| {
+        let context = series.context();
         let contains = |text: &str| {
             context.name().contains(text) || context.tags().any(|tag| tag.contains(text))
         };
@@ -65,57 +66,23 @@ pub fn document(batch: &Batch, query: &Query) -> Document {
     };
     let limit = query.limit.unwrap_or(LIMIT);
     Document {
-        flushed_at: batch.flushed_at,
-        interval: batch.interval,
-        found: batch.series().filter(wanted).count(),
-        series: batch.series().filter(wanted).take(limit).map(series).collect(),
-        events: batch.events.iter().take(limit).map(event).collect(),
-        checks: batch.checks.iter().take(limit).map(check).collect(),
+        flushed_at: last.flushed_at,
+        interval: last.interval,
+        found: last.series().filter(wanted).count(),
+        series: last.series().filter(wanted).take(limit).map(|one| series(&one)).collect(),
+        events: last.events.iter().take(limit).map(event).collect(),
+        checks: last.checks.iter().take(limit).map(check).collect(),
     }
 }
 
-fn series(rows: &[Row]) -> Series {
-    let context = &rows[0].context;
+fn series(series: &last::Series<'_>) -> Series {
+    let context = series.context();
     Series {
         name: context.name().to_owned(),
         kind: context.kind().word(),
         host: context.host().to_owned(),
         tags: context.tags().map(str::to_owned).collect(),
-        points: rows.iter().map(|row| (row.time, value(&row.value))).collect(),
-    }
-}
-
-fn value(value: &Value) -> Json {
-    match value {
-        Value::Count(value) | Value::Gauge(value) => json!(value),
-        Value::Set(members) => json!(members),
-        Value::Histogram(summary) => {
-            let percentiles: Map<String, Json> =
-                summary.percentiles.iter().map(|(p, v)| (p.to_string(), json!(v))).collect();
-            json!({
-                "count": summary.count,
-                "sum": summary.sum,
-                "min": summary.min,
-                "avg": summary.avg(),
-                "median": summary.median,
-                "max": summary.max,
-                "percentiles": percentiles,
-            })
-        }
-        Value::Distribution(sketch) => {
-            let percentiles: Map<String, Json> = [50, 75, 90, 95, 99]
-                .into_iter()
-                .map(|p: u8| (p.to_string(), json!(sketch.quantile(f64::from(p) / 100.0))))
-                .collect();
-            json!({
-                "count": sketch.count(),
-                "sum": sketch.sum(),
-                "min": sketch.min(),
-                "avg": sketch.avg(),
-                "max": sketch.max(),
-                "percentiles": percentiles,
-            })
-        }
+        points: series.points().collect(),
     }
 }
 
@@ -146,43 +113,29 @@ fn check(check: &ServiceCheck) -> Json {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
+    use super::super::last::tests::{of, row};
     use super::*;
-    use crate::context::{Context, Source};
+    use crate::batch::{Row, Value};
     use crate::sample::Kind;
 
     #[test]
     fn series_are_filtered_and_counted() {
-        let row = |name: &str, tag: &str, time, value| Row {
-            context: Arc::new(Context::new(
-                name,
-                Kind::Gauge,
-                "h",
-                vec![tag.to_owned()],
-                Source::default(),
-            )),
-            time,
-            value: Value::Gauge(value),
-        };
-        let first = row("queue.depth", "env:dev", 10, 1.0);
+        let gauge =
+            |name: &str, tag: &str, value| row(name, Kind::Gauge, tag, 10, Value::Gauge(value));
+        let first = gauge("queue.depth", "env:dev", 1.0);
         let again = Row { time: 20, value: Value::Gauge(2.0), ..first.clone() };
-        let batch = Batch {
-            flushed_at: 30,
-            interval: 10,
-            rows: vec![first, again, row("queue.size", "env:prod", 10, 3.0), row("x", "", 10, 4.0)],
-            ..Batch::default()
-        };
+        let last =
+            of(vec![first, again, gauge("queue.size", "env:prod", 3.0), gauge("x", "", 4.0)]);
         let ask = |name: &str, tag: Option<&str>, limit| {
             let (name, tag) = (name.to_owned(), tag.map(String::from));
-            json!(document(&batch, &Query { name, tag, limit, text: None }))
+            json!(document(&last, &Query { name, tag, limit, text: None }))
         };
         assert_eq!(ask("", None, None)["found"], 3);
         assert_eq!(ask("queue", None, Some(1))["series"].as_array().map(Vec::len), Some(1));
         assert_eq!(ask("queue", None, Some(1))["found"], 2);
         for (text, found) in [("queue", 2), ("env:d", 1), ("prod", 1), ("y", 0)] {
             let query = Query { text: Some(text.to_owned()), ..Query::default() };
-            assert_eq!(document(&batch, &query).found, found, "{text}");
+            assert_eq!(document(&last, &query).found, found, "{text}");
         }
         assert_eq!(
             ask("", Some("env:dev"), None)["series"],

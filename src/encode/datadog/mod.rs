@@ -470,9 +470,10 @@ mod tests {
             let distribution = context(&name, Kind::Distribution, "h", &[]);
             let value = Value::Distribution(Box::new(sketch(&[1.0])));
             batch.rows.push(row(&distribution, 10, value));
-            batch.events.push(event(&name, ""));
-            batch.checks.push(check(&name));
         }
+        let every = || (0..120).map(|i| format!("metric.{i}"));
+        batch.events = every().map(|name| event(&name, "")).collect();
+        batch.checks = every().map(|name| check(&name)).collect();
         let wide = Limits { compressed: 1 << 20, raw: 1 << 20, points: 10_000 };
         for limits in [Limits { raw: 2000, ..wide }, Limits { compressed: 250, ..wide }] {
             for route in Route::ALL {
@@ -604,7 +605,7 @@ mod tests {
             tags: vec!["a".to_owned(), "b:c".to_owned()],
             ..event("full", "nagios")
         };
-        batch.events = vec![event("one", ""), full, event("two", "")];
+        batch.events = [event("one", ""), full, event("two", "")].into();
         let plain = |title: &str| {
             json!({"msg_title": title, "msg_text": "", "timestamp": 10, "priority": "normal",
                    "host": "", "alert_type": "info"})
@@ -628,7 +629,7 @@ mod tests {
     fn events_go_by_the_hundred_and_only_the_oversized_are_dropped() {
         let mut batch = batch(Vec::new());
         batch.events = (0..250).map(|i| event(&i.to_string(), "")).collect();
-        batch.events[120].text = "x".repeat(100_000);
+        Arc::make_mut(&mut batch.events)[120].text = "x".repeat(100_000);
         let mut options = options(Route::Events);
         options.other.raw = 50_000;
         let (bodies, points, dropped) = decoded(&batch, &options);
@@ -661,7 +662,7 @@ mod tests {
             tags: vec!["a".to_owned()],
             ..check("b")
         };
-        batch.checks = vec![check("a"), full];
+        batch.checks = [check("a"), full].into();
         let expected = json!([
             {"check": "a", "host_name": "", "timestamp": 10, "status": 0, "message": "",
              "tags": []},
@@ -673,7 +674,7 @@ mod tests {
 
     #[test]
     fn a_route_that_is_off_or_has_nothing_to_send_makes_no_payload() {
-        let full = Batch { checks: vec![check("a")], ..batch(Vec::new()) };
+        let full = Batch { checks: [check("a")].into(), ..batch(Vec::new()) };
         let all = Options { routes: Route::ALL.to_vec(), ..options(Route::Checks) };
         let kinds = |batch: &Batch, options: &Options| -> Vec<&'static str> {
             encode(batch, options).payloads.iter().map(|payload| payload.kind).collect()
