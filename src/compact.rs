@@ -22,6 +22,30 @@ pub fn put_float(out: &mut Vec<u8>, x: f64) {
     out.extend_from_slice(&x.to_le_bytes());
 }
 
+/// Short decimals are whole numbers of thousandths.
+pub const THOUSAND: f64 = 1000.0;
+
+/// The whole number next to a value, or anything if there is none of 32 bits.
+#[inline]
+pub fn nearest(value: f64) -> i32 {
+    // So large that the lowest bits of the sum are the whole number. Several at once can be made so.
+    const LARGE: f64 = 6_755_399_441_055_744.0;
+    (value + LARGE).to_bits() as i32
+}
+
+/// A value in thousandths, if it can be given back from them to the bit.
+#[inline]
+pub fn thousandths(value: f64) -> Option<i32> {
+    let short = nearest(value * THOUSAND);
+    (of_thousandths(short).to_bits() == value.to_bits()).then_some(short)
+}
+
+/// The value that is so many thousandths.
+#[inline]
+pub fn of_thousandths(short: i32) -> f64 {
+    f64::from(short) / THOUSAND
+}
+
 /// What is still to be read.
 #[derive(Clone, Copy, Debug)]
 pub struct Input<'a>(pub &'a [u8]);

@@ -11,14 +11,13 @@
 //! what is alike should be put together.
 
 use super::format::Bytes;
+use crate::compact::{THOUSAND, nearest, of_thousandths};
 
 pub(super) const GROUP: u8 = 32;
 
 const WIDE: u8 = 128;
 const THOUSANDTHS: u8 = 64;
 const BYTES: u8 = 7;
-
-const THOUSAND: f64 = 1000.0;
 
 /// Samples of a group.
 const MAX: usize = 64;
@@ -98,16 +97,9 @@ fn form(values: &[f64], short: &mut [i32]) -> u8 {
     all_are = true;
     for (&value, short) in values.iter().zip(&mut *short) {
         *short = nearest(value * THOUSAND);
-        all_are &= (f64::from(*short) / THOUSAND).to_bits() == value.to_bits();
+        all_are &= of_thousandths(*short).to_bits() == value.to_bits();
     }
     if all_are { THOUSANDTHS | bytes(short) } else { 0 }
-}
-
-/// The whole number next to a value, or anything if there is none of 32 bits.
-fn nearest(value: f64) -> i32 {
-    // So large that the lowest bits of the sum are the whole number. Several at once can be made so.
-    const LARGE: f64 = 6_755_399_441_055_744.0;
-    (value + LARGE).to_bits() as i32
 }
 
 /// How many bytes the longest of these numbers takes, with its sign.

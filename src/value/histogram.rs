@@ -4,7 +4,7 @@ use std::iter;
 
 use super::Summary;
 use crate::bins::Bins;
-use crate::compact::{Input, Malformed, put_float, put_integer};
+use crate::compact::{Input, Malformed, of_thousandths, put_float, put_integer, thousandths};
 use crate::sys;
 
 /// Values with their weights. Count, sum, minimum and maximum are always exact; percentiles are
@@ -18,13 +18,15 @@ pub struct Histogram {
     samples: Samples,
 }
 
+/// As short as what came allows. All but the last are exact.
 #[derive(Clone, Debug)]
 enum Samples {
-    /// `weights` may be shorter than `values`: the missing ones are 1.
-    Exact {
-        values: Vec<f64>,
-        weights: Vec<f64>,
-    },
+    /// As sent by clients that round, each of weight 1.
+    Thousandths(Vec<i32>),
+    /// Each of weight 1.
+    Plain(Vec<f64>),
+    /// With their weights.
+    Weighted(Vec<(f64, f64)>),
     Coarse(Box<Coarse>),
 }
 
@@ -35,7 +37,7 @@ impl Default for Histogram {
             sum: Sum::default(),
             min: f64::INFINITY,
             max: f64::NEG_INFINITY,
-            samples: Samples::Exact { values: Vec::new(), weights: Vec::new() },
+            samples: Samples::Thousandths(Vec::new()),
         }
     }
 }
@@ -57,26 +59,18 @@ impl Histogram {
         self.min = self.min.min(value);
         self.max = self.max.max(value);
         match &mut self.samples {
-            Samples::Exact { values, weights } if values.len() < samples_max => {
-                if weight != 1.0 || !weights.is_empty() {
-                    weights.resize(values.len(), 1.0);
-                    weights.push(weight);
-                }
-                values.push(value);
-            }
-            Samples::Exact { .. } => self.coarse().insert(value, weight),
             Samples::Coarse(coarse) => coarse.insert(value, weight),
+            samples if samples.len() < samples_max => samples.push(value, weight),
+            _ => self.coarse().insert(value, weight),
         }
     }
 
     /// Has the place of the next value fetched into the cache, or what leads there.
     pub fn prefetch(&self) {
         match &self.samples {
-            Samples::Exact { values, .. } => {
-                if let Some(last) = values.last() {
-                    sys::prefetch(last);
-                }
-            }
+            Samples::Thousandths(values) => values.last().into_iter().for_each(sys::prefetch),
+            Samples::Plain(values) => values.last().into_iter().for_each(sys::prefetch),
+            Samples::Weighted(pairs) => pairs.last().into_iter().for_each(sys::prefetch),
             Samples::Coarse(coarse) => sys::prefetch(&**coarse),
         }
     }
@@ -85,11 +79,6 @@ impl Histogram {
     /// been inserted one by one.
     pub fn merge(&mut self, later: &Self, samples_max: usize) {
         match &later.samples {
-            Samples::Exact { values, weights } => {
-                for (value, weight) in weighted(values, weights) {
-                    self.insert(value, weight, samples_max);
-                }
-            }
             Samples::Coarse(coarse) => {
                 self.coarse().merge(coarse);
                 self.count += later.count;
@@ -98,19 +87,20 @@ impl Histogram {
                 self.min = self.min.min(later.min);
                 self.max = self.max.max(later.max);
             }
+            exact => exact.each(|value, weight| self.insert(value, weight, samples_max)),
         }
     }
 
     /// The values in bins, from now on.
     fn coarse(&mut self) -> &mut Coarse {
-        if let Samples::Exact { values, weights } = &self.samples {
-            let mut coarse = Coarse::default();
-            weighted(values, weights).for_each(|(value, weight)| coarse.insert(value, weight));
-            self.samples = Samples::Coarse(Box::new(coarse));
+        if !matches!(self.samples, Samples::Coarse(_)) {
+            let mut coarse = Box::<Coarse>::default();
+            self.samples.each(|value, weight| coarse.insert(value, weight));
+            self.samples = Samples::Coarse(coarse);
         }
         match &mut self.samples {
             Samples::Coarse(coarse) => coarse,
-            Samples::Exact { .. } => unreachable!("made coarse just now"),
+            _ => unreachable!("made coarse just now"),
         }
     }
 
@@ -118,14 +108,14 @@ impl Histogram {
     /// at least one value.
     pub fn summary(&self, percentiles: &[u8]) -> Summary {
         debug_assert!(self.count > 0.0);
-        let (sorted, total) = match &self.samples {
-            Samples::Exact { values, weights } => {
-                let mut sorted: Vec<_> = weighted(values, weights).collect();
+        let mut sorted = Vec::with_capacity(self.samples.len());
+        self.samples.each(|value, weight| sorted.push((value, weight)));
+        let total = match &self.samples {
+            Samples::Coarse(_) => self.count,
+            _ => {
                 sorted.sort_unstable_by(|(a, _), (b, _)| a.total_cmp(b));
-                let total = sorted.iter().map(|(_, weight)| weight).sum();
-                (sorted, total)
+                sorted.iter().map(|(_, weight)| weight).sum()
             }
-            Samples::Coarse(coarse) => (coarse.sorted(), self.count),
         };
         // What a bin stands for may lie outside of what was seen.
         let within = |value: f64| value.max(self.min).min(self.max);
@@ -145,17 +135,22 @@ impl Histogram {
         let Self { count, sum, min, max, .. } = *self;
         [count, sum.total, sum.lost, min, max].into_iter().for_each(|x| put_float(out, x));
         match &self.samples {
-            Samples::Exact { values, weights } => {
-                out.push(EXACT);
-                put_integer(out, values.len() as u64);
-                values.iter().for_each(|&x| put_float(out, x));
-                put_integer(out, weights.len() as u64);
-                weights.iter().for_each(|&x| put_float(out, x));
-            }
             Samples::Coarse(coarse) => {
                 out.push(COARSE);
                 put_float(out, coarse.carry);
                 coarse.bins.encode(out);
+            }
+            exact => {
+                out.push(EXACT);
+                let count = exact.len() as u64;
+                put_integer(out, count);
+                exact.each(|value, _| put_float(out, value));
+                if let Samples::Weighted(_) = exact {
+                    put_integer(out, count);
+                    exact.each(|_, weight| put_float(out, weight));
+                } else {
+                    put_integer(out, 0);
+                }
             }
         }
     }
@@ -170,8 +165,11 @@ impl Histogram {
             EXACT => {
                 let (values, weights) = (floats(input)?, floats(input)?);
                 let good = weights.len() <= values.len() && weights.iter().all(|&w| w >= 1.0);
-                let filled = good && !values.is_empty();
-                (Samples::Exact { values, weights }, filled)
+                let mut samples = Samples::Thousandths(Vec::new());
+                // Weights that are missing are 1.
+                let weights = weights.into_iter().chain(iter::repeat(1.0));
+                values.iter().zip(weights).for_each(|(&value, weight)| samples.push(value, weight));
+                (samples, good && !values.is_empty())
             }
             COARSE => {
                 let carry = input.float()?;
@@ -194,8 +192,62 @@ fn floats(input: &mut Input<'_>) -> Result<Vec<f64>, Malformed> {
     (0..input.length(size_of::<f64>())?).map(|_| input.float()).collect()
 }
 
-fn weighted(values: &[f64], weights: &[f64]) -> impl Iterator<Item = (f64, f64)> {
-    values.iter().copied().zip(weights.iter().copied().chain(iter::repeat(1.0)))
+impl Samples {
+    /// Of bins, those with a count.
+    fn len(&self) -> usize {
+        match self {
+            Self::Thousandths(values) => values.len(),
+            Self::Plain(values) => values.len(),
+            Self::Weighted(pairs) => pairs.len(),
+            Self::Coarse(coarse) => coarse.bins.len(),
+        }
+    }
+
+    /// Gives each value with its weight, those of bins ascending.
+    fn each(&self, mut give: impl FnMut(f64, f64)) {
+        match self {
+            Self::Thousandths(values) => values.iter().for_each(|&v| give(of_thousandths(v), 1.0)),
+            Self::Plain(values) => values.iter().for_each(|&value| give(value, 1.0)),
+            Self::Weighted(pairs) => pairs.iter().for_each(|&(value, weight)| give(value, weight)),
+            Self::Coarse(coarse) => {
+                coarse.bins.iter().for_each(|(key, n)| give(value(key), n as f64));
+            }
+        }
+    }
+
+    /// Adds a value as it is.
+    fn push(&mut self, value: f64, weight: f64) {
+        match self {
+            Self::Thousandths(values) if weight == 1.0 => {
+                if let Some(short) = thousandths(value) {
+                    return values.push(short);
+                }
+            }
+            Self::Plain(values) if weight == 1.0 => return values.push(value),
+            Self::Weighted(pairs) => return pairs.push((value, weight)),
+            Self::Coarse(coarse) => return coarse.insert(value, weight),
+            Self::Thousandths(_) | Self::Plain(_) => {}
+        }
+        self.widen(weight == 1.0);
+        self.push(value, weight);
+    }
+
+    /// What came so far in the form that what comes next needs.
+    #[cold]
+    fn widen(&mut self, plain: bool) {
+        let (mut values, mut pairs) = (Vec::new(), Vec::new());
+        // Another one is about to come.
+        let room = self.len() + 1;
+        if plain {
+            values.reserve(room);
+            self.each(|value, _| values.push(value));
+            *self = Self::Plain(values);
+        } else {
+            pairs.reserve(room);
+            self.each(|value, weight| pairs.push((value, weight)));
+            *self = Self::Weighted(pairs);
+        }
+    }
 }
 
 /// The first value whose cumulative weight exceeds `total * p/100 - 0.01`: for weights of 1 this is
@@ -274,11 +326,6 @@ impl Coarse {
         while self.bins.blocks() > BLOCKS_MAX {
             self.bins.drop_nearest_to_zero();
         }
-    }
-
-    /// Values with their weights, ascending.
-    fn sorted(&self) -> Vec<(f64, f64)> {
-        self.bins.iter().map(|(key, n)| (value(key), n as f64)).collect()
     }
 }
 
@@ -404,12 +451,20 @@ mod tests {
     }
 
     #[test]
-    fn a_small_histogram_keeps_values_only() {
-        assert!(size_of::<Histogram>() <= 96);
-        let Samples::Exact { values, weights } = filled(&plain([1.0]), EXACT_MAX).samples else {
-            panic!("not exact")
+    fn samples_are_kept_as_short_as_they_come() {
+        assert!(size_of::<Histogram>() <= 72);
+        let bytes = |samples: &[(f64, f64)]| match filled(samples, EXACT_MAX).samples {
+            Samples::Thousandths(values) => 4 * values.len(),
+            Samples::Plain(values) => 8 * values.len(),
+            Samples::Weighted(pairs) => 16 * pairs.len(),
+            Samples::Coarse(_) => panic!("not exact"),
         };
-        assert!(values.capacity() <= 4 && weights.capacity() == 0);
+        assert_eq!(bytes(&plain([1.0, -0.001, 999.99, 2_147_483.647])), 4 * 4);
+        for long in [1e-4, -0.0, 2_147_483.648, 0.1 + 0.2, 1e300] {
+            assert_eq!(bytes(&plain([1.0, long, 3.0])), 3 * 8, "{long}");
+        }
+        assert_eq!(bytes(&[(1.0, 1.0), (2.0, 1.5), (1e-4, 1.0)]), 3 * 16);
+        assert_eq!(bytes(&[(1e-4, 1.0), (2.0, 1.5)]), 2 * 16);
     }
 
     /// Independent of `percentile`: every value repeated by its weight, the Agent's rule in
@@ -424,9 +479,19 @@ mod tests {
 
     /// Values of both signs over six decades, with zeros.
     fn samples() -> impl Strategy<Value = Vec<(f64, f64)>> {
-        let value = (-1.0..1.0f64, -3i32..4)
+        let long = (-1.0..1.0f64, -3i32..4)
             .prop_map(|(v, e)| if v.abs() < 0.1 { 0.0 } else { v * 10f64.powi(e) });
-        prop::collection::vec((value, (1u8..4).prop_map(f64::from)), 1..300)
+        let short = (-1_000_000..1_000_000i32).prop_map(|v| f64::from(v) / 1000.0);
+        // Long ones and weights come early, late or not at all.
+        (0..3u8, 1u8..4).prop_flat_map(move |(longs, most)| {
+            let value = match longs {
+                0 => short.clone().boxed(),
+                1 => prop_oneof![99 => short.clone(), 1 => long.clone()].boxed(),
+                _ => long.clone().boxed(),
+            };
+            let weight = prop_oneof![50 => Just(1), 1 => 1..=most];
+            prop::collection::vec((value, weight.prop_map(f64::from)), 1..300)
+        })
     }
 
     proptest! {
