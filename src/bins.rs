@@ -13,7 +13,7 @@ pub const KEY_MAX: i32 = i16::MAX as i32 * BLOCK as i32;
 /// How often each key was counted.
 ///
 /// Only blocks of 16 neighbouring keys that hold something exist, and counters are as wide as the
-/// largest needs (1, 2, 4 or 8 bytes), so that nearby keys take little more than a byte each and
+/// largest needs (from 4 bits to 64), so that nearby keys take little more than half a byte each and
 /// keys far apart a block each.
 #[derive(Clone, Debug, Default)]
 pub struct Bins {
@@ -21,7 +21,7 @@ pub struct Bins {
     blocks: Vec<i16>,
     /// `BLOCK` little-endian counters of each block.
     counters: Vec<u8>,
-    /// Binary logarithm of a counter's bytes.
+    /// How often the 4 bits of a counter were doubled.
     width: u8,
     /// Keys with a count.
     len: u32,
@@ -37,7 +37,7 @@ impl Bins {
         let at = self.place(key);
         let held = self.counter(at);
         let count = held.saturating_add(n);
-        while count > u64::MAX >> (64 - (8 << self.width)) {
+        while count > u64::MAX >> (64 - (4 << self.width)) {
             self.widen();
         }
         self.set(at, count);
@@ -96,7 +96,7 @@ impl Bins {
         let (start, end) = (blocks.start * BLOCK, blocks.end * BLOCK);
         let sum = (start..end).fold(0, |sum: u64, at| sum.saturating_add(self.take(at)));
         self.blocks.drain(blocks);
-        self.counters.drain(start << self.width..end << self.width);
+        self.counters.drain(self.bytes(start)..self.bytes(end));
         sum
     }
 
@@ -118,7 +118,7 @@ impl Bins {
     }
 
     fn insert(&mut self, at: usize, block: i16) {
-        let bytes = BLOCK << self.width;
+        let bytes = self.bytes(BLOCK);
         if self.blocks.len() == self.blocks.capacity() {
             // A quarter more: doubling would waste more than it saves.
             let more = (self.blocks.len() / 4).max(2);
@@ -129,12 +129,18 @@ impl Bins {
         self.counters.splice(at * bytes..at * bytes, [0; BLOCK << 3].into_iter().take(bytes));
     }
 
+    /// Bytes of so many counters, of which there are whole blocks.
+    const fn bytes(&self, counters: usize) -> usize {
+        counters << self.width >> 1
+    }
+
     fn counter(&self, at: usize) -> u64 {
         let counters = &self.counters;
         match self.width {
-            0 => counters[at].into(),
-            1 => u16::from_le_bytes(counters.as_chunks().0[at]).into(),
-            2 => u32::from_le_bytes(counters.as_chunks().0[at]).into(),
+            0 => (counters[at / 2] >> (at % 2 * 4) & 0xf).into(),
+            1 => counters[at].into(),
+            2 => u16::from_le_bytes(counters.as_chunks().0[at]).into(),
+            3 => u32::from_le_bytes(counters.as_chunks().0[at]).into(),
             _ => u64::from_le_bytes(counters.as_chunks().0[at]),
         }
     }
@@ -143,9 +149,13 @@ impl Bins {
     fn set(&mut self, at: usize, count: u64) {
         let counters = &mut self.counters;
         match self.width {
-            0 => counters[at] = count as u8,
-            1 => counters.as_chunks_mut().0[at] = (count as u16).to_le_bytes(),
-            2 => counters.as_chunks_mut().0[at] = (count as u32).to_le_bytes(),
+            0 => {
+                let (both, shift) = (&mut counters[at / 2], at % 2 * 4);
+                *both = *both & !(0xf << shift) | (count as u8) << shift;
+            }
+            1 => counters[at] = count as u8,
+            2 => counters.as_chunks_mut().0[at] = (count as u16).to_le_bytes(),
+            3 => counters.as_chunks_mut().0[at] = (count as u32).to_le_bytes(),
             _ => counters.as_chunks_mut().0[at] = count.to_le_bytes(),
         }
     }
@@ -153,8 +163,9 @@ impl Bins {
     fn widen(&mut self) {
         let places = self.blocks.len() * BLOCK;
         let (narrow, wide) = (self.width, self.width + 1);
-        self.counters.reserve_exact(places << narrow);
-        self.counters.resize(places << wide, 0);
+        let more = self.bytes(places);
+        self.counters.reserve_exact(more);
+        self.counters.resize(2 * more, 0);
         // From the last on, so that each is read before its place is needed.
         for at in (0..places).rev() {
             self.width = narrow;
@@ -219,9 +230,11 @@ mod tests {
 
     #[test]
     fn counters_are_as_wide_as_the_largest_needs() {
-        for (n, bytes) in [(255, 1), (256, 2), (65_535, 2), (65_536, 4), (1 << 32, 8)] {
+        let widths =
+            [(15, 4), (16, 8), (255, 8), (256, 16), (65_535, 16), (65_536, 32), (1 << 32, 64)];
+        for (n, bits) in widths {
             let bins = of(&[(40, 1), (3, n)]);
-            assert_eq!(bins.counters.len(), 2 * BLOCK * bytes, "{n}");
+            assert_eq!(bins.counters.len(), 2 * BLOCK * bits / 8, "{n}");
             assert_eq!(held(&bins), [(3, n), (40, 1)]);
         }
         assert_eq!(held(&of(&[(3, u64::MAX), (3, 1)])), [(3, u64::MAX)]);
@@ -232,11 +245,11 @@ mod tests {
         assert_eq!(size_of::<Bins>(), 56);
         let far = of(&[(-KEY_MAX, 1), (0, 1), (KEY_MAX, 1)]);
         assert_eq!(held(&far), [(-KEY_MAX, 1), (0, 1), (KEY_MAX, 1)]);
-        assert!(far.counters.capacity() <= 4 * BLOCK);
+        assert!(far.counters.capacity() <= 4 * BLOCK / 2);
         // Eight octaves of 128 keys.
         let near = of(&(0..1024).map(|key| (key, 1)).collect::<Vec<_>>());
         let bytes = near.counters.capacity() + 2 * near.blocks.capacity();
-        assert!(bytes <= 1024 * 3 / 2, "{bytes}");
+        assert!(bytes <= 1024 * 4 / 5, "{bytes}");
     }
 
     #[test]
