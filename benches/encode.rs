@@ -52,7 +52,7 @@ fn bench(c: &mut Criterion) {
     let mut text = String::new();
     each("page, written", SERIES, &mut || {
         text.clear();
-        page.render(&mut text);
+        page.snapshot().write(&mut text, usize::MAX);
         black_box(&text);
     });
     let layout = Layout { width: 100, rows: 40, hostname: String::new() };

@@ -44,7 +44,7 @@ const EXPECTED: &[(&str, f64)] = &[
 fn row(name: &str, kind: Kind, tags: &[&str], value: Value) -> Row {
     let tags = tags.iter().map(|t| (*t).to_owned()).collect();
     let context = Context::new(name, kind, "web-1", tags, Source::default());
-    Row { context: Arc::new(context), time: 100, value }
+    Row { context, time: 100, value }
 }
 
 fn sketch() -> Sketch {

@@ -182,7 +182,7 @@ fn series_are_those_of_who_sent_them_first_until_they_expire() {
         let accounts = world.telemetry.senders.all();
         accounts.iter().find(|account| account.number == number).unwrap().label()
     };
-    let cost = Cost::of(rows.iter().map(|row| &*row.context), 10, called);
+    let cost = Cost::of(rows.iter().map(|row| &row.context), 10, called);
     let senders: Vec<_> = cost.senders.iter().map(|s| (s.sender.as_str(), s.series)).collect();
     assert_eq!(senders, [("pid 7 uid 5", 3), ("10.0.0.2", 1)]);
     for seconds in [20, 30, 40, 50] {

@@ -39,7 +39,7 @@ pub struct Batch {
 /// One point of one series: the value of a bucket, or of a timestamped sample.
 #[derive(Clone, Debug)]
 pub struct Row {
-    pub context: Arc<Context>,
+    pub context: Context,
     /// Unix seconds: the bucket's start, or the sample's own time.
     pub time: i64,
     pub value: Value,
@@ -103,5 +103,5 @@ impl Batch {
 }
 
 fn series(rows: &[Row]) -> impl Iterator<Item = &[Row]> {
-    rows.chunk_by(|a, b| Arc::ptr_eq(&a.context, &b.context))
+    rows.chunk_by(|a, b| a.context.is(&b.context))
 }

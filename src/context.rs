@@ -1,19 +1,25 @@
 //! What a series is: name, kind, host and tag set.
 
+use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering::Relaxed};
 
+use triomphe::ThinArc;
+
 use crate::sample::Kind;
 
-/// The canonical identity of a series, owned. Two samples belong to one series exactly when their
-/// contexts are equal, whatever the order or repetition of their tags on the wire.
+/// The canonical identity of a series, shared: a clone is the same one. Two samples belong to one
+/// series exactly when their contexts are equal, whatever the order or repetition of their tags on the
+/// wire.
 ///
-/// One allocation holds all text, as `name \n host \n tag \n tag ...`: a newline cannot come in by
-/// a line, and [`Context::new`] replaces those that come in by other ways. Where a part ends is
-/// looked for, as there are many contexts and their parts are seldom asked for.
-#[derive(Debug)]
-pub struct Context {
-    text: Box<str>,
+/// One allocation holds all of it, its text as `name \n host \n tag \n tag ...`: a newline cannot
+/// come in by a line, and [`Context::new`] replaces those that come in by other ways. Where a part
+/// ends is looked for, as there are many contexts and their parts are seldom asked for.
+#[derive(Clone)]
+pub struct Context(ThinArc<Head, u8>);
+
+/// What stands before the text.
+struct Head {
     kind: Kind,
     source: Source,
     /// These two are no part of the identity.
@@ -21,11 +27,17 @@ pub struct Context {
     marks: AtomicU8,
 }
 
-const _: () = assert!(size_of::<Context>() == 24);
+const _: () = assert!(size_of::<Option<Context>>() == 8 && size_of::<Head>() <= 8);
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Context").field(&self.text()).field(&self.kind()).finish()
+    }
+}
 
 impl PartialEq for Context {
     fn eq(&self, other: &Self) -> bool {
-        self.identity() == other.identity()
+        self.is(other) || self.identity() == other.identity()
     }
 }
 
@@ -33,9 +45,7 @@ impl Eq for Context {}
 
 impl Hash for Context {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.text.hash(state);
-        self.kind.hash(state);
-        self.source.hash(state);
+        self.identity().hash(state);
     }
 }
 
@@ -59,15 +69,33 @@ impl Context {
             text.push('\n');
             push_line(&mut text, tag);
         }
-        let (text, marks) = (text.into_boxed_str(), AtomicU8::new(0));
-        Self { text, kind, source, maker: AtomicU16::new(0), marks }
+        let head = Head { kind, source, maker: AtomicU16::new(0), marks: AtomicU8::new(0) };
+        Self(ThinArc::from_header_and_slice(head, text.as_bytes()))
+    }
+
+    /// Whether both are clones of one.
+    pub fn is(&self, other: &Self) -> bool {
+        self.address() == other.address()
+    }
+
+    /// Where it lies: an order for those that are in use.
+    pub fn address(&self) -> usize {
+        self.0.as_ptr() as usize
+    }
+
+    fn head(&self) -> &Head {
+        &self.0.header.header
+    }
+
+    fn text(&self) -> &str {
+        str::from_utf8(&self.0.slice).expect("it was made from text")
     }
 
     /// The same series under a longer name and another kind.
     pub fn renamed(&self, prefix: &str, kind: Kind) -> Self {
         let name = format!("{prefix}{}", self.name());
         let tags = self.tags().map(String::from).collect();
-        Self::new(&name, kind, self.host(), tags, self.source).made_by(self.maker())
+        Self::new(&name, kind, self.host(), tags, self.source()).made_by(self.maker())
     }
 
     /// The same series, first sent by the sender whose account has this number.
@@ -79,31 +107,31 @@ impl Context {
 
     /// From now on it counts as first sent by that sender.
     pub fn adopt(&self, maker: u16) {
-        self.maker.store(maker, Relaxed);
+        self.head().maker.store(maker, Relaxed);
     }
 
     /// What was marked by [`Context::mark`].
     pub fn marks(&self) -> u8 {
-        self.marks.load(Relaxed)
+        self.head().marks.load(Relaxed)
     }
 
     /// Sets bits that mean something to whoever walks over many series, so that it need not look at
     /// their names each time.
     pub fn mark(&self, bits: u8) {
-        self.marks.fetch_or(bits, Relaxed);
+        self.head().marks.fetch_or(bits, Relaxed);
     }
 
     /// The number of the account of who sent it first.
     pub fn maker(&self) -> u16 {
-        self.maker.load(Relaxed)
+        self.head().maker.load(Relaxed)
     }
 
     pub fn name(&self) -> &str {
         self.parts().next().unwrap_or_default()
     }
 
-    pub const fn kind(&self) -> Kind {
-        self.kind
+    pub fn kind(&self) -> Kind {
+        self.head().kind
     }
 
     /// Empty when the series has no host.
@@ -116,18 +144,18 @@ impl Context {
         self.parts().skip(2).flat_map(|tags| tags.split('\n'))
     }
 
-    pub const fn source(&self) -> Source {
-        self.source
+    pub fn source(&self) -> Source {
+        self.head().source
     }
 
     /// Name, host, and the lines of the tags if there are any.
     fn parts(&self) -> impl Iterator<Item = &str> + Clone {
-        self.text.splitn(3, '\n')
+        self.text().splitn(3, '\n')
     }
 
     /// Everything that makes the identity, as bytes to hash.
     pub fn identity(&self) -> (&[u8], u8, u16) {
-        (self.text.as_bytes(), self.kind as u8, self.source.0)
+        (&self.0.slice, self.kind() as u8, self.source().0)
     }
 }
 

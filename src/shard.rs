@@ -228,7 +228,7 @@ pub struct Shard {
 /// What is known of a row apart from its values.
 struct State {
     /// `None` while the row is free.
-    context: Option<Arc<Context>>,
+    context: Option<Context>,
     /// Value of the last flushed bucket, for deltas.
     gauge: f64,
     hash: u32,
@@ -286,7 +286,7 @@ struct Bucket {
 }
 
 /// By row and second.
-type TimedCells = HashMap<(u32, i64), (Arc<Context>, Cell), RandomState>;
+type TimedCells = HashMap<(u32, i64), (Context, Cell), RandomState>;
 
 impl Bucket {
     fn new(generation: Generation, cells: Vec<Cell>, room: Room) -> Self {
@@ -307,7 +307,7 @@ struct Part {
 
 /// A closed cell on its way to become a row, its sorting still to be done.
 struct Closing {
-    context: Arc<Context>,
+    context: Context,
     time: i64,
     cell: Cell,
 }
@@ -490,7 +490,7 @@ impl Shards {
         // Of one bucket alone no context has two.
         let unsorted = timed_rows || rows.iter().any(|row| row.time != rows[0].time);
         if unsorted {
-            rows.sort_by_key(|row| (Arc::as_ptr(&row.context) as usize, row.time));
+            rows.sort_by_key(|row| (row.context.address(), row.time));
         }
         flushed
     }
@@ -857,7 +857,7 @@ impl<'a> Locked<'a> {
     }
 
     /// The context of a row that gets one more timestamped point, if there is room for it.
-    fn timed_context(&mut self, row: u32) -> Option<Arc<Context>> {
+    fn timed_context(&mut self, row: u32) -> Option<Context> {
         let max = self.shards.settings.config.timed_points_max;
         if self.shards.timed.fetch_add(1, Ordering::Relaxed) >= max {
             self.shards.timed.fetch_sub(1, Ordering::Relaxed);
@@ -887,14 +887,14 @@ impl Shard {
     fn find(&self, hash: u32, context: &Context) -> Option<u32> {
         let same = |&row: &u32| {
             let state = &self.states[row as usize];
-            state.hash == hash && state.context.as_deref() == Some(context)
+            state.hash == hash && state.context.as_ref() == Some(context)
         };
         self.index.find(spread(hash), same).copied()
     }
 
     fn insert(&mut self, hash: u32, context: Context) -> u32 {
         let mut state = State {
-            context: Some(Arc::new(context)),
+            context: Some(context),
             gauge: 0.0,
             hash,
             seen: Moment::NEVER,

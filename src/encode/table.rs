@@ -275,8 +275,6 @@ fn trimmed(digits: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -290,7 +288,7 @@ mod tests {
     fn row(name: &str, host: &str, tags: &[&str], kind: Kind, value: Value) -> Row {
         let tags = tags.iter().map(|t| (*t).to_owned()).collect();
         let context = Context::new(name, kind, host, tags, Source::default());
-        Row { context: Arc::new(context), time: 100, value }
+        Row { context, time: 100, value }
     }
 
     fn gauge(name: &str, tags: &[&str], value: f64) -> Row {

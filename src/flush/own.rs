@@ -22,7 +22,7 @@ pub struct OwnSeries {
 type Key = (String, Vec<String>);
 
 struct Series {
-    context: Arc<Context>,
+    context: Context,
     /// Of a counter the total, of a gauge the value, at the last flush.
     last: f64,
 }
@@ -236,7 +236,7 @@ impl OwnSeries {
     fn row(&mut self, key: Key, counter: bool, value: f64, time: i64) -> Option<Row> {
         let kind = if counter { Kind::Count } else { Kind::Gauge };
         let series = self.known.entry(key).or_insert_with_key(|(name, tags)| Series {
-            context: Arc::new(self.rules.own_series(name, kind, tags.clone())),
+            context: self.rules.own_series(name, kind, tags.clone()),
             last: 0.0,
         });
         let last = std::mem::replace(&mut series.last, value);
@@ -244,7 +244,7 @@ impl OwnSeries {
         // A gauge that falls to zero says so once.
         let moved = if counter { value != 0.0 } else { value != 0.0 || last != 0.0 };
         let value = if counter { Value::Count(value) } else { Value::Gauge(value) };
-        moved.then(|| Row { context: Arc::clone(&series.context), time, value })
+        moved.then(|| Row { context: series.context.clone(), time, value })
     }
 }
 
@@ -348,7 +348,7 @@ mod tests {
             telemetry.endpoint(sink, endpoint.to_owned()).delivered_payloads.add(6);
         }
         let row = |name: &str, kind, value| Row {
-            context: Arc::new(Context::new(name, kind, "", Vec::new(), Source::default())),
+            context: Context::new(name, kind, "", Vec::new(), Source::default()),
             time: 0,
             value,
         };

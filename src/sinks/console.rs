@@ -127,7 +127,7 @@ mod tests {
     fn batch(values: &[f64]) -> Arc<Batch> {
         let rows = values.iter().map(|value| {
             let context = Context::new("g", Kind::Gauge, "own", vec![], Source::default());
-            Row { context: Arc::new(context), time: 0, value: Value::Gauge(*value) }
+            Row { context, time: 0, value: Value::Gauge(*value) }
         });
         Arc::new(Batch { rows: rows.collect(), ..Batch::default() })
     }

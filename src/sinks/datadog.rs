@@ -613,7 +613,7 @@ mod tests {
     }
 
     fn batch() -> Arc<Batch> {
-        let context = |kind| Arc::new(Context::new("a", kind, "h", Vec::new(), Source::default()));
+        let context = |kind| Context::new("a", kind, "h", Vec::new(), Source::default());
         let row = |kind, value| Row { context: context(kind), time: 10, value };
         let mut sketch = crate::sketch::Sketch::default();
         sketch.insert(1.0);

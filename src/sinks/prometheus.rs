@@ -1,6 +1,8 @@
 //! The exposition page that Prometheus scrapes. Delivering a batch means to fold it into the page;
 //! the HTTP server writes the page out when it is asked to.
 
+mod snapshot;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,13 +11,14 @@ use hashbrown::HashTable;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use self::snapshot::Snapshot;
+
+use self::snapshot::Line;
 use super::{Body, Coding, Encoded, Payload, Sending, Sink, Verdict};
 use crate::batch::{Batch, Row, Value};
 use crate::blocklist::Blocklist;
 use crate::context::Context;
-use crate::encode::exposition::{
-    Labels, Type, metric_name, write_quantile, write_sample, write_type,
-};
+use crate::encode::exposition::{Labels, Type, metric_name};
 use crate::hash::{Hash, Keys};
 use crate::sample::Kind;
 use crate::telemetry::Telemetry;
@@ -81,16 +84,19 @@ impl Prometheus {
         Ok(Self { page: Arc::new(Mutex::new(page)) })
     }
 
-    /// Appends the page, in [format 0.0.4](crate::encode::exposition::CONTENT_TYPE). With many
-    /// series this takes a while: not for a thread that others wait for.
-    pub fn render(&self, out: &mut String) {
-        lock(&self.page).render(out);
+    /// The page as of the last flush, to be written in
+    /// [format 0.0.4](crate::encode::exposition::CONTENT_TYPE). With many series this takes a while:
+    /// not for a thread that others wait for.
+    pub fn snapshot(&self) -> Snapshot {
+        let mut snapshot = lock(&self.page).snapshot();
+        snapshot.sort();
+        snapshot
     }
 
-    /// The page as of the last flush.
+    /// The page as a whole.
     pub fn page(&self) -> String {
         let mut out = String::new();
-        self.render(&mut out);
+        self.snapshot().write(&mut out, usize::MAX);
         out
     }
 }
@@ -161,11 +167,14 @@ struct Page {
     families: BTreeMap<FamilyKey, Family>,
     /// Families so far.
     numbered: u32,
+    /// Lists of quantiles that summaries have, each once: those of the settings, and as many as there
+    /// are rules that leave some out.
+    lists: Vec<Box<[f64]>>,
     /// Names of samples in use, those with a suffix included.
     names: HashSet<String, RandomState>,
     keys: Keys,
-    /// Batches folded so far.
-    batches: u64,
+    /// Batches folded so far, modulo 2^32.
+    batches: u32,
     telemetry: Arc<Telemetry>,
 }
 
@@ -178,7 +187,7 @@ type Print = [u64; 2];
 
 #[derive(Debug)]
 struct Place {
-    context: Arc<Context>,
+    context: Context,
     /// In the list of series.
     shown: u32,
     /// Time of the last flush that had a point.
@@ -204,16 +213,20 @@ struct Shown {
     /// The total of a counter, the value of a gauge, the sum of a summary.
     value: f64,
     summary: Option<Box<Observed>>,
-    /// The batch of the newest point, by its number, and the point's time in Unix seconds.
-    newest: (u64, i64),
+    /// The batch of the newest point, by its number, and the point's time.
+    newest: (u32, Moment),
 }
 
+const _: () = assert!(size_of::<Shown>() == 48);
+
 /// What only a summary has.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Observed {
     count: f64,
-    /// Quantile and value, ascending.
-    quantiles: Vec<(f64, f64)>,
+    /// Of each quantile.
+    values: Box<[f64]>,
+    /// Which they are, in the list of lists.
+    quantiles: u32,
 }
 
 impl Page {
@@ -241,6 +254,7 @@ impl Page {
             free: Vec::new(),
             families: BTreeMap::new(),
             numbered: 0,
+            lists: Vec::new(),
             names: HashSet::default(),
             keys: Keys::random(),
             batches: 0,
@@ -249,7 +263,7 @@ impl Page {
     }
 
     fn fold(&mut self, batch: &Batch) {
-        self.batches += 1;
+        self.batches = self.batches.wrapping_add(1);
         for rows in batch.series() {
             self.fold_series(rows, batch);
         }
@@ -271,30 +285,31 @@ impl Page {
             }
             None => self.add(context, hash, Moment::new(now)),
         };
-        let shown = &mut self.series[shown as usize];
         for row in rows {
-            let at = (self.batches, row.time);
+            let at = (self.batches, Moment::new(row.time));
+            let one = &mut self.series[shown as usize];
             match &row.value {
-                Value::Count(sum) if *sum >= 0.0 => shown.value += sum,
+                Value::Count(sum) if *sum >= 0.0 => one.value += sum,
                 Value::Count(_) => self.telemetry.page_negative_counts.add(1),
-                Value::Gauge(value) => shown.set(*value, at),
-                Value::Set(members) => shown.set(*members as f64, at),
+                Value::Gauge(value) => one.set(*value, at),
+                Value::Set(members) => one.set(*members as f64, at),
                 Value::Histogram(summary) => {
-                    let quantiles = quantiles_of(summary, context.name(), &batch.blocklist);
-                    shown.observe(summary.sum, summary.count, quantiles, at);
+                    let (quantiles, values): (Vec<_>, Vec<_>) =
+                        quantiles_of(summary, context.name(), &batch.blocklist).into_iter().unzip();
+                    let list = list_of(&mut self.lists, &quantiles);
+                    one.observe(summary.sum, summary.count, list, values.into_iter(), at);
                 }
                 Value::Distribution(sketch) => {
+                    let list = list_of(&mut self.lists, &self.quantiles);
                     let values = sketch.quantiles(&self.quantiles);
-                    let quantiles = self.quantiles.iter().copied().zip(values);
-                    let count = sketch.count() as f64;
-                    shown.observe(sketch.sum(), count, quantiles.collect(), at);
+                    one.observe(sketch.sum(), sketch.count() as f64, list, values, at);
                 }
             }
         }
     }
 
     /// Gives a context its place. Returns the place in the list of series.
-    fn add(&mut self, context: &Arc<Context>, hash: u64, last_seen: Moment) -> u32 {
+    fn add(&mut self, context: &Context, hash: u64, last_seen: Moment) -> u32 {
         let key: FamilyKey = (metric_name(context.name()), context.kind());
         let labels = Labels::of_series(context, &self.hostname);
         if !self.families.contains_key(&key) {
@@ -324,7 +339,7 @@ impl Page {
             }
         };
         self.series[shown as usize].places += 1;
-        let place = Place { context: Arc::clone(context), shown, last_seen };
+        let place = Place { context: context.clone(), shown, last_seen };
         self.places.insert_unique(hash, place, |place| self.hasher.hash_one(&place.context));
         shown
     }
@@ -376,34 +391,42 @@ impl Page {
         });
     }
 
-    fn render(&self, out: &mut String) {
-        let shown = |place: &Place| &self.series[place.shown as usize];
-        let mut series: Vec<&Place> = self.places.iter().collect();
-        series.sort_unstable_by_key(|place| (shown(place).family, place.shown));
-        series.dedup_by_key(|place| place.shown);
+    /// Not sorted yet.
+    fn snapshot(&self) -> Snapshot {
+        let mut families = Vec::with_capacity(self.families.len());
+        let mut numbers = HashMap::<u32, u32, RandomState>::default();
         for ((_, kind), family) in &self.families {
-            let first = series.partition_point(|place| shown(place).family < family.number);
-            let own = &series[first..first + family.series];
-            // In the order of their text, a family at a time.
-            let labels = |place: &Place| Labels::of_series(&place.context, &self.hostname);
-            let mut own: Vec<_> = own.iter().map(|place| (labels(place), shown(place))).collect();
-            own.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-            let (name, kind) = (&family.name, Type::of(*kind));
-            write_type(out, name, kind);
-            for (labels, shown) in &own {
-                match &shown.summary {
-                    None => write_sample(out, name, "", labels, shown.value),
-                    Some(observed) => {
-                        for (quantile, value) in &observed.quantiles {
-                            write_quantile(out, name, *quantile, labels, *value);
-                        }
-                        write_sample(out, name, "_sum", labels, shown.value);
-                        write_sample(out, name, "_count", labels, observed.count);
-                    }
-                }
-            }
+            numbers.insert(family.number, families.len() as u32);
+            families.push((family.name.clone(), Type::of(*kind)));
         }
+        let mut written = vec![false; self.series.len()];
+        let mut lines = Vec::with_capacity(self.series.len() - self.free.len());
+        for place in &self.places {
+            // Of those that show as one, any will do: all have its labels.
+            if std::mem::replace(&mut written[place.shown as usize], true) {
+                continue;
+            }
+            let shown = &self.series[place.shown as usize];
+            lines.push(Line {
+                family: numbers[&shown.family],
+                context: place.context.clone(),
+                value: shown.value,
+                observed: shown.summary.clone(),
+            });
+        }
+        let (hostname, quantiles) = (self.hostname.clone(), self.lists.clone());
+        Snapshot { hostname, families, lines, quantiles, next: 0 }
     }
+}
+
+/// The place of a list of quantiles.
+fn list_of(lists: &mut Vec<Box<[f64]>>, quantiles: &[f64]) -> u32 {
+    let known = lists.iter().position(|list| **list == *quantiles);
+    let at = known.unwrap_or_else(|| {
+        lists.push(quantiles.into());
+        lists.len() - 1
+    });
+    at as u32
 }
 
 fn print(keys: &Keys, family: u32, labels: &str) -> Print {
@@ -416,24 +439,39 @@ fn print(keys: &Keys, family: u32, labels: &str) -> Print {
 impl Shown {
     fn new(print: Print, kind: Kind, family: u32) -> Self {
         let summary = Type::of(kind) == Type::Summary;
-        let summary = summary.then(|| Box::new(Observed { count: 0.0, quantiles: Vec::new() }));
-        Self { print, family, places: 0, value: 0.0, summary, newest: (0, 0) }
+        let nothing = || Box::new(Observed { count: 0.0, values: Box::default(), quantiles: 0 });
+        let (summary, newest) = (summary.then(nothing), (0, Moment::NEVER));
+        Self { print, family, places: 0, value: 0.0, summary, newest }
     }
 
     /// Of two points of one time the one that arrived last is shown.
-    fn set(&mut self, value: f64, at: (u64, i64)) {
-        if at >= self.newest {
+    fn set(&mut self, value: f64, at: (u32, Moment)) {
+        if self.is_newest(at) {
             (self.value, self.newest) = (value, at);
         }
     }
 
-    fn observe(&mut self, sum: f64, count: f64, quantiles: Vec<(f64, f64)>, at: (u64, i64)) {
+    /// The values are those of a list of quantiles.
+    fn observe(
+        &mut self,
+        sum: f64,
+        count: f64,
+        list: u32,
+        values: impl Iterator<Item = f64>,
+        at: (u32, Moment),
+    ) {
         self.value += sum;
+        let is_newest = self.is_newest(at);
         let Some(observed) = &mut self.summary else { return };
         observed.count += count;
-        if at >= self.newest {
-            (observed.quantiles, self.newest) = (quantiles, at);
+        if is_newest {
+            (observed.values, observed.quantiles, self.newest) = (values.collect(), list, at);
         }
+    }
+
+    /// Any batch is newer than the one before.
+    fn is_newest(&self, at: (u32, Moment)) -> bool {
+        at.0 != self.newest.0 || at.1 >= self.newest.1
     }
 }
 
@@ -474,9 +512,9 @@ mod tests {
         Page::new(&config, "own", Arc::default()).unwrap()
     }
 
-    fn context(name: &str, kind: Kind, tags: &[&str]) -> Arc<Context> {
+    fn context(name: &str, kind: Kind, tags: &[&str]) -> Context {
         let tags = tags.iter().map(|t| (*t).to_owned()).collect();
-        Arc::new(Context::new(name, kind, "own", tags, Source::default()))
+        Context::new(name, kind, "own", tags, Source::default())
     }
 
     fn row(name: &str, kind: Kind, tags: &[&str], value: Value) -> Row {
@@ -512,8 +550,14 @@ mod tests {
     }
 
     fn rendered(page: &Page) -> String {
-        let mut out = String::new();
-        page.render(&mut out);
+        let mut snapshot = page.snapshot();
+        snapshot.sort();
+        let (mut out, mut more) = (String::new(), true);
+        // In pieces, as it is served.
+        while more {
+            let bytes = out.len() + 100;
+            more = snapshot.write(&mut out, bytes);
+        }
         out
     }
 
@@ -835,7 +879,7 @@ users 7
                     Kind::Distribution => Value::Distribution(Box::<Sketch>::default()),
                 };
                 let context = Context::new(&name, kind, host, tags, Source::default());
-                Row { context: Arc::new(context), time, value }
+                Row { context, time, value }
             },
         )
     }

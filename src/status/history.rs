@@ -1,7 +1,6 @@
 //! The last hour of each series, in bounded memory, for plots.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
 
 use ahash::RandomState;
 
@@ -21,7 +20,7 @@ pub struct History {
     /// Seconds of a bucket.
     interval: i64,
     series_max: usize,
-    series: HashMap<Arc<Context>, Ring, RandomState>,
+    series: HashMap<Context, Ring, RandomState>,
     /// Series of the last batch for which there was no room.
     left_out: usize,
     /// The time of this batch, in Unix seconds.
@@ -93,7 +92,7 @@ impl History {
                 self.left_out += 1;
                 return;
             }
-            None => self.series.entry(Arc::clone(context)).or_insert_with(Ring::new),
+            None => self.series.entry(context.clone()).or_insert_with(Ring::new),
         };
         // The series may have expired and come again since it got its place.
         context.mark(KEPT);
@@ -117,7 +116,7 @@ impl History {
             context.name() == name && context.tags().eq(tags.iter().copied())
         };
         let found = self.series.iter().filter(move |(context, _)| wanted(context));
-        found.map(|(context, ring)| (&**context, ring.points(self.interval)))
+        found.map(|(context, ring)| (context, ring.points(self.interval)))
     }
 }
 
@@ -174,13 +173,13 @@ mod tests {
     use crate::context::Source;
     use crate::sample::Kind;
 
-    fn context(name: &str) -> Arc<Context> {
-        Arc::new(Context::new(name, Kind::Gauge, "h", vec!["a:b".to_owned()], Source::default()))
+    fn context(name: &str) -> Context {
+        Context::new(name, Kind::Gauge, "h", vec!["a:b".to_owned()], Source::default())
     }
 
-    fn batch(flushed_at: i64, points: &[(&Arc<Context>, i64, f64)]) -> Batch {
-        let row = |&(context, time, value): &(&Arc<Context>, i64, f64)| Row {
-            context: Arc::clone(context),
+    fn batch(flushed_at: i64, points: &[(&Context, i64, f64)]) -> Batch {
+        let row = |&(context, time, value): &(&Context, i64, f64)| Row {
+            context: context.clone(),
             time,
             value: Value::Gauge(value),
         };

@@ -36,7 +36,7 @@ pub struct Last {
 
 #[derive(Debug)]
 struct Kept {
-    context: Arc<Context>,
+    context: Context,
     /// The bits of a number; of a histogram or distribution, where its figures begin.
     value: u64,
 }
@@ -88,7 +88,7 @@ impl Last {
                 begin
             }
         };
-        self.rows.push(Kept { context: Arc::clone(&row.context), value });
+        self.rows.push(Kept { context: row.context.clone(), value });
     }
 
     /// Number of points, tallyd's own series left out.
@@ -98,7 +98,7 @@ impl Last {
 
     pub fn series(&self) -> impl Iterator<Item = Series<'_>> {
         let mut end = 0;
-        self.rows.chunk_by(|a, b| Arc::ptr_eq(&a.context, &b.context)).map(move |rows| {
+        self.rows.chunk_by(|a, b| a.context.is(&b.context)).map(move |rows| {
             let begin = end;
             end += rows.len();
             Series { last: self, rows: begin..end }
@@ -171,7 +171,7 @@ pub(super) mod tests {
     pub fn row(name: &str, kind: Kind, tag: &str, time: i64, value: Value) -> Row {
         let tags = vec![tag.to_owned()];
         let context = Context::new(name, kind, "h", tags, Source::default());
-        Row { context: Arc::new(context), time, value }
+        Row { context, time, value }
     }
 
     fn closed(kind: Kind, values: &[f64]) -> Value {

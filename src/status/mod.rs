@@ -4,6 +4,7 @@ mod api;
 mod guard;
 mod history;
 mod last;
+mod metrics;
 mod pprof;
 pub mod series;
 
@@ -19,8 +20,10 @@ use axum::extract::{ConnectInfo, DefaultBodyLimit, FromRequest, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::serve::ListenerExt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
@@ -80,6 +83,9 @@ const UNDER_WAY_MAX: usize = 16;
 /// How long a body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a client may read nothing of what is sent to it, before its connection is closed.
+const STALLED_MAX: Duration = Duration::from_secs(30);
+
 /// What the names of the clients' own counters begin with.
 const CLIENT_TELEMETRY: &str = "datadog.dogstatsd.client.";
 
@@ -120,7 +126,7 @@ impl Next<'_> {
         let mut history = self.status.history.lock().expect("no panic under this lock");
         history.begin(batch.flushed_at);
         for rows in batch.series() {
-            let context = &*rows[0].context;
+            let context = &rows[0].context;
             if context.marks() & KNOWN == 0 {
                 let client = context.name().starts_with(CLIENT_TELEMETRY);
                 context.mark(if client { KNOWN | CLIENT } else { KNOWN });
@@ -197,13 +203,9 @@ impl Status {
         Arc::clone(&self.last.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The exposition page: the users' series, then tallyd's own.
-    fn metrics(&self) -> String {
-        let mut page = String::new();
-        if let Some(prometheus) = &self.prometheus {
-            prometheus.render(&mut page);
-        }
-        let now = Time::now();
+    /// The end of the exposition page: tallyd's own series.
+    fn own_metrics(&self) -> String {
+        let (mut page, now) = (String::new(), Time::now());
         let figures = self.telemetry.figures(now);
         for own in OWN {
             let samples =
@@ -287,6 +289,10 @@ impl Servers {
             // Either way it is over.
             let _ = stopped.changed().await;
         };
+        // A client that does not read must not hold what is being sent to it for long.
+        let listener = listener.tap_io(|stream| {
+            let _ = SockRef::from(&*stream).set_tcp_user_timeout(Some(STALLED_MAX));
+        });
         self.tasks.push(tokio::spawn(async move {
             let service = router.into_make_service_with_connect_info::<SocketAddr>();
             let served = axum::serve(listener, service).with_graceful_shutdown(stopped).await;
@@ -317,7 +323,7 @@ fn everything(config: &Config, status: &Arc<Status>) -> Router {
         .merge(pprof::router(status.profile.clone()))
         .layer(axum::middleware::from_fn_with_state(guard, guard::check));
     Router::new()
-        .route("/metrics", get(metrics))
+        .route("/metrics", get(exposition_page))
         .merge(guarded)
         .with_state(Arc::clone(status))
         .merge(proxy(config, status))
@@ -393,12 +399,9 @@ async fn take_in(
     .await
 }
 
-async fn metrics(State(status): State<Arc<Status>>) -> Response {
+async fn exposition_page(State(status): State<Arc<Status>>) -> Response {
     let Ok(permit) = Arc::clone(&status.pages).try_acquire_owned() else { return busy() };
-    let page = move || {
-        ([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], status.metrics()).into_response()
-    };
-    elsewhere(permit, page).await
+    away(move || metrics::page(&status, permit)).await
 }
 
 /// Does what takes a while, or waits for a lock, away from the control plane's own threads. The
@@ -407,10 +410,15 @@ async fn elsewhere(
     permit: OwnedSemaphorePermit,
     work: impl FnOnce() -> Response + Send + 'static,
 ) -> Response {
-    let done = tokio::task::spawn_blocking(move || {
+    away(move || {
         let _permit = permit;
         work()
-    });
+    })
+    .await
+}
+
+async fn away(work: impl FnOnce() -> Response + Send + 'static) -> Response {
+    let done = tokio::task::spawn_blocking(work);
     done.await.unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
 }
 
@@ -537,7 +545,7 @@ mod tests {
         let _ = release.send(());
         assert!(holder.join().unwrap(), "the request waited on the control thread");
         assert_eq!(page.await.unwrap().status(), StatusCode::OK);
-        let page = metrics(State(Arc::clone(&status))).await;
+        let page = exposition_page(State(Arc::clone(&status))).await;
         assert_eq!(page.headers()[header::CONTENT_TYPE], exposition::CONTENT_TYPE);
         let page = to_bytes(page.into_body(), 1 << 20).await.unwrap();
         assert!(page.starts_with(b"# HELP tallyd_listener_datagrams_total "));

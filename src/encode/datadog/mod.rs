@@ -180,13 +180,13 @@ mod tests {
         }
     }
 
-    fn context(name: &str, kind: Kind, host: &str, tags: &[&str]) -> Arc<Context> {
+    fn context(name: &str, kind: Kind, host: &str, tags: &[&str]) -> Context {
         let tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
-        Arc::new(Context::new(name, kind, host, tags, Source::default()))
+        Context::new(name, kind, host, tags, Source::default())
     }
 
-    fn row(context: &Arc<Context>, time: i64, value: Value) -> Row {
-        Row { context: Arc::clone(context), time, value }
+    fn row(context: &Context, time: i64, value: Value) -> Row {
+        Row { context: context.clone(), time, value }
     }
 
     fn batch(rows: Vec<Row>) -> Batch {
@@ -401,7 +401,7 @@ mod tests {
 
     #[test]
     fn a_jmx_source_is_accounted_to_its_service() {
-        let jmx = Arc::new(Context::new("a", Kind::Gauge, "", Vec::new(), Source(90)));
+        let jmx = Context::new("a", Kind::Gauge, "", Vec::new(), Source(90));
         let sketch = Value::Distribution(Box::new(sketch(&[1.0])));
         let batch = batch(vec![row(&jmx, 10, Value::Gauge(1.0)), row(&jmx, 10, sketch)]);
         assert_eq!(series(&batch)[0].metadata, origin(11, 90));

@@ -30,7 +30,7 @@ pub fn expand(batch: &Batch, points_max: usize, mut each: impl FnMut(&Series<'_>
     let mut name = String::new();
     let mut points = Vec::new();
     for rows in batch.series_and_own() {
-        let context = &*rows[0].context;
+        let context = &rows[0].context;
         for index in 0.. {
             let Some(Number { suffix, rate, .. }) = number(&rows[0], index, batch) else { break };
             name.clear();
