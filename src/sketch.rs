@@ -5,6 +5,8 @@
 
 use std::iter;
 
+use smallvec::SmallVec;
+
 use crate::bins::Bins;
 use crate::compact::{Input, Malformed, put_float, put_integer};
 use crate::sys;
@@ -57,8 +59,8 @@ pub fn bin_value(key: i16) -> f64 {
 pub struct Sketch {
     basic: Basic,
     bins: Bins,
-    /// Keys that wait, or once finished all of them, ascending.
-    buffer: Vec<i16>,
+    /// Keys that wait, or once finished all of them, ascending. A few need no place of their own.
+    buffer: SmallVec<[i16; 8]>,
 }
 
 /// What is kept exactly. All but `count` are 0 while it is 0.
@@ -124,7 +126,7 @@ impl Sketch {
             self.buffer.sort_unstable();
         } else {
             self.flush();
-            self.buffer = Vec::new();
+            self.buffer = SmallVec::new();
         }
     }
 
@@ -246,7 +248,7 @@ impl Sketch {
         let bins = Bins::decode(input)?;
         let waiting = input.length(size_of::<i16>())?;
         let (keys, _) = input.bytes(waiting * size_of::<i16>())?.as_chunks();
-        let buffer: Vec<i16> = keys.iter().map(|&key| i16::from_le_bytes(key)).collect();
+        let buffer: SmallVec<_> = keys.iter().map(|&key| i16::from_le_bytes(key)).collect();
 
         let total = bins.iter().fold(waiting as u64, |total, (_, n)| total.saturating_add(n));
         let in_range = |(key, _): (i32, u64)| i16::try_from(key).is_ok();
@@ -418,15 +420,15 @@ mod tests {
         assert_eq!(size_of::<Sketch>(), 120);
         let mut sketch = Sketch::new();
         sketch.insert(1.0);
-        assert!(sketch.buffer.capacity() <= 4 && sketch.bins.blocks() == 0);
+        assert!(!sketch.buffer.spilled() && sketch.bins.blocks() == 0);
         sketch.finish();
-        assert!(sketch.buffer.capacity() <= 4 && sketch.bins.blocks() == 0);
+        assert!(!sketch.buffer.spilled() && sketch.bins.blocks() == 0);
         // Once there are bins, all is in them.
         (0..BUFFER_MAX).for_each(|_| sketch.insert(2.0));
         assert!(sketch.buffer.capacity() <= BUFFER_MAX && sketch.bins.blocks() > 0);
         sketch.insert(3.0);
         sketch.finish();
-        assert_eq!(sketch.buffer.capacity(), 0);
+        assert!(!sketch.buffer.spilled());
         assert_eq!(bins(&sketch), [(key(1.0), 1), (key(2.0), 64), (key(3.0), 1)]);
     }
 

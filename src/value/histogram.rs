@@ -2,6 +2,8 @@
 
 use std::iter;
 
+use smallvec::SmallVec;
+
 use super::Summary;
 use crate::bins::Bins;
 use crate::compact::{Input, Malformed, of_thousandths, put_float, put_integer, thousandths};
@@ -21,8 +23,8 @@ pub struct Histogram {
 /// As short as what came allows. All but the last are exact.
 #[derive(Clone, Debug)]
 enum Samples {
-    /// As sent by clients that round, each of weight 1.
-    Thousandths(Vec<i32>),
+    /// As sent by clients that round, each of weight 1. A few need no place of their own.
+    Thousandths(SmallVec<[i32; 4]>),
     /// Each of weight 1.
     Plain(Vec<f64>),
     /// With their weights.
@@ -37,7 +39,7 @@ impl Default for Histogram {
             sum: Sum::default(),
             min: f64::INFINITY,
             max: f64::NEG_INFINITY,
-            samples: Samples::Thousandths(Vec::new()),
+            samples: Samples::default(),
         }
     }
 }
@@ -165,7 +167,7 @@ impl Histogram {
             EXACT => {
                 let (values, weights) = (floats(input)?, floats(input)?);
                 let good = weights.len() <= values.len() && weights.iter().all(|&w| w >= 1.0);
-                let mut samples = Samples::Thousandths(Vec::new());
+                let mut samples = Samples::default();
                 // Weights that are missing are 1.
                 let weights = weights.into_iter().chain(iter::repeat(1.0));
                 values.iter().zip(weights).for_each(|(&value, weight)| samples.push(value, weight));
@@ -190,6 +192,12 @@ const COARSE: u8 = 1;
 
 fn floats(input: &mut Input<'_>) -> Result<Vec<f64>, Malformed> {
     (0..input.length(size_of::<f64>())?).map(|_| input.float()).collect()
+}
+
+impl Default for Samples {
+    fn default() -> Self {
+        Self::Thousandths(SmallVec::new())
+    }
 }
 
 impl Samples {
