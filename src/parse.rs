@@ -113,10 +113,9 @@ pub fn metric<'a>(line: &'a [u8], options: Options) -> Result<Sample<'a>, Reject
     };
     // name:1:2|ms|...
     //      ^^^
-    let (name, rest) = (&line[..colon], &line[colon + 1..]);
-    let value = find(rest, [b'|']).ok_or(Reject::NoPipe)?;
-    let plain = number::short(rest, value);
-    let (text, rest) = (&rest[..value], &rest[value + 1..]);
+    let pipe = find_from(line, colon + 1, [b'|']).ok_or(Reject::NoPipe)?;
+    let plain = number::short(&line[..pipe], pipe - colon - 1);
+    let (name, text, rest) = (&line[..colon], &line[colon + 1..pipe], &line[pipe + 1..]);
     if name.is_empty() || text.is_empty() {
         return Err(Reject::NameValue);
     }
@@ -443,6 +442,28 @@ fn integer(text: &[u8]) -> Option<i64> {
 fn split_once(bytes: &[u8], separator: u8) -> Option<(&[u8], &[u8])> {
     let at = find(bytes, [separator])?;
     Some((&bytes[..at], &bytes[at + 1..]))
+}
+
+/// The first place of one of these bytes at `from` or behind it. What stands before may be looked at
+/// too: so what is left of a line, short as it is, takes one look.
+#[inline(always)]
+fn find_from<const N: usize>(line: &[u8], from: usize, wanted: [u8; N]) -> Option<usize> {
+    let (blocks, tail) = line[from..].as_chunks();
+    let mut start = from;
+    for block in blocks {
+        let marks = sys::marks(block, wanted);
+        if marks != 0 {
+            return Some(start + marks.trailing_zeros() as usize);
+        }
+        start += block.len();
+    }
+    match line.last_chunk() {
+        Some(last) => {
+            let marks = u64::from(sys::marks(last, wanted)) >> (last.len() - tail.len());
+            (marks != 0).then(|| start + marks.trailing_zeros() as usize)
+        }
+        None => tail.iter().position(|byte| wanted.contains(byte)).map(|at| start + at),
+    }
 }
 
 /// The first place of one of these bytes. What is looked for here is near: a search that has to get

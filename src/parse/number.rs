@@ -42,7 +42,7 @@ pub(super) fn plain(text: &[u8]) -> Option<f64> {
     Some(if negative { -value } else { value })
 }
 
-/// The number that the first `length` bytes of a text are: up to eight digits, or a point among up
+/// The number that the last `length` bytes of a text are: up to eight digits, or a point among up
 /// to seven. `None` is no verdict: it may be a number of another form, or the text be shorter than
 /// eight bytes. All are looked at at once, since a loop ends in a mispredicted branch.
 #[inline]
@@ -50,9 +50,10 @@ pub(super) fn short(text: &[u8], length: usize) -> Option<f64> {
     const EACH: u64 = 0x0101_0101_0101_0101;
     const HIGH: u64 = 0x80 * EACH;
     const ZEROS: u64 = b'0' as u64 * EACH;
-    let bytes = text.first_chunk::<8>().filter(|_| (1..=8).contains(&length))?;
+    let bytes = text.last_chunk::<8>().filter(|_| (1..=8).contains(&length))?;
     // The last byte of the number is the highest; zeros stand before the first.
-    let bytes = u64::from_le_bytes(*bytes) << (64 - 8 * length);
+    let others = 64 - 8 * length;
+    let bytes = u64::from_le_bytes(*bytes) >> others << others;
     let other = bytes ^ (b'.' as u64 * EACH);
     let points = other.wrapping_sub(EACH) & !other & HIGH;
     // Without a question, since whether there is a point is chance: the first one's lowest bit, or 0.
@@ -310,24 +311,26 @@ mod tests {
     }
 
     #[test]
-    fn what_is_short_is_read_at_once() {
+    fn what_is_short_is_read_at_once_whatever_stands_before_it() {
         for (text, length, expected) in [
-            ("5|c|#abcd", 1, Some(5.0)),
-            ("123.45|ms|", 6, Some(123.45)),
+            ("1.234567:5", 1, Some(5.0)),
+            ("9999999:12.5", 4, Some(12.5)),
+            ("name.a:123.45", 6, Some(123.45)),
             ("12345678", 8, Some(12_345_678.0)),
-            ("1234567.", 8, Some(1_234_567.0)),
-            (".1234567", 8, Some(0.123_456_7)),
-            ("0.000001|h", 8, Some(0.000_001)),
-            ("00.50|g|#a", 5, Some(0.5)),
-            (".|c|#abcde", 1, None),
-            ("1.2.3|c|#a", 5, None),
-            ("1:2|c|#abc", 3, None),
-            ("-1|c|#abcd", 2, None),
-            ("1/|c|#abcd", 2, None),
-            ("\u{b1}1|c|#ab", 3, None),
-            ("123456789|", 9, None),
-            ("|c|#abcdef", 0, None),
-            ("5|c", 1, None),
+            ("a:1234567.", 8, Some(1_234_567.0)),
+            ("a:.1234567", 8, Some(0.123_456_7)),
+            ("a:0.000001", 8, Some(0.000_001)),
+            ("name:00.50", 5, Some(0.5)),
+            ("name.a:.5", 2, Some(0.5)),
+            ("name.abc:.", 1, None),
+            ("name.abc:1.2.3", 5, None),
+            ("name.abc:1:2", 3, None),
+            ("name.abc:-1", 2, None),
+            ("name.abc:1/", 2, None),
+            ("name.abc:\u{b1}1", 3, None),
+            ("a:123456789", 9, None),
+            ("name.abc:", 0, None),
+            ("a:12345", 5, None),
         ] {
             assert_eq!(short(text.as_bytes(), length), expected, "{text}");
         }
@@ -335,8 +338,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_short_way_is_the_long_one(text in "[0-9.:/+-]{1,9}", rest in "[|a-z0-9]{0,9}") {
-            let line = format!("{text}{rest}");
+        fn the_short_way_is_the_long_one(before in "[|a-z0-9.:]{0,9}", text in "[0-9.:/+-]{1,9}") {
+            let line = format!("{before}{text}");
             if let Some(value) = short(line.as_bytes(), text.len()) {
                 prop_assert_eq!(Some(value.to_bits()), text.parse().ok().map(f64::to_bits));
             } else {

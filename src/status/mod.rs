@@ -458,6 +458,10 @@ mod tests {
     use crate::{intake, rules, shard, value};
 
     fn status() -> Arc<Status> {
+        status_with(None)
+    }
+
+    pub(super) fn status_with(prometheus: Option<Arc<Prometheus>>) -> Arc<Status> {
         let telemetry = Arc::new(Telemetry::default());
         let (plan, now) = (Plan::from_config(&value::Config::default()), Time::from_seconds(1000));
         let host = "own".to_owned();
@@ -476,7 +480,7 @@ mod tests {
         };
         let options = intake::Config::default().options(Dialect::Datadog);
         let reader = Reader::new(shared, telemetry.listener("http".to_owned()), options, false);
-        Arc::new(Status::new(&Config::default(), telemetry, None, reader, 10))
+        Arc::new(Status::new(&Config::default(), telemetry, prometheus, reader, 10))
     }
 
     fn samples(status: &Status) -> u64 {
