@@ -122,32 +122,29 @@ pub fn metric<'a>(line: &'a [u8], options: Options) -> Result<Sample<'a>, Reject
     // name:1:2|ms|...
     //          ^^
     let (kind, rest) = kind(rest).ok_or(Reject::Type)?;
-    let mut sample = Sample {
-        name,
-        kind,
-        values: match plain {
-            Some(value) if kind != Kind::Set => Values::One(value),
-            _ => values(kind, text)?,
-        },
-        rate: 1.0,
-        tags: b"",
-        timestamp: None,
-        origin: OriginFields::default(),
+    let values = match plain {
+        Some(value) if kind != Kind::Set => Values::One(value),
+        _ => values(kind, text)?,
     };
     // name:1:2|ms|...
     //             ^^^
+    // Each a variable: as a whole the sample would be put together in memory, and read from there
+    // before it has arrived.
+    let (mut rate, mut tags, mut timestamp) = (1.0, &b""[..], None);
+    let mut origin = OriginFields::default();
     for field in (Parts { rest, separator: b'|' }) {
         match field {
-            [b'@', rate @ ..] => sample.rate = number(rate).ok_or(Reject::SampleRate)?,
-            [b'#', tags @ ..] => sample.tags = tags,
+            [b'@', text @ ..] => rate = number(text).ok_or(Reject::SampleRate)?,
+            [b'#', text @ ..] => tags = text,
             [b'T', time @ ..] if options.timestamps => {
                 let time = integer(time).filter(|&time| time >= 1).ok_or(Reject::Timestamp)?;
-                sample.timestamp = Some(time);
+                timestamp = Some(time);
             }
-            _ => origin_field(field, options, &mut sample.origin),
+            _ if options.origin_fields => origin_field(field, &mut origin),
+            _ => {}
         }
     }
-    Ok(sample)
+    Ok(Sample { name, kind, values, rate, tags, timestamp, origin })
 }
 
 /// The kind, and the fields behind it if a `|` follows. Read from a table, since which kind comes
@@ -253,7 +250,9 @@ fn event<'a>(line: &'a [u8], options: Options) -> Result<EventLine<'a>, Reject> 
             [b's', b':', source @ ..] => store(Some(source), &mut event.source_type),
             [b'#', tags @ ..] => store(Some(tags), &mut event.tags),
             _ => {
-                origin_field(field, options, &mut event.origin);
+                if options.origin_fields {
+                    origin_field(field, &mut event.origin);
+                }
                 true
             }
         };
@@ -390,7 +389,9 @@ fn check<'a>(line: &'a [u8], options: Options) -> Result<CheckLine<'a>, Reject> 
             [b'm', b':', message @ ..] => store(Some(message), &mut check.message),
             [b'#', tags @ ..] => store(Some(tags), &mut check.tags),
             _ => {
-                origin_field(field, options, &mut check.origin);
+                if options.origin_fields {
+                    origin_field(field, &mut check.origin);
+                }
                 true
             }
         };
@@ -410,10 +411,9 @@ fn status(text: &[u8]) -> Option<Status> {
 }
 
 /// Reads `c:`, `e:` and `card:`; every other field is unknown and skipped.
-fn origin_field<'a>(field: &'a [u8], options: Options, origin: &mut OriginFields<'a>) {
-    if !options.origin_fields {
-        return;
-    }
+// Apart from who calls it, whose variables so stay in registers.
+#[inline(never)]
+fn origin_field<'a>(field: &'a [u8], origin: &mut OriginFields<'a>) {
     match field {
         [b'c', b':', local @ ..] => origin.local = local,
         [b'e', b':', external @ ..] => origin.external = external,

@@ -315,9 +315,9 @@ impl Reader {
             }
             // The usual way through `messages_of`, in line.
             counts.lines += 1;
-            match parse::metric(line, self.options) {
-                Ok(sample) => self.sample(&sample, line, 0, run, &mut counts),
-                Err(reason) => self.reject(reason, line, now),
+            match &parse::metric(line, self.options) {
+                Ok(sample) => self.sample(sample, line, 0, run, &mut counts),
+                Err(reason) => self.reject(*reason, line, now),
             }
         }
         counts

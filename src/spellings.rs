@@ -144,7 +144,9 @@ impl Spellings {
     /// Where the samples of a spelling go, and the epoch in which its series was last used. A
     /// series that was not used for longer than its handle can be trusted is asked for at its
     /// shard; `None` when it has expired.
-    #[inline]
+    // In line, so that what is found stays in registers: written and read again with other widths, it
+    // would have to arrive in memory first.
+    #[inline(always)]
     pub fn find(&mut self, print: Print, epoch: u32, window: &Window<'_>) -> Option<(Series, u32)> {
         let at = self.position(print).ok()?;
         let slot = self.slot(at);
