@@ -134,6 +134,7 @@ impl Bins {
         counters << self.width >> 1
     }
 
+    #[inline(always)]
     fn counter(&self, at: usize) -> u64 {
         let counters = &self.counters;
         match self.width {

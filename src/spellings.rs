@@ -141,32 +141,44 @@ impl Spellings {
         sys::prefetch(&self.pairs[self.home(print)]);
     }
 
+    /// The series of a spelling, and the epoch in which it was last used: of one that is in use and
+    /// goes to one series alone, as nearly every one does. Of any other [`Self::find`] tells.
+    // In line and in two numbers, so that they stay in registers.
+    #[inline(always)]
+    pub fn kept(&mut self, print: Print, epoch: u32) -> Option<(Handle, u32)> {
+        let at = self.position(print).ok()?;
+        let slot = self.slot(at);
+        let is_young = epoch.wrapping_sub(slot.used) <= 1;
+        let handle = slot.handle.filter(|_| slot.state == State::Kept && is_young)?;
+        Some((handle, std::mem::replace(&mut slot.used, epoch)))
+    }
+
     /// Where the samples of a spelling go, and the epoch in which its series was last used. A
     /// series that was not used for longer than its handle can be trusted is asked for at its
     /// shard; `None` when it has expired.
-    // In line, so that what is found stays in registers: written and read again with other widths, it
-    // would have to arrive in memory first.
-    #[inline(always)]
     pub fn find(&mut self, print: Print, epoch: u32, window: &Window<'_>) -> Option<(Series, u32)> {
-        let at = self.position(print).ok()?;
-        let slot = self.slot(at);
-        if slot.state == State::Kept && epoch.wrapping_sub(slot.used) <= 1 {
-            let used = std::mem::replace(&mut slot.used, epoch);
-            return Some((Series { handle: slot.handle, ..Series::default() }, used));
+        if let Some((handle, used)) = self.kept(print, epoch) {
+            return Some((Series { handle: Some(handle), ..Series::default() }, used));
         }
-        self.find_other(at, epoch, window)
+        self.find_other(print, epoch, window)
     }
 
     /// The same of what is rare: what is not used all the time, and what is more than one series.
     #[cold]
-    fn find_other(&mut self, at: usize, epoch: u32, window: &Window<'_>) -> Option<(Series, u32)> {
+    fn find_other(
+        &mut self,
+        print: Print,
+        epoch: u32,
+        window: &Window<'_>,
+    ) -> Option<(Series, u32)> {
+        let at = self.position(print).ok()?;
         let slot = self.slot(at);
         let age = epoch.wrapping_sub(slot.used);
         if slot.state == State::Named && age > 0 {
             return None;
         }
         let used = std::mem::replace(&mut slot.used, epoch);
-        let (print, handle, state) = (slot.print, slot.handle, slot.state);
+        let (handle, state) = (slot.handle, slot.state);
         if age > IDLE_EPOCHS {
             // Generations are few: one that old may have come round.
             return None;

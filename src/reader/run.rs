@@ -161,26 +161,36 @@ impl Reader {
         let epoch = arrival.window.epoch();
         let mut odd = Odd::default();
         for (i, pending) in run.iter_mut().enumerate() {
-            let (series, used) = match self.spellings.find(pending.print, epoch, arrival.window) {
-                Some(known) => known,
-                None => match self.learn_pending(pending, arrival) {
-                    Some(series) => (series, epoch),
-                    None => {
-                        pending.line = b"";
-                        continue;
-                    }
-                },
-            };
-            odd.note(&series, pending.kind, &pending.reading);
-            (pending.series, pending.used) = (series, used);
-            if let Some(handle) = series.handle {
+            if let Some((handle, used)) = self.spellings.kept(pending.print, epoch) {
+                (pending.series.handle, pending.used) = (Some(handle), used);
                 self.marks[handle.shard()][pending.kind as usize] |= 1 << i;
+            } else if let Some((series, used)) = self.look_up_other(pending, arrival) {
+                (pending.series, pending.used) = (series, used);
+                if let Some(handle) = series.handle {
+                    self.marks[handle.shard()][pending.kind as usize] |= 1 << i;
+                }
+                if let Some(copy) = series.copy {
+                    self.marks[copy.shard()][Kind::Distribution as usize] |= 1 << i;
+                }
+            } else {
+                pending.line = b"";
+                continue;
             }
-            if let Some(copy) = series.copy {
-                self.marks[copy.shard()][Kind::Distribution as usize] |= 1 << i;
-            }
+            odd.note(&pending.series, pending.kind, &pending.reading);
         }
         self.tell(&odd);
+    }
+
+    /// The same of what is rare. `None` when the line waits.
+    #[cold]
+    fn look_up_other(
+        &mut self,
+        pending: &Pending<'_>,
+        arrival: Arrival<'_>,
+    ) -> Option<(Series, u32)> {
+        let epoch = arrival.window.epoch();
+        let known = self.spellings.find(pending.print, epoch, arrival.window);
+        known.or_else(|| Some((self.learn_pending(pending, arrival)?, epoch)))
     }
 
     fn tell(&mut self, odd: &Odd) {
@@ -190,7 +200,6 @@ impl Reader {
         self.shared.telemetry.rate_out_of_range.add(odd.rate_out_of_range);
     }
 
-    #[cold]
     fn learn_pending(&mut self, pending: &Pending<'_>, arrival: Arrival<'_>) -> Option<Series> {
         let sample = pending.sample(self.options)?;
         self.learn(pending.print, &sample, pending.line, arrival)
