@@ -21,8 +21,8 @@ fn bench(c: &mut Criterion) {
         });
     }
     group.finish();
-    // What the thread of the flush does for a page at which nobody looks: history, and what clients
-    // count.
+    // What the thread of the flush does for a page at which nobody looks: history, what clients count,
+    // and the figures of the last flush.
     let mut group = c.benchmark_group("after a flush (time is per series)");
     group.sampling_mode(SamplingMode::Flat).throughput(Throughput::Elements(1));
     for series in [1_000, 100_000, 1_000_000] {

@@ -393,7 +393,7 @@ fn code_of_file(mapping: &str) -> Option<(usize, usize)> {
 }
 
 /// Lets other threads go first from now on, where there are not enough processors: for a thread whose
-/// work nobody waits for, and which holds no lock that others need.
+/// work nobody waits for, and which holds no lock that a reader or a flush needs.
 pub fn give_way() {
     // SAFETY: it takes numbers, and changes the scheduling of the calling thread alone.
     unsafe {
