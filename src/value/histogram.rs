@@ -461,6 +461,10 @@ mod tests {
     #[test]
     fn samples_are_kept_as_short_as_they_come() {
         assert!(size_of::<Histogram>() <= 72);
+        let Samples::Thousandths(few) = filled(&plain([1.0; 4]), EXACT_MAX).samples else {
+            panic!("not short")
+        };
+        assert!(!few.spilled());
         let bytes = |samples: &[(f64, f64)]| match filled(samples, EXACT_MAX).samples {
             Samples::Thousandths(values) => 4 * values.len(),
             Samples::Plain(values) => 8 * values.len(),
