@@ -139,6 +139,7 @@ struct LastFlush {
     /// In Unix seconds; 0 before the first.
     at: i64,
     series: usize,
+    /// With events and service checks; tallyd's own series are left out.
     points: u64,
     /// How long it took.
     seconds: f64,

@@ -30,7 +30,7 @@ pub(super) struct Line {
 }
 
 impl Snapshot {
-    /// The order in which it is written, the same for each scrape.
+    /// Puts it in the order in which it is written: by family, then by name, host and tags.
     pub(super) fn sort(&mut self) {
         self.lines.sort_unstable_by(|a, b| {
             let families = a.family.cmp(&b.family);
