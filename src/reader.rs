@@ -17,7 +17,7 @@ use smallvec::SmallVec;
 
 use self::accounts::Accounts;
 use self::held::{Held, Item, What};
-use self::run::{Marks, Run};
+use self::run::{Run, Share};
 use crate::journal::{self, Journal, Load};
 use crate::origin::{Claims, Found, Key, Origin, Origins};
 use crate::parse;
@@ -67,8 +67,8 @@ pub struct Reader {
     /// The time of what is being taken in is up: it waits for nothing more.
     late: bool,
     probe: Probe,
-    /// For each shard; all clear between two runs.
-    marks: Box<[Marks]>,
+    /// For each shard.
+    shares: Box<[Share]>,
     journal: Option<journal::Writer>,
     /// Number of the batch that is being taken in, by its receiver, or 0.
     batch: u64,
@@ -119,7 +119,7 @@ impl Reader {
         let shards = shared.shards.len();
         let journal = shared.journal.as_ref().map(|journal| journal.writer(source, shards));
         let (late, probe) = (false, Probe::default());
-        let marks = vec![Marks::default(); shared.shards.len()].into();
+        let shares = vec![Share::default(); shared.shards.len()].into();
         Self {
             shared,
             listener,
@@ -130,7 +130,7 @@ impl Reader {
             accounts,
             late,
             probe,
-            marks,
+            shares,
             journal,
             batch: 0,
         }

@@ -27,7 +27,10 @@ impl Kind {
     pub const ALL: [Self; 6] =
         [Self::Count, Self::Gauge, Self::Set, Self::Timer, Self::Histogram, Self::Distribution];
 
-    /// The kinds whose values do not fit into a cell.
+    /// The kinds whose value is one number, which fits into a cell.
+    pub const FLAT: [Self; 2] = [Self::Count, Self::Gauge];
+
+    /// The kinds whose values do not.
     pub const BOXED: [Self; 4] = [Self::Set, Self::Timer, Self::Histogram, Self::Distribution];
 
     /// The word used on pages, in tables and in tags.

@@ -736,6 +736,12 @@ impl<'a> Locked<'a> {
         &self.shard.open.cells
     }
 
+    /// Has what a cell of the open bucket tells fetched into the cache.
+    #[inline]
+    pub fn prefetch(&self, handle: Handle, of: impl Fn(&Cell)) {
+        self.cells().get(handle.row()).into_iter().for_each(of);
+    }
+
     /// What the series is that a sample was just added to.
     pub fn context(&self, handle: Handle) -> &Context {
         let context = &self.shard.states[handle.row()].context;

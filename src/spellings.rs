@@ -94,12 +94,30 @@ impl Slot {
     const fn differs(&self, print: Print) -> u64 {
         (self.print[0] ^ print[0]) | (self.print[1] ^ print[1])
     }
+
+    /// Its series, if it is in use and the only one, and the epoch in which that was last used.
+    #[inline(always)]
+    fn kept(&mut self, epoch: u32) -> Option<(Handle, u32)> {
+        let is_young = epoch.wrapping_sub(self.used) <= 1;
+        let handle = self.handle.filter(|_| self.state == State::Kept && is_young)?;
+        Some((handle, std::mem::replace(&mut self.used, epoch)))
+    }
 }
 
 /// A cache line.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 struct Pair([Slot; 2]);
+
+impl Pair {
+    /// Which of its slots is that of this print.
+    #[inline(always)]
+    fn place(&self, print: Print) -> Option<usize> {
+        // Which of them it is is chance, so it is not asked.
+        let (first, second) = (self.0[0].differs(print), self.0[1].differs(print));
+        (first.min(second) == 0).then_some(usize::from(first != 0))
+    }
+}
 
 /// A print of zeros, one of 2^128, would be taken for it, and so be forgotten.
 const EMPTY: Slot = Slot { print: [0; 2], handle: None, used: 0, state: State::Empty };
@@ -141,23 +159,26 @@ impl Spellings {
         sys::prefetch(&self.pairs[self.home(print)]);
     }
 
-    /// The series of a spelling, and the epoch in which it was last used: of one that is in use and
-    /// goes to one series alone, as nearly every one does. Of any other [`Self::find`] tells.
+    /// The series of a spelling, and the epoch in which it was last used: of one that stands in its
+    /// own pair, is in use and goes to one series alone, as nearly every one does. Of any other
+    /// [`Self::find`] tells, later: the pair where it may be is fetched into the cache meanwhile.
     // In line and in two numbers, so that they stay in registers.
     #[inline(always)]
-    pub fn kept(&mut self, print: Print, epoch: u32) -> Option<(Handle, u32)> {
-        let at = self.position(print).ok()?;
-        let slot = self.slot(at);
-        let is_young = epoch.wrapping_sub(slot.used) <= 1;
-        let handle = slot.handle.filter(|_| slot.state == State::Kept && is_young)?;
-        Some((handle, std::mem::replace(&mut slot.used, epoch)))
+    pub fn at_home(&mut self, print: Print, epoch: u32) -> Option<(Handle, u32)> {
+        let home = self.home(print);
+        let place = self.pairs[home].place(print);
+        if place.is_none() {
+            sys::prefetch(&self.pairs[self.after(home)]);
+        }
+        self.pairs[home].0[place?].kept(epoch)
     }
 
     /// Where the samples of a spelling go, and the epoch in which its series was last used. A
     /// series that was not used for longer than its handle can be trusted is asked for at its
     /// shard; `None` when it has expired.
     pub fn find(&mut self, print: Print, epoch: u32, window: &Window<'_>) -> Option<(Series, u32)> {
-        if let Some((handle, used)) = self.kept(print, epoch) {
+        let at = self.position(print).ok();
+        if let Some((handle, used)) = at.and_then(|at| self.slot(at).kept(epoch)) {
             return Some((Series { handle: Some(handle), ..Series::default() }, used));
         }
         self.find_other(print, epoch, window)
@@ -247,19 +268,15 @@ impl Spellings {
     fn position(&self, print: Print) -> Result<usize, usize> {
         let mut at = self.home(print);
         loop {
-            let Pair([first, second]) = &self.pairs[at];
-            // Which of them it is is chance, so it is not asked.
-            let (first_differs, second_differs) = (first.differs(print), second.differs(print));
-            if first_differs.min(second_differs) == 0 {
-                return Ok(2 * at + usize::from(first_differs != 0));
+            let pair = &self.pairs[at];
+            if let Some(place) = pair.place(print) {
+                return Ok(2 * at + place);
             }
+            let Pair([first, second]) = pair;
             if second.state == State::Empty {
                 return Err(2 * at + usize::from(first.state != State::Empty));
             }
-            at += 1;
-            if at == self.pairs.len() {
-                at = 0;
-            }
+            at = self.after(at);
         }
     }
 
@@ -271,6 +288,11 @@ impl Spellings {
     /// twice as large as the last.
     fn home(&self, print: Print) -> usize {
         ((u128::from(print[0]) * self.pairs.len() as u128) >> 64) as usize
+    }
+
+    /// The pair that comes behind one that is full.
+    fn after(&self, at: usize) -> usize {
+        if at + 1 == self.pairs.len() { 0 } else { at + 1 }
     }
 
     fn room(&self) -> usize {

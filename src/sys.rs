@@ -42,6 +42,20 @@ pub fn prefetch<T>(place: &T) {
     let _ = place;
 }
 
+/// The same of a place that is only guessed: whatever lies there, or nothing.
+#[inline]
+pub fn prefetch_at(address: usize) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch is a hint: it reads nothing the program could see, and cannot fault, be
+    // there memory or not.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(std::ptr::without_provenance(address));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// Where these bytes stand in a block: a bit for each place, the first in the lowest.
 #[inline(always)]
 pub fn marks<const N: usize>(block: &[u8; 32], wanted: [u8; N]) -> u32 {
@@ -75,7 +89,7 @@ pub fn marks<const N: usize>(block: &[u8; 32], wanted: [u8; N]) -> u32 {
 /// touched before stays in small pages, so the vector should be new and empty.
 pub fn prefer_huge_pages<T>(room: &Vec<T>) {
     /// Less than a few huge pages gains nothing.
-    const BYTES_MIN: usize = 8 << 20;
+    const BYTES_MIN: usize = 4 << 20;
     const PAGE: usize = 4096;
     let bytes = room.capacity().saturating_mul(size_of::<T>());
     if bytes < BYTES_MIN {

@@ -11,11 +11,11 @@ use super::{Arrival, Counts, Reader};
 use crate::parse;
 use crate::rules::Outcome;
 use crate::sample::{Dialect, Kind, Message, Reading, Sample, Values};
-use crate::shard::{Handle, Stale};
+use crate::shard::{Handle, Locked, Stale};
 use crate::spellings::{Print, Series};
 use crate::sys;
 use crate::telemetry::senders::Drop;
-use crate::value::WEIGHT_MAX;
+use crate::value::{Cell, WEIGHT_MAX};
 
 /// Samples of a run: enough to hide the memory's latency, few enough to stay in the cache.
 const RUN: usize = 64;
@@ -80,7 +80,16 @@ impl Odd {
 }
 
 /// Which samples of a run go to one shard, by the kind of their series: a bit for each place.
-pub(super) type Marks = [u64; Kind::ALL.len()];
+type Marks = [u64; Kind::ALL.len()];
+
+/// What a reader notes for each shard.
+#[derive(Clone, Default)]
+pub(super) struct Share {
+    /// All clear between two runs.
+    marks: Marks,
+    /// The address of the cells when the reader last had the shard, for fetching ahead alone.
+    cells: usize,
+}
 
 const _: () = assert!(RUN <= u64::BITS as usize);
 
@@ -160,37 +169,40 @@ impl Reader {
     fn look_up(&mut self, run: &mut [Pending<'_>], arrival: Arrival<'_>) {
         let epoch = arrival.window.epoch();
         let mut odd = Odd::default();
+        let mut others = 0;
         for (i, pending) in run.iter_mut().enumerate() {
-            if let Some((handle, used)) = self.spellings.kept(pending.print, epoch) {
-                (pending.series.handle, pending.used) = (Some(handle), used);
-                self.marks[handle.shard()][pending.kind as usize] |= 1 << i;
-            } else if let Some((series, used)) = self.look_up_other(pending, arrival) {
-                (pending.series, pending.used) = (series, used);
-                if let Some(handle) = series.handle {
-                    self.marks[handle.shard()][pending.kind as usize] |= 1 << i;
-                }
-                if let Some(copy) = series.copy {
-                    self.marks[copy.shard()][Kind::Distribution as usize] |= 1 << i;
-                }
-            } else {
+            let Some((handle, used)) = self.spellings.at_home(pending.print, epoch) else {
+                others |= 1 << i;
+                continue;
+            };
+            (pending.series.handle, pending.used) = (Some(handle), used);
+            self.mark(i, handle, pending.kind);
+            odd.note(&pending.series, pending.kind, &pending.reading);
+        }
+        // What has to be looked for has been fetched by now.
+        for i in places(others) {
+            let pending = &mut run[i];
+            let known = self.spellings.find(pending.print, epoch, arrival.window);
+            let learn = || Some((self.learn_pending(pending, arrival)?, epoch));
+            let Some((series, used)) = known.or_else(learn) else {
                 pending.line = b"";
                 continue;
+            };
+            (pending.series, pending.used) = (series, used);
+            for (handle, kind) in series.handles(pending.kind) {
+                self.mark(i, handle, kind);
             }
             odd.note(&pending.series, pending.kind, &pending.reading);
         }
         self.tell(&odd);
     }
 
-    /// The same of what is rare. `None` when the line waits.
-    #[cold]
-    fn look_up_other(
-        &mut self,
-        pending: &Pending<'_>,
-        arrival: Arrival<'_>,
-    ) -> Option<(Series, u32)> {
-        let epoch = arrival.window.epoch();
-        let known = self.spellings.find(pending.print, epoch, arrival.window);
-        known.or_else(|| Some((self.learn_pending(pending, arrival)?, epoch)))
+    /// Marks a sample for its series, whose cell is fetched into the cache meanwhile.
+    #[inline(always)]
+    fn mark(&mut self, i: usize, handle: Handle, kind: Kind) {
+        let share = &mut self.shares[handle.shard()];
+        share.marks[kind as usize] |= 1 << i;
+        sys::prefetch_at(share.cells.wrapping_add(handle.row() * size_of::<Cell>()));
     }
 
     fn tell(&mut self, odd: &Odd) {
@@ -200,6 +212,7 @@ impl Reader {
         self.shared.telemetry.rate_out_of_range.add(odd.rate_out_of_range);
     }
 
+    #[cold]
     fn learn_pending(&mut self, pending: &Pending<'_>, arrival: Arrival<'_>) -> Option<Series> {
         let sample = pending.sample(self.options)?;
         self.learn(pending.print, &sample, pending.line, arrival)
@@ -265,31 +278,18 @@ impl Reader {
         let mut again = SmallVec::<[(usize, Kind); 4]>::new();
         // A shard that another reader holds comes last: by then it may be free.
         for patient in [false, true] {
-            for (number, marks) in self.marks.iter_mut().enumerate() {
-                if *marks == Marks::default() {
+            for (number, share) in self.shares.iter_mut().enumerate() {
+                if share.marks == Marks::default() {
                     continue;
                 }
                 let window = arrival.window;
                 let locked =
                     if patient { Some(window.lock(number)) } else { window.try_lock(number) };
                 let Some(mut shard) = locked else { continue };
-                let marks = std::mem::take(marks);
-                let cells = shard.cells();
-                for i in places(marks.iter().fold(0, |all, marked| all | marked)) {
-                    let Series { handle, copy, .. } = run[i].series;
-                    [handle, copy].into_iter().flatten().for_each(|handle| {
-                        cells.get(handle.row()).inspect(|cell| sys::prefetch(*cell));
-                    });
-                }
-                // What lies behind a cell, and then what lies behind that.
-                each(&Kind::BOXED, &marks, run, |_, handle, _| {
-                    cells.get(handle.row()).inspect(|cell| cell.prefetch());
-                });
-                each(&Kind::BOXED, &marks, run, |_, handle, _| {
-                    cells.get(handle.row()).inspect(|cell| cell.prefetch_place());
-                });
+                let marks = std::mem::take(&mut share.marks);
+                share.cells = shard.cells().as_ptr().addr();
                 let mut stale = false;
-                let add = |i: usize, handle, kind| {
+                let mut add = |shard: &mut Locked<'_>, i: usize, handle, kind| {
                     let pending = &run[i];
                     // Behind a sample that has to wait the others wait too: they may be of its
                     // series.
@@ -299,11 +299,19 @@ impl Reader {
                         again.push((i, kind));
                     }
                 };
+                // What lies behind a cell, and then what lies behind that, is fetched while other
+                // samples are added.
+                let (flat, boxed) = (&Kind::FLAT, &Kind::BOXED);
+                each(boxed, &marks, run, |_, handle, _| shard.prefetch(handle, Cell::prefetch));
                 if timed {
                     // Their limit is one for all kinds: who comes first finds room.
-                    in_order(&marks, run, add);
+                    in_order(&marks, run, |i, handle, kind| add(&mut shard, i, handle, kind));
                 } else {
-                    each(&Kind::ALL, &marks, run, add);
+                    each(flat, &marks, run, |i, handle, kind| add(&mut shard, i, handle, kind));
+                    each(boxed, &marks, run, |_, handle, _| {
+                        shard.prefetch(handle, Cell::prefetch_place);
+                    });
+                    each(boxed, &marks, run, |i, handle, kind| add(&mut shard, i, handle, kind));
                 }
                 if let Some(journal) = &mut self.journal {
                     // In a loop of its own: that of the additions is short, so that the processor
