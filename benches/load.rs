@@ -819,8 +819,6 @@ fn received(datagram: &Datagram) -> sys::Datagram<'_> {
 fn flush_wait() -> Result<()> {
     const ROUNDS: usize = 5;
     const SERIES: u64 = 1_000_000;
-    // As the server does.
-    sys::set_up_allocator();
     let mut parts = Parts::new(1, SERIES, 8192, 1);
     let (mut waits, mut flushes, mut others) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {

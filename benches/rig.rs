@@ -177,6 +177,8 @@ impl Parts {
         groups: u64,
         folder: Option<&Path>,
     ) -> Self {
+        // As the program does.
+        sys::set_up_allocator();
         let telemetry = Arc::new(Telemetry::default());
         let plan = Plan::from_config(&value::Config::default());
         let aggregates = plan.aggregates.clone();

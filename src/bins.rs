@@ -28,6 +28,10 @@ pub struct Bins {
 }
 
 impl Bins {
+    pub const fn new() -> Self {
+        Self { blocks: Vec::new(), counters: Vec::new(), width: 0, len: 0 }
+    }
+
     /// Counts a key `n` times more; a count stays at the highest of 64 bits.
     pub fn add(&mut self, key: i32, n: u64) {
         debug_assert!(key.abs() <= KEY_MAX);

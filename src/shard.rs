@@ -736,10 +736,24 @@ impl<'a> Locked<'a> {
         &self.shard.open.cells
     }
 
-    /// Has what a cell of the open bucket tells fetched into the cache.
+    /// Has what lies behind a cell of the open bucket fetched into the cache.
     #[inline]
-    pub fn prefetch(&self, handle: Handle, of: impl Fn(&Cell)) {
-        self.cells().get(handle.row()).into_iter().for_each(of);
+    pub fn prefetch(&self, handle: Handle) {
+        self.cells().get(handle.row()).inspect(|cell| cell.prefetch());
+    }
+
+    /// The same of the place behind it where this will go; what lies behind the cell is looked at.
+    #[inline]
+    pub fn prefetch_place(&self, handle: Handle, reading: &Reading<'_>) {
+        let member = || match reading.values {
+            Values::Member(member) => Some(self.member_hash(member)),
+            _ => None,
+        };
+        self.cells().get(handle.row()).inspect(|cell| cell.prefetch_place(member));
+    }
+
+    fn member_hash(&self, member: &[u8]) -> u64 {
+        self.shards.settings.plan.member_keys.hash(member)
     }
 
     /// What the series is that a sample was just added to.
@@ -793,8 +807,7 @@ impl<'a> Locked<'a> {
                 }
             }
             Values::Member(member) => {
-                let hash = self.shards.settings.plan.member_keys.hash(member);
-                self.add_member(row, hash, timestamp);
+                self.add_member(row, self.member_hash(member), timestamp);
             }
             Values::Delta(delta) => {
                 let value = self.shard.gauge(row) + delta;

@@ -58,7 +58,8 @@ pub fn bin_value(key: i16) -> f64 {
 #[derive(Clone, Debug, Default)]
 pub struct Sketch {
     basic: Basic,
-    bins: Bins,
+    /// Made when they are needed: most sketches of a bucket with few values never do.
+    bins: Option<Box<Bins>>,
     /// Keys that wait, or once finished all of them, ascending. A few need no place of their own.
     buffer: SmallVec<[i16; 8]>,
 }
@@ -99,7 +100,7 @@ impl Sketch {
                 self.flush();
             }
         } else {
-            self.bins.add(key(v).into(), n);
+            self.make_bins().add(key(v).into(), n);
             self.collapse();
         }
     }
@@ -114,15 +115,16 @@ impl Sketch {
     /// Adds all that another sketch holds.
     pub fn merge(&mut self, other: &Self) {
         self.basic.merge(other.basic);
-        self.bins.merge(&other.bins);
-        other.buffer.iter().for_each(|&key| self.bins.add(key.into(), 1));
+        let bins = self.make_bins();
+        bins.merge(other.made_bins());
+        other.buffer.iter().for_each(|&key| bins.add(key.into(), 1));
         self.collapse();
     }
 
     /// Sorts what waits in the buffer, into the bins if there are any. More may be inserted
     /// afterwards.
     pub fn finish(&mut self) {
-        if self.bins.is_empty() {
+        if self.made_bins().is_empty() {
             self.buffer.sort_unstable();
         } else {
             self.flush();
@@ -160,10 +162,11 @@ impl Sketch {
     /// Keys and counts, ascending by key. A key repeats when its count exceeds 32 bits: the
     /// remainder comes first, full bins follow. The sketch must be finished.
     pub fn bins(&self) -> impl Iterator<Item = (i16, u32)> + Clone {
-        let finished = self.buffer.is_empty() || (self.bins.is_empty() && self.buffer.is_sorted());
+        let bins = self.made_bins();
+        let finished = self.buffer.is_empty() || (bins.is_empty() && self.buffer.is_sorted());
         debug_assert!(finished, "a sketch is finished before its bins are read");
         let few = self.buffer.chunk_by(|a, b| a == b).map(|run| (run[0], run.len() as u32));
-        let many = self.bins.iter().flat_map(|(key, n)| split(n).map(move |n| (key as i16, n)));
+        let many = bins.iter().flat_map(|(key, n)| split(n).map(move |n| (key as i16, n)));
         few.chain(many)
     }
 
@@ -203,11 +206,22 @@ impl Sketch {
         })
     }
 
+    /// What was made of the bins.
+    fn made_bins(&self) -> &Bins {
+        static NONE: Bins = Bins::new();
+        self.bins.as_deref().unwrap_or(&NONE)
+    }
+
+    fn make_bins(&mut self) -> &mut Bins {
+        self.bins.get_or_insert_default()
+    }
+
     fn flush(&mut self) {
         let mut keys = std::mem::take(&mut self.buffer);
         keys.sort_unstable();
+        let bins = self.make_bins();
         for run in keys.chunk_by(|a, b| a == b) {
-            self.bins.add(run[0].into(), run.len() as u64);
+            bins.add(run[0].into(), run.len() as u64);
         }
         keys.clear();
         self.buffer = keys;
@@ -217,15 +231,16 @@ impl Sketch {
     /// The Agent's rule: beyond `BINS_MAX` bins, the lowest are added to the lowest that stays.
     fn collapse(&mut self) {
         // Keys whose count exceeds 32 bits take further bins.
-        let most = self.bins.len() as u64 + self.basic.count / u64::from(u32::MAX);
+        let bins = self.made_bins();
+        let most = bins.len() as u64 + self.basic.count / u64::from(u32::MAX);
         if most <= BINS_MAX as u64 {
             return;
         }
-        let keys = || self.bins.iter().flat_map(|(key, n)| split(n).map(move |_| key));
+        let keys = || bins.iter().flat_map(|(key, n)| split(n).map(move |_| key));
         let excess = keys().count().saturating_sub(BINS_MAX);
         let lowest = keys().nth(excess).filter(|_| excess > 0);
         if let Some(lowest) = lowest {
-            self.bins.raise_to(lowest);
+            self.make_bins().raise_to(lowest);
         }
     }
 
@@ -234,7 +249,7 @@ impl Sketch {
         let Basic { count, min, max, avg, sum } = self.basic;
         put_integer(out, count);
         [min, max, avg, sum].into_iter().for_each(|x| put_float(out, x));
-        self.bins.encode(out);
+        self.made_bins().encode(out);
         put_integer(out, self.buffer.len() as u64);
         self.buffer.iter().for_each(|key| out.extend_from_slice(&key.to_le_bytes()));
     }
@@ -261,6 +276,7 @@ impl Sketch {
         if !good {
             return Err(Malformed);
         }
+        let bins = (!bins.is_empty()).then(|| Box::new(bins));
         let mut sketch = Self { basic, bins, buffer };
         sketch.collapse();
         Ok(sketch)
@@ -417,15 +433,15 @@ mod tests {
 
     #[test]
     fn few_values_take_little_memory() {
-        assert_eq!(size_of::<Sketch>(), 120);
+        assert_eq!(size_of::<Sketch>(), 72);
         let mut sketch = Sketch::new();
         sketch.insert(1.0);
-        assert!(!sketch.buffer.spilled() && sketch.bins.blocks() == 0);
+        assert!(!sketch.buffer.spilled() && sketch.bins.is_none());
         sketch.finish();
-        assert!(!sketch.buffer.spilled() && sketch.bins.blocks() == 0);
+        assert!(!sketch.buffer.spilled() && sketch.bins.is_none());
         // Once there are bins, all is in them.
         (0..BUFFER_MAX).for_each(|_| sketch.insert(2.0));
-        assert!(sketch.buffer.capacity() <= BUFFER_MAX && sketch.bins.blocks() > 0);
+        assert!(sketch.buffer.capacity() <= BUFFER_MAX && sketch.made_bins().blocks() > 0);
         sketch.insert(3.0);
         sketch.finish();
         assert!(!sketch.buffer.spilled());

@@ -30,7 +30,7 @@ pub struct Config {
     /// are enough, otherwise 8, with weights 16); beyond it percentiles are within 0.4 %, while
     /// count, sum, minimum and maximum stay exact.
     pub histogram_samples_max: usize,
-    /// Members that one set counts exactly within a bucket (896 in a table of 9 KiB); beyond it the
+    /// Members that one set counts exactly within a bucket (896 in a table of 8 KiB); beyond it the
     /// count is an estimate with a standard error of 0.8 %, in 8 KiB.
     pub set_members_max: usize,
     /// Bytes of all sets in a bucket; once they take more, further ones are counted exactly up to
@@ -290,10 +290,11 @@ impl Cell {
     }
 
     /// The same of the place where the next value goes; what lies behind the cell is looked at.
-    pub fn prefetch_place(&self) {
+    /// `member` gives the hash of the next member of a set.
+    pub fn prefetch_place(&self, member: impl FnOnce() -> Option<u64>) {
         match self {
-            // Where a member goes its hash will tell.
-            Self::Empty | Self::Count(_) | Self::Gauge(_) | Self::Set(_) => {}
+            Self::Empty | Self::Count(_) | Self::Gauge(_) => {}
+            Self::Set(members) => member().into_iter().for_each(|hash| members.prefetch(hash)),
             Self::Histogram(histogram) => histogram.prefetch(),
             Self::Sketch(sketch) => sketch.prefetch(),
         }

@@ -302,14 +302,14 @@ impl Reader {
                 // What lies behind a cell, and then what lies behind that, is fetched while other
                 // samples are added.
                 let (flat, boxed) = (&Kind::FLAT, &Kind::BOXED);
-                each(boxed, &marks, run, |_, handle, _| shard.prefetch(handle, Cell::prefetch));
+                each(boxed, &marks, run, |_, handle, _| shard.prefetch(handle));
                 if timed {
                     // Their limit is one for all kinds: who comes first finds room.
                     in_order(&marks, run, |i, handle, kind| add(&mut shard, i, handle, kind));
                 } else {
                     each(flat, &marks, run, |i, handle, kind| add(&mut shard, i, handle, kind));
-                    each(boxed, &marks, run, |_, handle, _| {
-                        shard.prefetch(handle, Cell::prefetch_place);
+                    each(boxed, &marks, run, |i, handle, _| {
+                        shard.prefetch_place(handle, &run[i].reading);
                     });
                     each(boxed, &marks, run, |i, handle, kind| add(&mut shard, i, handle, kind));
                 }
