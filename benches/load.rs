@@ -30,7 +30,7 @@ use tallyd::time::Time;
 use tempfile::TempDir;
 
 use lines::Datagram;
-use rig::Parts;
+use rig::{Fed, Parts};
 
 const LOAD_PROCESSOR: usize = 0;
 const SERVER_PROCESSOR: usize = 1;
@@ -744,43 +744,43 @@ fn readers() -> Result<()> {
     const TIME: Duration = Duration::from_millis(500);
     let cases = [(10_000, 1432, 2), (10_000, 8192, 2), (50_000, 8192, 2), (10_000, 8192, 1)];
     for (series, size, groups) in cases {
-        let mut parts = Parts::new(2, series, size, groups);
-        let mut ratios = Vec::new();
-        let mut rate_of_one = 0.0;
+        let mut shared = Parts::new(2, series, size, groups);
+        let mut apart = [(); 2].map(|()| Parts::new(1, series, size, 1));
+        let (mut together, mut best, mut rate_of_one) = (Vec::new(), Vec::new(), 0.0);
         for _ in 0..ROUNDS {
-            let Parts { readers, datagrams, now, .. } = &mut parts;
-            let alone = lines_in(TIME, &mut readers[..1], datagrams, *now)?;
-            let both = lines_in(TIME, readers, datagrams, *now)?;
-            ratios.push(both as f64 / alone as f64);
+            let alone = lines_in(TIME, shared.fed().take(1))?;
+            together.push(lines_in(TIME, shared.fed())? as f64 / alone as f64);
+            let fed = apart.iter_mut().flat_map(Parts::fed);
+            best.push(lines_in(TIME, fed)? as f64 / alone as f64);
             rate_of_one = f64::max(rate_of_one, alone as f64 / TIME.as_secs_f64());
-            parts.close();
+            shared.close();
+            apart.iter_mut().for_each(|parts| drop(parts.close()));
         }
-        ratios.sort_by(f64::total_cmp);
+        together.sort_by(f64::total_cmp);
+        best.sort_by(f64::total_cmp);
         println!(
             "two readers, {series} series {}, {size} bytes: {:.2} times one of {rate_of_one:.0} \
-             metrics/s (median of {ROUNDS}; {:.2} to {:.2})",
+             metrics/s (median of {ROUNDS}; {:.2} to {:.2}); two that share nothing: {:.2} ({:.2} to \
+             {:.2})",
             if groups == 1 { "of both" } else { "each" },
-            ratios[ROUNDS / 2],
-            ratios[0],
-            ratios[ROUNDS - 1]
+            together[ROUNDS / 2],
+            together[0],
+            together[ROUNDS - 1],
+            best[ROUNDS / 2],
+            best[0],
+            best[ROUNDS - 1],
         );
     }
     Ok(())
 }
 
 /// How many lines readers take in, each on a processor of its own.
-fn lines_in(
-    time: Duration,
-    readers: &mut [Reader],
-    datagrams: &[Vec<Datagram>],
-    now: Time,
-) -> Result<u64> {
+fn lines_in<'a>(time: Duration, readers: impl Iterator<Item = Fed<'a>>) -> Result<u64> {
     thread::scope(|scope| {
-        let read = |(number, (reader, datagrams))| {
+        let read = |(number, Fed { reader, datagrams, now })| {
             scope.spawn(move || read_for(time, number, reader, datagrams, now))
         };
-        let each = readers.iter_mut().zip(datagrams.iter().map(Vec::as_slice).cycle()).enumerate();
-        let threads: Vec<_> = each.map(read).collect();
+        let threads: Vec<_> = readers.enumerate().map(read).collect();
         threads.into_iter().map(|thread| thread.join().expect("no panic")).sum()
     })
 }

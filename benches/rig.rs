@@ -52,6 +52,13 @@ pub struct Parts {
     pub now: Time,
 }
 
+/// A reader, and what it is to take in at a time.
+pub struct Fed<'a> {
+    pub reader: &'a mut Reader,
+    pub datagrams: &'a [Datagram],
+    pub now: Time,
+}
+
 impl Rig {
     /// A bucket's worth of datagrams of at most `size` bytes. The series are known.
     pub fn new(series: u64, size: usize) -> Self {
@@ -231,6 +238,14 @@ impl Parts {
         }
         assert_eq!(parts.close().rows.len() as u64, series * groups);
         parts
+    }
+
+    /// The readers, each with its datagrams.
+    pub fn fed(&mut self) -> impl Iterator<Item = Fed<'_>> {
+        let datagrams = self.datagrams.iter().map(Vec::as_slice).cycle();
+        let now = self.now;
+        let fed = move |(reader, datagrams)| Fed { reader, datagrams, now };
+        self.readers.iter_mut().zip(datagrams).map(fed)
     }
 
     /// Closes the bucket.
