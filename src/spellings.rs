@@ -448,6 +448,35 @@ mod tests {
     }
 
     #[test]
+    fn most_spellings_stand_in_their_own_pair_and_the_rest_is_found_later() {
+        let shards = shards();
+        let window = shards.window(START);
+        let context = Context::new("n", Kind::Count, "", Vec::new(), Source::default());
+        let handle = window.intern(context, false).handle;
+        let kept = Series { handle: Some(handle), ..Series::default() };
+        let mut spellings = Spellings::new(5000);
+        // Scattered as hashes are: not so evenly that each pair gets its share.
+        let prints: Vec<Print> = (1..=spellings.room() as u64)
+            .map(|n| [n.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29).wrapping_mul(n | 1), n])
+            .collect();
+        prints.iter().for_each(|&print| spellings.insert(print, kept, 7));
+        let mut at_home = 0;
+        for &print in &prints {
+            if let Some(found) = spellings.at_home(print, 7) {
+                assert_eq!(found, (handle, 7));
+                at_home += 1;
+            }
+            assert_eq!(spellings.find(print, 7, &window), Some((kept, 7)));
+        }
+        assert!((prints.len() / 2..prints.len()).contains(&at_home), "{at_home}");
+        assert_eq!(spellings.at_home([1, 0], 7), None, "never seen");
+        let old = prints.iter().find(|print| spellings.at_home(**print, 7).is_some());
+        assert_eq!(spellings.at_home(*old.expect("one of many"), 9), None, "its shard is asked");
+        spellings.insert(prints[0], Series { copy: Some(handle), ..kept }, 7);
+        assert_eq!(spellings.at_home(prints[0], 7), None, "it goes to two");
+    }
+
+    #[test]
     fn blocked_copied_and_overflowing_series_are_told_apart() {
         let shards = shards();
         let window = shards.window(START);
