@@ -28,6 +28,7 @@ pub struct Bins {
 }
 
 impl Bins {
+    /// Without any.
     pub const fn new() -> Self {
         Self { blocks: Vec::new(), counters: Vec::new(), width: 0, len: 0 }
     }

@@ -745,6 +745,7 @@ impl<'a> Locked<'a> {
     /// The same of the place behind it where this will go; what lies behind the cell is looked at.
     #[inline]
     pub fn prefetch_place(&self, handle: Handle, reading: &Reading<'_>) {
+        // It is hashed again when it is added: that costs less than to wait for its place.
         let member = || match reading.values {
             Values::Member(member) => Some(self.member_hash(member)),
             _ => None,

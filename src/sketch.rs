@@ -58,7 +58,7 @@ pub fn bin_value(key: i16) -> f64 {
 #[derive(Clone, Debug, Default)]
 pub struct Sketch {
     basic: Basic,
-    /// Made when they are needed: most sketches of a bucket with few values never do.
+    /// Made when they are needed, which a sketch of few values never does.
     bins: Option<Box<Bins>>,
     /// Keys that wait, or once finished all of them, ascending. A few need no place of their own.
     buffer: SmallVec<[i16; 8]>,
