@@ -22,7 +22,8 @@ fn launch() -> Launch {
         .set("flush.interval", "1")
 }
 
-/// Sends lines as fast as they are taken until this is dropped.
+/// Sends lines until this is dropped: enough to keep the server busy, and with pauses, since the
+/// thread that names functions has a low priority and gets what the others leave.
 struct Load {
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<u64>>,
@@ -48,6 +49,9 @@ impl Load {
                     break;
                 }
                 sent += u64::from(socket.send(datagram.as_bytes()).is_ok());
+                if sent % 10 == 0 {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
             }
             sent
         });
