@@ -1,51 +1,76 @@
 //! What a series is: name, kind, host and tag set.
 
+mod texts;
+
+use std::cmp::Ordering;
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering::Relaxed};
 
 use triomphe::ThinArc;
 
+use self::texts::{Book, Parts, Scribe};
 use crate::sample::Kind;
 
 /// The canonical identity of a series, shared: a clone is the same one. Two samples belong to one
 /// series exactly when their contexts are equal, whatever the order or repetition of their tags on the
 /// wire.
 ///
-/// One allocation holds all of it, its text as `name \n host \n tag \n tag ...`: a newline cannot
-/// come in by a line, and [`Context::new`] replaces those that come in by other ways. Where a part
-/// ends is looked for, as there are many contexts and their parts are seldom asked for.
+/// One allocation holds name, host and tags one after the other, but for texts that many series have
+/// in common: these stand in a book that they share. Where a part ends is looked for, as there are
+/// many contexts and their parts are seldom asked for. A newline cannot come in by a line, and
+/// [`Context::new`] replaces those that come in by other ways.
 #[derive(Clone)]
 pub struct Context(ThinArc<Head, u8>);
 
-/// What stands before the text.
+/// What stands before the parts.
 struct Head {
-    kind: Kind,
+    /// Where the parts that others have too are found. The same series may have been written down in
+    /// several ways: a part may have become one of these in the meantime.
+    book: Option<Arc<Book>>,
     source: Source,
+    kind: Kind,
     /// These two are no part of the identity.
-    maker: AtomicU16,
     marks: AtomicU8,
+    maker: AtomicU16,
 }
 
-const _: () = assert!(size_of::<Option<Context>>() == 8 && size_of::<Head>() <= 8);
+const _: () = assert!(size_of::<Option<Context>>() == 8 && size_of::<Head>() <= 16);
 
 impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Context").field(&self.text()).field(&self.kind()).finish()
+        let parts: Vec<_> = self.parts().collect();
+        f.debug_tuple("Context").field(&parts).field(&self.kind()).finish()
     }
 }
 
 impl PartialEq for Context {
     fn eq(&self, other: &Self) -> bool {
-        self.is(other) || self.identity() == other.identity()
+        let same = || self.class() == other.class() && self.parts().eq(other.parts());
+        self.is(other) || same()
     }
 }
 
 impl Eq for Context {}
 
+impl PartialOrd for Context {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// By name, host and tags.
+impl Ord for Context {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.parts().cmp(other.parts()).then_with(|| self.class().cmp(&other.class()))
+    }
+}
+
 impl Hash for Context {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.identity().hash(state);
+        self.class().hash(state);
+        self.parts().for_each(|part| part.hash(state));
     }
 }
 
@@ -60,17 +85,11 @@ impl Context {
     pub fn new(name: &str, kind: Kind, host: &str, mut tags: Vec<String>, source: Source) -> Self {
         tags.sort_unstable();
         tags.dedup();
-        let length = name.len() + host.len() + tags.iter().map(|t| t.len() + 1).sum::<usize>() + 1;
-        let mut text = String::with_capacity(length);
-        push_line(&mut text, name);
-        text.push('\n');
-        push_line(&mut text, host);
-        for tag in &tags {
-            text.push('\n');
-            push_line(&mut text, tag);
-        }
-        let head = Head { kind, source, maker: AtomicU16::new(0), marks: AtomicU8::new(0) };
-        Self(ThinArc::from_header_and_slice(head, text.as_bytes()))
+        let tags = tags.iter().map(String::as_str);
+        let (book, parts) = Scribe::write_for_all([name, host].into_iter().chain(tags));
+        let (marks, maker) = (AtomicU8::new(0), AtomicU16::new(0));
+        let head = Head { book, source, kind, marks, maker };
+        Self(ThinArc::from_header_and_slice(head, &parts))
     }
 
     /// Whether both are clones of one.
@@ -85,10 +104,6 @@ impl Context {
 
     fn head(&self) -> &Head {
         &self.0.header.header
-    }
-
-    fn text(&self) -> &str {
-        str::from_utf8(&self.0.slice).expect("it was made from text")
     }
 
     /// The same series under a longer name and another kind.
@@ -141,29 +156,21 @@ impl Context {
 
     /// Sorted, without repetitions.
     pub fn tags(&self) -> impl Iterator<Item = &str> + Clone {
-        self.parts().skip(2).flat_map(|tags| tags.split('\n'))
+        self.parts().skip(2)
     }
 
     pub fn source(&self) -> Source {
         self.head().source
     }
 
-    /// Name, host, and the lines of the tags if there are any.
-    fn parts(&self) -> impl Iterator<Item = &str> + Clone {
-        self.text().splitn(3, '\n')
+    /// What tells series apart whose parts are the same.
+    fn class(&self) -> (u8, u16) {
+        (self.kind() as u8, self.source().0)
     }
 
-    /// Everything that makes the identity, as bytes to hash.
-    pub fn identity(&self) -> (&[u8], u8, u16) {
-        (&self.0.slice, self.kind() as u8, self.source().0)
-    }
-}
-
-fn push_line(text: &mut String, part: &str) {
-    if part.contains('\n') {
-        text.extend(part.chars().map(|c| if c == '\n' { ' ' } else { c }));
-    } else {
-        text.push_str(part);
+    /// Name, host and tags. With kind and source they are the identity.
+    pub fn parts(&self) -> impl Iterator<Item = &str> + Clone {
+        Parts::new(self.head().book.as_deref(), &self.0.slice)
     }
 }
 
@@ -204,6 +211,25 @@ mod tests {
         assert_eq!(none.tags().count(), 0);
         let empty = Context::new("a", Kind::Set, "", tags(&[""]), Source::default());
         assert_eq!(empty.tags().collect::<Vec<_>>(), [""]);
+    }
+
+    #[test]
+    fn a_part_that_has_become_known_makes_no_other_series() {
+        let new = || {
+            let tags = tags(&["known:soon", "other:tag"]);
+            Context::new("becomes.known", Kind::Count, "host", tags, Source::default())
+        };
+        let made: Vec<_> = (0..20).map(|_| new()).collect();
+        let hasher = ahash::RandomState::new();
+        let (first, last) = (&made[0], &made[19]);
+        assert!(last.0.slice.len() < first.0.slice.len());
+        for context in &made {
+            assert_eq!((context, context.cmp(first)), (first, Ordering::Equal));
+            assert_eq!(hasher.hash_one(context), hasher.hash_one(first));
+            assert_eq!(context.tags().collect::<Vec<_>>(), ["known:soon", "other:tag"]);
+        }
+        let other = Context::new("becomes.known", Kind::Count, "hosu", vec![], Source::default());
+        assert!(*first < other && *last < other && *first != other);
     }
 
     #[test]

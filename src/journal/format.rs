@@ -502,10 +502,15 @@ fn take_entry<'a>(bytes: &mut Bytes<'a>, entries: &mut Vec<Entry<'a>>) -> Option
 }
 
 pub(super) fn put_identity(out: &mut Vec<u8>, context: &Context) {
-    let (text, kind, source) = context.identity();
-    out.push(kind);
-    out.extend(source.to_le_bytes());
-    put_bytes(out, text);
+    out.push(context.kind() as u8);
+    out.extend(context.source().0.to_le_bytes());
+    // Parts have no newlines.
+    let length = context.parts().map(|part| part.len() + 1).sum::<usize>() - 1;
+    out.extend((length as u32).to_le_bytes());
+    for (number, part) in context.parts().enumerate() {
+        out.extend((number > 0).then_some(b'\n'));
+        out.extend(part.as_bytes());
+    }
 }
 
 pub(super) fn take_identity(bytes: &mut Bytes<'_>) -> Option<Context> {

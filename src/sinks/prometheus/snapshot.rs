@@ -34,7 +34,7 @@ impl Snapshot {
     pub(super) fn sort(&mut self) {
         self.lines.sort_unstable_by(|a, b| {
             let families = a.family.cmp(&b.family);
-            families.then_with(|| a.context.identity().cmp(&b.context.identity()))
+            families.then_with(|| a.context.cmp(&b.context))
         });
     }
 
