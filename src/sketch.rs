@@ -21,7 +21,9 @@ const BIAS: i32 = 1338;
 /// to zero counts as zero.
 const KEYED_MIN: f64 = 9.94185408912145e-10;
 /// Keys that are held before they are sorted into the bins.
-const BUFFER_MAX: usize = 64;
+const BUFFER_MAX: usize = 32;
+/// The same of earlier versions, whose sketches may be read.
+const BUFFER_MAX_ONCE: usize = 64;
 /// Bins of one sketch; beyond it the lowest are put together.
 const BINS_MAX: usize = 4096;
 /// Values that one sketch counts; more are left out. With it a sketch has at most `BINS_MAX` full
@@ -270,7 +272,7 @@ impl Sketch {
         let good = total == count
             && count <= COUNT_MAX
             && min <= max
-            && waiting < BUFFER_MAX
+            && waiting < BUFFER_MAX_ONCE
             && bins.iter().all(in_range)
             && (count > 0 || [min, max, avg, sum] == [0.0; 4]);
         if !good {
@@ -278,6 +280,9 @@ impl Sketch {
         }
         let bins = (!bins.is_empty()).then(|| Box::new(bins));
         let mut sketch = Self { basic, bins, buffer };
+        if waiting >= BUFFER_MAX {
+            sketch.flush();
+        }
         sketch.collapse();
         Ok(sketch)
     }
@@ -445,7 +450,7 @@ mod tests {
         sketch.insert(3.0);
         sketch.finish();
         assert!(!sketch.buffer.spilled());
-        assert_eq!(bins(&sketch), [(key(1.0), 1), (key(2.0), 64), (key(3.0), 1)]);
+        assert_eq!(bins(&sketch), [(key(1.0), 1), (key(2.0), BUFFER_MAX as u32), (key(3.0), 1)]);
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! The values of a histogram or timer within one bucket.
 
+mod sorted;
+
 use std::iter;
 
 use smallvec::SmallVec;
 
+use self::sorted::{Sorted, WAITING};
 use super::Summary;
 use crate::bins::Bins;
 use crate::compact::{Input, Malformed, of_thousandths, put_float, put_integer, thousandths};
@@ -25,6 +28,8 @@ pub struct Histogram {
 enum Samples {
     /// As sent by clients that round, each of weight 1. A few need no place of their own.
     Thousandths(SmallVec<[i32; 4]>),
+    /// The same, when there are more.
+    Sorted(Box<Sorted>),
     /// Each of weight 1.
     Plain(Vec<f64>),
     /// With their weights.
@@ -71,6 +76,7 @@ impl Histogram {
     pub fn prefetch(&self) {
         match &self.samples {
             Samples::Thousandths(values) => values.last().into_iter().for_each(sys::prefetch),
+            Samples::Sorted(values) => values.prefetch(),
             Samples::Plain(values) => values.last().into_iter().for_each(sys::prefetch),
             Samples::Weighted(pairs) => pairs.last().into_iter().for_each(sys::prefetch),
             Samples::Coarse(coarse) => sys::prefetch(&**coarse),
@@ -78,7 +84,7 @@ impl Histogram {
     }
 
     /// Adds what came later. As long as that is exact, the outcome is the same as if its values had
-    /// been inserted one by one.
+    /// been inserted one by one, in whatever order.
     pub fn merge(&mut self, later: &Self, samples_max: usize) {
         match &later.samples {
             Samples::Coarse(coarse) => {
@@ -205,16 +211,18 @@ impl Samples {
     fn len(&self) -> usize {
         match self {
             Self::Thousandths(values) => values.len(),
+            Self::Sorted(values) => values.len(),
             Self::Plain(values) => values.len(),
             Self::Weighted(pairs) => pairs.len(),
             Self::Coarse(coarse) => coarse.bins.len(),
         }
     }
 
-    /// Gives each value with its weight, those of bins ascending.
+    /// Gives each value with its weight, those that are sorted or in bins ascending.
     fn each(&self, mut give: impl FnMut(f64, f64)) {
         match self {
             Self::Thousandths(values) => values.iter().for_each(|&v| give(of_thousandths(v), 1.0)),
+            Self::Sorted(values) => values.each(|v| give(of_thousandths(v), 1.0)),
             Self::Plain(values) => values.iter().for_each(|&value| give(value, 1.0)),
             Self::Weighted(pairs) => pairs.iter().for_each(|&(value, weight)| give(value, weight)),
             Self::Coarse(coarse) => {
@@ -228,13 +236,22 @@ impl Samples {
         match self {
             Self::Thousandths(values) if weight == 1.0 => {
                 if let Some(short) = thousandths(value) {
+                    if values.len() == WAITING {
+                        *self = Self::Sorted(Box::new(Sorted::of(values)));
+                        return self.push(value, weight);
+                    }
+                    return values.push(short);
+                }
+            }
+            Self::Sorted(values) if weight == 1.0 => {
+                if let Some(short) = thousandths(value) {
                     return values.push(short);
                 }
             }
             Self::Plain(values) if weight == 1.0 => return values.push(value),
             Self::Weighted(pairs) => return pairs.push((value, weight)),
             Self::Coarse(coarse) => return coarse.insert(value, weight),
-            Self::Thousandths(_) | Self::Plain(_) => {}
+            Self::Thousandths(_) | Self::Sorted(_) | Self::Plain(_) => {}
         }
         self.widen(weight == 1.0);
         self.push(value, weight);
@@ -467,6 +484,7 @@ mod tests {
         assert!(!few.spilled());
         let bytes = |samples: &[(f64, f64)]| match filled(samples, EXACT_MAX).samples {
             Samples::Thousandths(values) => 4 * values.len(),
+            Samples::Sorted(_) => panic!("not few"),
             Samples::Plain(values) => 8 * values.len(),
             Samples::Weighted(pairs) => 16 * pairs.len(),
             Samples::Coarse(_) => panic!("not exact"),
@@ -477,6 +495,12 @@ mod tests {
         }
         assert_eq!(bytes(&[(1.0, 1.0), (2.0, 1.5), (1e-4, 1.0)]), 3 * 16);
         assert_eq!(bytes(&[(1e-4, 1.0), (2.0, 1.5)]), 2 * 16);
+        let mut many = filled(&plain((1..=256).map(f64::from)), EXACT_MAX);
+        assert!(matches!(many.samples, Samples::Sorted(_)));
+        assert_eq!(many.summary(&[1, 100]).percentiles, [(1, 3.0), (100, 256.0)]);
+        many.insert(1e-4, 1.0, EXACT_MAX);
+        assert!(matches!(many.samples, Samples::Plain(_)));
+        assert_eq!(many.summary(&[0, 100]).percentiles, [(0, 1e-4), (100, 256.0)]);
     }
 
     /// Independent of `percentile`: every value repeated by its weight, the Agent's rule in
