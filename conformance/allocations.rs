@@ -157,7 +157,7 @@ fn samples_ask_for_room_in_doubling_steps() {
         (format!("a:5.5|h|@0.5|#{TAGS}"), 256, 12),
         // Then one bin, whose counter gets wider twice.
         (format!("a:5.5|h|#{TAGS}"), 100_000, 6 + 3 + 2),
-        // Up to 64 keys wait; these fall into one bin.
+        // Up to 32 keys wait; these fall into one bin.
         (format!("a:5.5|d|#{TAGS}"), 100_000, 4 + 2 + 2),
         // Weighted ones go to their bin at once.
         (format!("a:5.5|d|@0.5|#{TAGS}"), 100_000, 2),

@@ -26,7 +26,7 @@ pub struct Config {
     pub histogram_aggregates: Vec<String>,
     /// Percentiles sent for each histogram and timer, as fractions between 0 and 1.
     pub histogram_percentiles: Vec<String>,
-    /// Samples that one histogram keeps exactly within a bucket (some 2 bytes each where three
+    /// Samples that one histogram keeps exactly within a bucket (3 or 4 bytes each where three
     /// decimals are enough, otherwise 8, with weights 16); beyond it percentiles are within 0.4 %,
     /// while count, sum, minimum and maximum stay exact.
     pub histogram_samples_max: usize,

@@ -1,12 +1,9 @@
 //! The values of a histogram or timer within one bucket.
 
-mod sorted;
-
 use std::iter;
 
 use smallvec::SmallVec;
 
-use self::sorted::{Sorted, WAITING};
 use super::Summary;
 use crate::bins::Bins;
 use crate::compact::{Input, Malformed, of_thousandths, put_float, put_integer, thousandths};
@@ -28,13 +25,28 @@ pub struct Histogram {
 enum Samples {
     /// As sent by clients that round, each of weight 1. A few need no place of their own.
     Thousandths(SmallVec<[i32; 4]>),
-    /// The same, when there are more.
-    Sorted(Box<Sorted>),
+    /// The same, where there are [`FEW`] and more, and all of them are below 8388.608.
+    Brief(Vec<Brief>),
     /// Each of weight 1.
     Plain(Vec<f64>),
     /// With their weights.
     Weighted(Vec<(f64, f64)>),
     Coarse(Box<Coarse>),
+}
+
+/// Values that are worth another form.
+const FEW: usize = 32;
+
+/// The lower bytes of a whole number that needs no more.
+type Brief = [u8; 3];
+
+fn brief(number: i32) -> Option<Brief> {
+    let [low, middle, high, _] = number.to_le_bytes();
+    Some([low, middle, high]).filter(|brief| of_brief(*brief) == number)
+}
+
+fn of_brief([low, middle, high]: Brief) -> i32 {
+    i32::from_le_bytes([0, low, middle, high]) >> 8
 }
 
 impl Default for Histogram {
@@ -76,7 +88,7 @@ impl Histogram {
     pub fn prefetch(&self) {
         match &self.samples {
             Samples::Thousandths(values) => values.last().into_iter().for_each(sys::prefetch),
-            Samples::Sorted(values) => values.prefetch(),
+            Samples::Brief(values) => values.last().into_iter().for_each(sys::prefetch),
             Samples::Plain(values) => values.last().into_iter().for_each(sys::prefetch),
             Samples::Weighted(pairs) => pairs.last().into_iter().for_each(sys::prefetch),
             Samples::Coarse(coarse) => sys::prefetch(&**coarse),
@@ -84,7 +96,7 @@ impl Histogram {
     }
 
     /// Adds what came later. As long as that is exact, the outcome is the same as if its values had
-    /// been inserted one by one, in whatever order.
+    /// been inserted one by one.
     pub fn merge(&mut self, later: &Self, samples_max: usize) {
         match &later.samples {
             Samples::Coarse(coarse) => {
@@ -211,18 +223,20 @@ impl Samples {
     fn len(&self) -> usize {
         match self {
             Self::Thousandths(values) => values.len(),
-            Self::Sorted(values) => values.len(),
+            Self::Brief(values) => values.len(),
             Self::Plain(values) => values.len(),
             Self::Weighted(pairs) => pairs.len(),
             Self::Coarse(coarse) => coarse.bins.len(),
         }
     }
 
-    /// Gives each value with its weight, those that are sorted or in bins ascending.
+    /// Gives each value with its weight, those of bins ascending.
     fn each(&self, mut give: impl FnMut(f64, f64)) {
         match self {
             Self::Thousandths(values) => values.iter().for_each(|&v| give(of_thousandths(v), 1.0)),
-            Self::Sorted(values) => values.each(|v| give(of_thousandths(v), 1.0)),
+            Self::Brief(values) => {
+                values.iter().for_each(|&v| give(of_thousandths(of_brief(v)), 1.0));
+            }
             Self::Plain(values) => values.iter().for_each(|&value| give(value, 1.0)),
             Self::Weighted(pairs) => pairs.iter().for_each(|&(value, weight)| give(value, weight)),
             Self::Coarse(coarse) => {
@@ -233,28 +247,46 @@ impl Samples {
 
     /// Adds a value as it is.
     fn push(&mut self, value: f64, weight: f64) {
+        let short = || thousandths(value).filter(|_| weight == 1.0);
         match self {
-            Self::Thousandths(values) if weight == 1.0 => {
-                if let Some(short) = thousandths(value) {
-                    if values.len() == WAITING {
-                        *self = Self::Sorted(Box::new(Sorted::of(values)));
-                        return self.push(value, weight);
+            Self::Thousandths(values) => {
+                if let Some(short) = short() {
+                    values.push(short);
+                    if values.len() == FEW {
+                        self.shorten();
                     }
-                    return values.push(short);
+                    return;
                 }
             }
-            Self::Sorted(values) if weight == 1.0 => {
-                if let Some(short) = thousandths(value) {
-                    return values.push(short);
+            Self::Brief(values) => {
+                if let Some(brief) = short().and_then(brief) {
+                    return values.push(brief);
+                }
+                if let Some(short) = short() {
+                    let before = values.iter().map(|&brief| of_brief(brief));
+                    *self = Self::Thousandths(before.chain([short]).collect());
+                    return;
                 }
             }
             Self::Plain(values) if weight == 1.0 => return values.push(value),
+            Self::Plain(_) => {}
             Self::Weighted(pairs) => return pairs.push((value, weight)),
             Self::Coarse(coarse) => return coarse.insert(value, weight),
-            Self::Thousandths(_) | Self::Sorted(_) | Self::Plain(_) => {}
         }
         self.widen(weight == 1.0);
         self.push(value, weight);
+    }
+
+    /// Values that all need no more in three bytes each.
+    #[cold]
+    fn shorten(&mut self) {
+        let Self::Thousandths(values) = self else { return };
+        if values.iter().all(|&number| brief(number).is_some()) {
+            // Others are about to come.
+            let mut short = Vec::with_capacity(2 * values.len());
+            short.extend(values.iter().filter_map(|&number| brief(number)));
+            *self = Self::Brief(short);
+        }
     }
 
     /// What came so far in the form that what comes next needs.
@@ -484,7 +516,7 @@ mod tests {
         assert!(!few.spilled());
         let bytes = |samples: &[(f64, f64)]| match filled(samples, EXACT_MAX).samples {
             Samples::Thousandths(values) => 4 * values.len(),
-            Samples::Sorted(_) => panic!("not few"),
+            Samples::Brief(values) => 3 * values.len(),
             Samples::Plain(values) => 8 * values.len(),
             Samples::Weighted(pairs) => 16 * pairs.len(),
             Samples::Coarse(_) => panic!("not exact"),
@@ -495,12 +527,18 @@ mod tests {
         }
         assert_eq!(bytes(&[(1.0, 1.0), (2.0, 1.5), (1e-4, 1.0)]), 3 * 16);
         assert_eq!(bytes(&[(1e-4, 1.0), (2.0, 1.5)]), 2 * 16);
-        let mut many = filled(&plain((1..=256).map(f64::from)), EXACT_MAX);
-        assert!(matches!(many.samples, Samples::Sorted(_)));
-        assert_eq!(many.summary(&[1, 100]).percentiles, [(1, 3.0), (100, 256.0)]);
-        many.insert(1e-4, 1.0, EXACT_MAX);
-        assert!(matches!(many.samples, Samples::Plain(_)));
-        assert_eq!(many.summary(&[0, 100]).percentiles, [(0, 1e-4), (100, 256.0)]);
+        // What does not fit three bytes comes late, in between, or early.
+        let many = plain((0..256).map(|n| f64::from((n - 128) * 65_536) / 1000.0));
+        assert_eq!(bytes(&many), 256 * 3);
+        for (at, length) in [(255, 4), (40, 4), (3, 4)] {
+            let mut many = many.clone();
+            many[at] = (8388.608, 1.0);
+            assert_eq!(bytes(&many), 256 * length);
+            let summary = filled(&many, EXACT_MAX).summary(&[0, 1, 100]);
+            assert_eq!(summary.percentiles, [(0, -8388.608), (1, -8257.536), (100, 8388.608)]);
+            many[at] = (1e-4, 1.0);
+            assert_eq!(bytes(&many), 256 * 8);
+        }
     }
 
     /// Independent of `percentile`: every value repeated by its weight, the Agent's rule in
