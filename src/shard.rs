@@ -237,15 +237,15 @@ struct State {
     seen: Moment,
     /// End of the last bucket in which it was used in any way, for expiry.
     used: Moment,
-    /// Epoch in which it was last used.
-    epoch: u32,
+    /// The lowest bits of the epoch in which it was last used.
+    epoch: u8,
     /// Which of the series that had this row in turn it is.
     generation: u16,
     /// It is a gauge that may get deltas, so its value has to be remembered for long.
     delta: bool,
 }
 
-const _: () = assert!(size_of::<State>() == 40);
+const _: () = assert!(size_of::<State>() == 32);
 
 /// Before every bucket, and far enough from the end of the numbers.
 const NEVER: i64 = i64::MIN / 2;
@@ -258,7 +258,8 @@ impl State {
     }
 
     /// Whether it was idle for so long that it may be forgotten. A reader trusts its handle for one
-    /// epoch after it was used.
+    /// epoch after it was used; of an older one the lowest bits may say so too, and it stays for one or
+    /// two flushes more.
     fn expired(&self, now: Time, epoch: u32, config: &Config) -> bool {
         let mut expiry = i64::from(config.context_expiry_seconds);
         if self.context.as_ref().is_some_and(|c| c.kind() == Kind::Count) {
@@ -267,7 +268,7 @@ impl State {
         if self.delta {
             expiry += i64::from(config.delta_expiry_seconds);
         }
-        self.used.seconds() + expiry <= now.seconds() && epoch.wrapping_sub(self.epoch) >= 2
+        self.used.seconds() + expiry <= now.seconds() && (epoch as u8).wrapping_sub(self.epoch) >= 2
     }
 }
 
@@ -919,7 +920,7 @@ impl Shard {
             hash,
             seen: Moment::NEVER,
             used: Moment::NEVER,
-            epoch: self.epoch,
+            epoch: self.epoch as u8,
             generation: 0,
             delta: false,
         };
@@ -951,7 +952,7 @@ impl Shard {
     fn touch(&mut self, row: u32) {
         let state = &mut self.states[row as usize];
         state.used = Moment::new(self.open.generation.end);
-        state.epoch = self.epoch;
+        state.epoch = self.epoch as u8;
     }
 
     fn cell(&mut self, row: u32) -> &mut Cell {
@@ -1121,7 +1122,7 @@ impl Shard {
                 }
                 state.seen = end;
                 state.used = state.used.max(end).min(open_end);
-                state.epoch = self.epoch;
+                state.epoch = self.epoch as u8;
                 out.push(Closing { context, time: start, cell });
                 continue;
             }
@@ -1202,4 +1203,32 @@ fn taken<'a>(generations: impl Iterator<Item = &'a mut Bucket>, row: usize, plan
         whole.merge(std::mem::take(cell), plan);
     }
     whole
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_kept_for_an_epoch_and_not_for_long_whatever_its_bits_say() {
+        let config = Config { context_expiry_seconds: 0, ..Config::default() };
+        let state = State {
+            context: None,
+            gauge: 0.0,
+            hash: 0,
+            seen: Moment::NEVER,
+            used: Moment::NEVER,
+            epoch: (u32::MAX - 300) as u8,
+            generation: 0,
+            delta: false,
+        };
+        let expired = |epochs: u32| {
+            let epoch = (u32::MAX - 300).wrapping_add(epochs);
+            state.expired(Time::from_seconds(1_800_000_000), epoch, &config)
+        };
+        assert!(!expired(0) && !expired(1));
+        for epochs in 2..1000 {
+            assert!((epochs..epochs + 3).any(expired), "{epochs}");
+        }
+    }
 }
