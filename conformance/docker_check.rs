@@ -20,9 +20,7 @@ use tallyd::time::Time;
 use tempfile::TempDir;
 
 use super::fake_engine::{FakeEngine, Mood, fixtures};
-
-/// Until when whatever is waited for must have happened.
-const DEADLINE: Duration = Duration::from_secs(20);
+use super::process::DEADLINE;
 
 const WEB: &str = "ad711093891fc758eafed33d7e070c98e722d9c3fd18bee7edd7e21267fb8174";
 
@@ -538,7 +536,8 @@ async fn versions_are_agreed_on() {
         check.run().await.expect("a run");
         assert!(check.is_served(), "{oldest}..{newest}: {:?}", check.checks("docker.service_up"));
         assert!(engine.calls_of(asked) > 0, "{:?}", engine.calls());
-        // Another engine takes its place.
+        // Another engine takes its place, as is seen by the end of the stream.
+        check.run_until("the stream", |_| engine.listeners() == 1).await;
         engine.down();
         engine.versions(24, 30);
         engine.up();

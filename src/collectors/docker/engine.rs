@@ -290,6 +290,11 @@ impl Engine {
         }
     }
 
+    /// Has the version agreed on anew with whoever answers next.
+    pub fn forget_version(&self) {
+        self.health().version = None;
+    }
+
     /// Asks the engine whether it is there, and which version of the API to speak with it.
     ///
     /// # Errors

@@ -315,6 +315,8 @@ async fn hear(shared: Arc<Shared>) {
                 // What happened while nobody listened.
                 shared.list_wanted.notify_one();
                 listen(&shared, stream, &mut memory).await;
+                // The next engine may be another one.
+                shared.engine.forget_version();
             }
             Err(error) => debug!("docker: events: {error}"),
         }
