@@ -29,7 +29,7 @@ const SIGHTINGS: u32 = 4;
 /// Texts that are watched at a time.
 const WATCHED: usize = 2048;
 
-/// What ends a text that stands for itself. Texts have none.
+/// What ends a text that stands for itself; no text that was written has one.
 const END: u8 = b'\n';
 
 /// A few dozen bytes for each of the parts, and a place for a long one elsewhere.
