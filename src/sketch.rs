@@ -454,6 +454,31 @@ mod tests {
     }
 
     #[test]
+    fn sketches_of_versions_that_held_more_keys_are_read() {
+        for held in [BUFFER_MAX - 1, BUFFER_MAX, BUFFER_MAX_ONCE - 1, BUFFER_MAX_ONCE] {
+            let values: Vec<_> = (1..=held as u32).rev().map(f64::from).collect();
+            let whole = finished(&values);
+            // As they wrote it: all keys wait.
+            let mut written = whole.clone();
+            written.bins = None;
+            written.buffer = values.iter().map(|&value| key(value)).collect();
+            let mut bytes = Vec::new();
+            written.encode(&mut bytes);
+            let read = Sketch::decode(&mut Input(&bytes));
+            if held == BUFFER_MAX_ONCE {
+                assert_eq!(read.err(), Some(Malformed), "they sorted them then");
+                continue;
+            }
+            let mut read = read.unwrap();
+            assert!(read.buffer.len() < BUFFER_MAX, "{held}");
+            read.insert(1.0);
+            read.finish();
+            assert_eq!(bins(&read), bins(&finished(&[&values[..], &[1.0]].concat())), "{held}");
+            assert_eq!((read.count(), read.max()), (held as u64 + 1, whole.max()));
+        }
+    }
+
+    #[test]
     fn an_empty_sketch() {
         let mut sketch = Sketch::new();
         sketch.finish();
