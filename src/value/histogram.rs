@@ -259,10 +259,10 @@ impl Samples {
                 }
             }
             Self::Brief(values) => {
-                if let Some(brief) = short().and_then(brief) {
-                    return values.push(brief);
-                }
                 if let Some(short) = short() {
+                    if let Some(brief) = brief(short) {
+                        return values.push(brief);
+                    }
                     let before = values.iter().map(|&brief| of_brief(brief));
                     *self = Self::Thousandths(before.chain([short]).collect());
                     return;
